@@ -1,0 +1,134 @@
+# The verbs. A person and CI run the same ones; each does all of its own set-up, so that
+# `make demo` and `make test` work in a fresh clone. Needed beforehand: Python 3.11 or newer with
+# venv, a C++ compiler, make; for `make js` also node and npm.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+READY := $(VENV)/.ready
+PEER_READY := .venv-peer/.ready
+CLIENT_READY := .venv-client/.ready
+JS := tests/api/js
+JS_READY := $(JS)/node_modules/.ready
+SOURCES := src services tests bench examples
+# On a machine with few cores the workers of native libraries only disturb each other.
+export OPENBLAS_NUM_THREADS := 1
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export ANONYMIZED_TELEMETRY := False
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt lint type imports test unit sim sim-long crash crash-long conformance
+.PHONY: official js bench bench-quick demo lock clean
+.DELETE_ON_ERROR:
+
+# Says what is missing before pip says it at length.
+define check_machine
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or newer," \
+	  "or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is" \
+	  "older than 3.11; name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module" \
+	  "(Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+endef
+define check_compiler
+	@command -v $(CXX) >/dev/null || { echo "no C++ compiler: hnswlib is compiled from source" \
+	  "(Debian, Ubuntu: apt-get install g++)" >&2; exit 1; }
+	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(not (pathlib.Path( \
+	  sysconfig.get_path("include")) / "Python.h").exists())' || { echo "$(PYTHON) has no C" \
+	  "headers (Debian, Ubuntu: apt-get install python3-dev)" >&2; exit 1; }
+endef
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with everything of requirements.lock and this project, editable.
+
+$(READY): requirements.lock pyproject.toml
+	$(check_machine)
+	$(check_compiler)
+	@echo "setup: installing into $(VENV); hnswlib is compiled here, half a minute"
+	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	@$(RUN)/python -m pip install -qq --require-hashes -r requirements.lock
+	@$(RUN)/python -m pip install -qq --no-deps --editable .
+	@touch $@
+
+$(PEER_READY): tests/conformance/requirements.txt
+	$(check_machine)
+	@echo "setup: the official server and its tests into .venv-peer"
+	@test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
+	@.venv-peer/bin/python -m pip install -qq -r $<
+	@touch $@
+
+$(CLIENT_READY): tests/api/official/requirements.txt
+	$(check_machine)
+	@echo "setup: the official Python client into .venv-client"
+	@test -x .venv-client/bin/python || $(PYTHON) -m venv .venv-client
+	@.venv-client/bin/python -m pip install -qq -r $<
+	@touch $@
+
+$(JS_READY): $(JS)/package.json $(JS)/package-lock.json
+	@command -v npm >/dev/null || { echo "make js needs node 20 or newer and npm" >&2; exit 1; }
+	@echo "setup: the official JavaScript client into $(JS)/node_modules"
+	@cd $(JS) && npm ci --omit=optional --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+fmt: $(READY) ## Format, and mend what can be mended.
+	$(RUN)/ruff check --fix --quiet $(wildcard $(SOURCES))
+	$(RUN)/ruff format $(wildcard $(SOURCES))
+
+lint: $(READY) ## ruff: rules and format.
+	$(RUN)/ruff check $(wildcard $(SOURCES))
+	$(RUN)/ruff format --check $(wildcard $(SOURCES))
+
+type: $(READY) ## mypy --strict.
+	$(RUN)/mypy
+
+imports: $(READY) ## The layers: roles stand on the library, never on each other.
+	$(RUN)/lint-imports
+
+unit: $(READY) ## Tests that need nothing else installed.
+	$(RUN)/python -m pytest -q -n auto tests --ignore=tests/simulation --ignore=tests/crash
+
+test: lint type imports unit ## Everything above: what must pass before a change is proposed.
+
+sim: $(READY) ## State machines and simulations, bounded for CI.
+	$(RUN)/python -m pytest -q tests/simulation --timeout 900
+
+sim-long: $(READY) ## The same for an hour or so; every failure prints its seed.
+	OCHREDB_SIMULATION=long $(RUN)/python -m pytest -q tests/simulation --timeout 0
+
+crash: $(READY) ## kill -9 and power loss during writes, then compare; 100 rounds each.
+	$(RUN)/python -m pytest -q tests/crash
+
+crash-long: $(READY) ## The same, thousands of rounds.
+	OCHREDB_CRASH_ROUNDS=2000 $(RUN)/python -m pytest -q tests/crash --timeout 0
+
+conformance: $(READY) $(PEER_READY) ## The official client's own tests against our server, 5 min.
+	$(RUN)/python tests/conformance/against_ochredb.py --python .venv-peer/bin/python
+
+official: $(READY) $(CLIENT_READY) ## The official Python client against our server.
+	OCHREDB_REQUIRE_CLIENTS=official $(RUN)/python -m pytest -q tests/api/test_official_clients.py \
+	  -k python
+
+js: $(READY) $(JS_READY) ## The official JavaScript client against our server.
+	OCHREDB_REQUIRE_CLIENTS=js $(RUN)/python -m pytest -q tests/api/test_official_clients.py \
+	  -k javascript
+
+bench: $(READY) $(PEER_READY) ## Measure beside the official server; some minutes, quiet machine.
+	$(RUN)/python bench/run.py --name full -- --n 20000 --dims 128
+
+bench-quick: $(READY) $(PEER_READY) ## The same with 5,000 records, a minute or two.
+	$(RUN)/python bench/run.py --name quick -- --quick
+
+demo: $(READY) ## Store and search the standard library's docstrings; ends by itself.
+	$(RUN)/python examples/stdlib_search.py
+
+lock: ## Write requirements.lock anew from pyproject.toml (needs uv).
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --quiet \
+	  --generate-hashes --custom-compile-command "make lock" --output-file requirements.lock
+
+clean: ## Remove environments, caches and what was built.
+	rm -rf .venv .venv-peer .venv-client $(JS)/node_modules build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

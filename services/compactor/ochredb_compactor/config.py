@@ -1,0 +1,33 @@
+"""The compactor role's settings: data only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactorConfig:
+    """When work is due, and how much of the machine it may take.
+
+    grace_s: an object is deleted this long after its last reference went; every read must end
+        within half of it. Directories: 60 s (unlinking a mapped file is safe); S3: 600 s.
+    """
+
+    tail_rows_due: int = 4_000
+    tail_bytes_due: int = 8 << 20
+    idle_due_s: float = 5.0
+    settle_rows_due: int = 500  # A tail of this size is folded after `settle_due_s` of quiet.
+    settle_due_s: float = 0.5
+    lease_ttl_s: float = 60.0
+    grace_s: float = 60.0
+    collect_period_s: float = 15.0
+    sweep_period_s: float = 600.0
+    graph_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    close_budget_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tail_rows_due < 1:
+            raise ValueError(f"tail_rows_due must be at least 1, not {self.tail_rows_due}")
+        if self.grace_s < 0:
+            raise ValueError(f"grace_s must not be negative, not {self.grace_s}")

@@ -1,0 +1,89 @@
+"""Garbage: objects that nobody refers to any more, and orphans that nobody ever did (I6).
+
+An unreferenced object is deleted a grace period after its *last* reference went. An orphan is found
+by listing: an object without a row, older than the grace period by its own name and by the store's
+clock. Its row is inserted as `deleting` before it is deleted, so a writer that slept past the sweep
+conflicts at its commit instead of referring to nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from ochredb.ids import uuid7_time_us
+from ochredb_compactor.world import World
+
+log = logging.getLogger("ochredb.compactor")
+
+PREFIXES = ("deleted/", "fragments/", "parts/")
+_BATCH = 500
+# The sweep stops if more than this share of all objects, and more than a few, look orphaned: then
+# the catalog is more likely to be the wrong one than the objects to be garbage.
+_ORPHAN_SHARE_MAX = 0.2
+_ORPHANS_ALWAYS_ALLOWED = 100
+
+
+def collect(world: World, step: Callable[[], None]) -> int:
+    """Delete objects whose last reference went long enough ago; returns how many."""
+    cutoff = world.clock.now_us() - int(world.config.grace_s * 1e6)
+    deleted = 0
+    while True:
+        world.objects.mark_due(cutoff, _BATCH)
+        keys = world.objects.deleting(_BATCH)
+        if not keys:
+            return deleted
+        _delete(world, keys, step)
+        deleted += len(keys)
+
+
+def find_orphans(world: World) -> tuple[list[str], int]:
+    """Keys without a row that are old enough, and the number of objects looked at. Dry run."""
+    cutoff = world.clock.now_us() - int(world.config.grace_s * 1e6)
+    orphans: list[str] = []
+    seen = 0
+    for prefix in PREFIXES:
+        batch: list[str] = []
+        for item in world.store.list(prefix):
+            seen += 1
+            if max(_named_time_us(item.key), item.modified_us) <= cutoff:
+                batch.append(item.key)
+            if len(batch) == _BATCH:
+                orphans += _unknown(world, batch)
+                batch = []
+        orphans += _unknown(world, batch)
+    return orphans, seen
+
+
+def sweep(world: World, step: Callable[[], None]) -> int:
+    """Delete orphans; returns how many. Refuses, with a logged error, if they are too many."""
+    orphans, seen = find_orphans(world)
+    if len(orphans) > max(_ORPHANS_ALWAYS_ALLOWED, _ORPHAN_SHARE_MAX * seen):
+        log.error("sweep refused: %d of %d objects look orphaned", len(orphans), seen)
+        return 0
+    swept = 0
+    for start in range(0, len(orphans), _BATCH):
+        condemned = world.objects.condemn(orphans[start : start + _BATCH])
+        _delete(world, condemned, step)
+        swept += len(condemned)
+    return swept
+
+
+def _delete(world: World, keys: Sequence[str], step: Callable[[], None]) -> None:
+    for key in keys:
+        world.store.delete(key)
+        step()
+    world.objects.forget(keys)
+
+
+def _unknown(world: World, keys: Sequence[str]) -> list[str]:
+    known = world.objects.known(keys)
+    return [key for key in keys if key not in known]
+
+
+def _named_time_us(key: str) -> int:
+    """The time in the uuid7 that is the key's second part; 0 if there is none."""
+    try:
+        return uuid7_time_us(key.split("/")[1])
+    except (IndexError, ValueError):
+        return 0

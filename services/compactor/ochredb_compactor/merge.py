@@ -1,0 +1,161 @@
+"""Merging: several parts into one, committed by rebase (DESIGN section 8).
+
+A merge may take long, so it does not compare the version it started from: under the lock it
+requires its input parts to be there still, translates rows that were deleted meanwhile through the
+map from input rows to output rows, and swaps. So it never blocks compactions and never resurrects
+a delete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ochredb.catalog.jobs import Lease
+from ochredb.catalog.versions import NewVersion, VersionPart
+from ochredb.configuration import IndexSettings, index_settings
+from ochredb.errors import Conflict
+from ochredb.parts import deleted as deleted_rows
+from ochredb.parts import graph as graphs
+from ochredb.parts.manifest import Manifest
+from ochredb.parts.reader import Part
+from ochredb.parts.writer import GraphSections, PartRows, write_part
+from ochredb.types import Bools
+from ochredb_compactor.gather import rows_of_parts
+from ochredb_compactor.scheduler import MergePlan, unsettled_rows
+from ochredb_compactor.world import World
+
+
+def merge(world: World, lease: Lease, plan: MergePlan, step: Callable[[], None]) -> int:
+    """Carry out `plan`; returns the new version. Raises Conflict if an input is gone."""
+    collection = lease.collection
+    snapshot = world.logs.snapshot(collection)
+    settings = index_settings(world.namespace.get_collection_by_id(collection).configuration)
+    wanted = set(plan.inputs)
+    inputs = [
+        item
+        for item in world.versions.parts(collection, snapshot.version)
+        if item.manifest.id in wanted
+    ]
+    if len(inputs) != len(wanted):
+        raise Conflict("an input of the merge is gone")
+    masks = [item.live_mask(world.store) for item in inputs]
+    parts = [Part(world.store, item.manifest, settings) for item in inputs]
+    rows = [
+        np.arange(len(part)) if mask is None else np.flatnonzero(mask)
+        for part, mask in zip(parts, masks, strict=True)
+    ]
+    if not any(len(kept) for kept in rows):
+        return _commit(world, lease, inputs, masks, None, [], [])
+    merged, maps = rows_of_parts(list(zip(parts, rows, strict=True)), step)
+    graph = None
+    if plan.with_graph:
+        ids = [item.manifest.id for item in inputs]
+        grown = ids.index(plan.grow) if plan.grow is not None else None
+        graph = _graph(world, merged, parts, maps, grown, settings, step)
+    part_id = world.ids.uuid7()
+    manifest = write_part(world.store, part_id, merged, graph, step)
+    objects = [(item.key, item.size) for item in manifest.objects]
+    world.before_commit(collection, manifest)
+    return _commit(world, lease, inputs, masks, manifest, maps, objects)
+
+
+def _graph(
+    world: World,
+    merged: PartRows,
+    parts: Sequence[Part],
+    maps: Sequence[NDArray[np.int64]],
+    grown: int | None,
+    settings: IndexSettings,
+    step: Callable[[], None],
+) -> GraphSections:
+    """A graph over the merged rows: new, or the grown part's with the other rows inserted."""
+    threads = world.config.graph_threads
+    if grown is None:
+        file = graphs.build(merged.vectors, settings, threads=threads, step=step)
+        return GraphSections(file=file, labels=len(merged.seqs), rows=None)
+    part, mapping = parts[grown], maps[grown]
+    labels = part.manifest.graph_labels
+    old_rows = part.graph_rows
+    # Where each old label's record is now: label -> old row -> new row, -1 once dead.
+    if old_rows is None:
+        kept = mapping[:labels]
+    else:
+        kept = np.where(old_rows >= 0, mapping[old_rows], -1)
+    is_new = np.ones(len(merged.seqs), np.bool_)
+    is_new[mapping[mapping >= 0]] = False
+    inserted = np.flatnonzero(is_new)
+    with part.graph_file() as path:
+        file = graphs.build(
+            merged.vectors[inserted],
+            settings,
+            threads=threads,
+            step=step,
+            grow=(path, labels),
+        )
+    rows = np.concatenate([kept, inserted]).astype(np.int32)
+    return GraphSections(file=file, labels=labels + len(inserted), rows=rows)
+
+
+def _commit(
+    world: World,
+    lease: Lease,
+    inputs: Sequence[VersionPart],
+    masks: Sequence[Bools | None],
+    manifest: Manifest | None,
+    maps: Sequence[NDArray[np.int64]],
+    objects: Sequence[tuple[str, int]],
+) -> int:
+    def build(_version: int, indexed: int, current: Sequence[VersionPart]) -> NewVersion:
+        now = {item.manifest.id: item for item in current}
+        started = [item.manifest.id for item in inputs]
+        if any(part_id not in now for part_id in started):
+            raise Conflict("an input of the merge was replaced meanwhile")
+        parts = [item for item in current if item.manifest.id not in started]
+        used = False
+        if manifest is not None:
+            died = _died_meanwhile(world, inputs, masks, now, maps)
+            used = len(died) < manifest.rows  # Else everything in it is dead: leave it an orphan.
+            if used:
+                parts.append(_with_deleted(manifest, died))
+        return NewVersion(
+            parts=parts,
+            indexed_offset=indexed,
+            new_objects=objects if used else [],
+            new_parts=[manifest] if used and manifest is not None else [],
+            unsettled_rows=unsettled_rows(parts),
+        )
+
+    return world.versions.commit(lease, build)
+
+
+def _died_meanwhile(
+    world: World,
+    inputs: Sequence[VersionPart],
+    masks: Sequence[Bools | None],
+    now: dict[str, VersionPart],
+    maps: Sequence[NDArray[np.int64]],
+) -> NDArray[np.int64]:
+    """Output rows whose records were deleted or replaced since the merge began."""
+    died = [np.empty(0, np.int64)]
+    for item, mask, mapping in zip(inputs, masks, maps, strict=True):
+        latest = now[item.manifest.id]
+        if latest.deleted_count == item.deleted_count:
+            continue  # Rows never come back to life: an equal count is an equal set.
+        live_now = latest.live_mask(world.store)
+        assert live_now is not None
+        gone = ~live_now if mask is None else mask & ~live_now
+        died.append(mapping[gone])
+    return np.sort(np.concatenate(died))
+
+
+def _with_deleted(manifest: Manifest, died: NDArray[np.int64]) -> VersionPart:
+    return VersionPart(
+        manifest=manifest,
+        # Inline whatever its size: nothing is written to the store inside a transaction.
+        deleted=deleted_rows.encode(died) if len(died) else None,
+        deleted_key=None,
+        deleted_count=len(died),
+    )

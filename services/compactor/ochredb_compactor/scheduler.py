@@ -1,0 +1,113 @@
+"""What is due, decided by data alone. Pure: no clock, no store, no catalog.
+
+Flat parts have no graph and are scanned. They are merged in tiers of a factor of four, so each row
+is rewritten a logarithmic number of times; when their rows together are worth a graph they are
+inserted into the collection's large graph part (growing it) or become its first. So a row enters a
+graph once, unless more than a fifth of a graph is dead and it is built anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ochredb.catalog.logs import PendingWork
+from ochredb.catalog.versions import VersionPart
+from ochredb_compactor.config import CompactorConfig
+
+GRAPH_COMPONENTS_MIN = 640_000  # rows x dimension from which a graph beats a scan (0.1 ms).
+GRAPH_ROWS_MIN = 2_000
+GRAPH_PART_ROWS_MAX = 4_000_000
+GROW_SHARE = 0.25  # Grow under load only by this share: each growth rewrites the part.
+DEAD_SHARE_MAX = 0.2
+TIER_PARTS = 4
+TIER_FACTOR = 4
+TIER_ROWS_MIN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """Merge these parts into one. grow: the input whose graph takes the others' rows, or None."""
+
+    inputs: tuple[str, ...]
+    grow: str | None
+    with_graph: bool
+
+
+def compaction_due(work: PendingWork, now_us: int, config: CompactorConfig) -> bool:
+    """Whether a collection's tail should become a part now."""
+    if work.tail_rows == 0:
+        return False
+    if work.tail_rows >= config.tail_rows_due or work.tail_bytes >= config.tail_bytes_due:
+        return True
+    quiet_s = (now_us - work.time_us) / 1e6
+    if work.tail_rows >= config.settle_rows_due and quiet_s >= config.settle_due_s:
+        return True
+    return quiet_s >= config.idle_due_s
+
+
+def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
+    """The next merge that is due, or None. idle: no write is going on, so finish what is left."""
+    graphs = [part for part in parts if part.manifest.has_graph]
+    flats = [part for part in parts if not part.manifest.has_graph]
+    for part in graphs:
+        if _dead_share(part) > DEAD_SHARE_MAX:
+            return MergePlan((part.manifest.id,), None, _wants_graph([part]))
+    if _wants_graph(flats):
+        target = max(
+            (part for part in graphs if part.manifest.graph_labels < GRAPH_PART_ROWS_MAX),
+            key=lambda part: part.manifest.rows,
+            default=None,
+        )
+        if target is None:
+            return MergePlan(_ids(flats), None, True)
+        if idle or _live(flats) >= GROW_SHARE * target.live_rows:
+            return MergePlan(_ids([target, *flats]), target.manifest.id, True)
+    for part in flats:
+        if part.manifest.rows >= TIER_ROWS_MIN and _dead_share(part) > 2 * DEAD_SHARE_MAX:
+            return MergePlan((part.manifest.id,), None, False)
+    return _tier_merge(flats)
+
+
+def unsettled_rows(parts: Sequence[VersionPart]) -> int:
+    """Rows of parts that a merge is still to work on once writes pause; 0 = settled."""
+    plan = merge_plan(parts, idle=True)
+    if plan is None:
+        return 0
+    return sum(
+        part.live_rows
+        for part in parts
+        if part.manifest.id in plan.inputs and part.manifest.id != plan.grow
+    )
+
+
+def _tier_merge(flats: Sequence[VersionPart]) -> MergePlan | None:
+    tiers: dict[int, list[VersionPart]] = {}
+    for part in flats:
+        tier, rows = 0, part.live_rows
+        while rows > TIER_ROWS_MIN:
+            tier, rows = tier + 1, rows // TIER_FACTOR
+        tiers.setdefault(tier, []).append(part)
+    for _, members in sorted(tiers.items()):
+        if len(members) >= TIER_PARTS:
+            return MergePlan(_ids(members), None, False)
+    return None
+
+
+def _wants_graph(parts: Sequence[VersionPart]) -> bool:
+    rows = _live(parts)
+    return rows >= GRAPH_ROWS_MIN and rows * parts[0].manifest.dimension >= GRAPH_COMPONENTS_MIN
+
+
+def _dead_share(part: VersionPart) -> float:
+    """Of a graph the labels count: rows that died before the last growth are still in it."""
+    total = max(part.manifest.rows, part.manifest.graph_labels)
+    return 1.0 - part.live_rows / total
+
+
+def _live(parts: Sequence[VersionPart]) -> int:
+    return sum(part.live_rows for part in parts)
+
+
+def _ids(parts: Sequence[VersionPart]) -> tuple[str, ...]:
+    return tuple(part.manifest.id for part in parts)

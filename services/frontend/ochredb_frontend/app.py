@@ -1,0 +1,399 @@
+"""The ASGI application: a small dispatcher for the hot routes in front of FastAPI for the others.
+
+Both serve the table of `routes.py` with the same handlers, so they cannot differ. What a reader
+would look for in middleware is here, once, around both: request ids, authentication, the body
+limit, the deadline, cancellation, metrics and the slow-request log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
+
+from fastapi import FastAPI
+from fastapi import Request as FastAPIRequest
+from fastapi import Response as FastAPIResponse
+from starlette.exceptions import HTTPException
+
+from ochredb.cancel import Cancel
+from ochredb.errors import DeadlineExceeded
+from ochredb.ids import IdSource
+from ochredb_frontend.auth import TokenAuth
+from ochredb_frontend.docs_page import docs_html
+from ochredb_frontend.messages import (
+    Request,
+    Response,
+    body_too_large,
+    encode,
+    error_response,
+)
+from ochredb_frontend.metrics import Metrics
+from ochredb_frontend.openapi import openapi_document
+from ochredb_frontend.pool import WorkerPool
+from ochredb_frontend.routes import ROUTES, V1, Route
+from ochredb_frontend.service import Frontend
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+logger = logging.getLogger("ochredb.frontend")
+
+_REQUEST_ID_CHARS_MAX = 128
+_DEADLINE_GRACE_S = 0.25  # Work that checks its deadline gets this long to say so itself.
+_JSON = b"application/json"
+# The literal segments of /api/v2/tenants/{}/databases/{}/collections/{}/VERB.
+_COLLECTION_LITERALS = ("api", "v2", "tenants", "databases", "collections")
+
+
+class _BodyTooLargeError(Exception):
+    """The body passed the limit while it was read."""
+
+
+class _DisconnectedError(Exception):
+    """The client went away before its request was complete."""
+
+
+class App:
+    """Serves one Frontend over ASGI.
+
+    Reads that answer from memory run on the event loop; everything else in two bounded pools, one
+    for reads, one for writes.
+    """
+
+    def __init__(self, frontend: Frontend, *, ids: IdSource | None = None) -> None:
+        config = frontend.config
+        self.frontend = frontend
+        self.metrics = Metrics()
+        self._config = config
+        self._clock = frontend.clock
+        self._ids = ids or IdSource()
+        self._auth = TokenAuth(config.token)
+        self._pools = {
+            "read": WorkerPool("read", threads=config.read_threads, queue_max=config.queue_max),
+            "write": WorkerPool("write", threads=config.write_threads, queue_max=config.queue_max),
+        }
+        self._in_flight = 0
+        self._hot: dict[tuple[str, str], Route] = {
+            (route.method, route.path.rsplit("/", 1)[1]): route for route in ROUTES if route.hot
+        }
+        self.web = self._build_web()
+        for name, pool in self._pools.items():
+            self.metrics.gauge(
+                f"ochredb_{name}_pool_pending",
+                f"Requests that wait for or run on a thread of the {name} pool.",
+                partial(lambda pool: pool.pending, pool),
+            )
+        self.metrics.gauge(
+            "ochredb_requests_in_flight", "Requests being answered.", lambda: self._in_flight
+        )
+
+    def close(self) -> None:
+        """Wait for running work; call after the server has stopped accepting requests."""
+        for pool in self._pools.values():
+            pool.close()
+
+    # -- ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await self._http(scope, receive, send)
+        elif kind == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        request_id = self._request_id(headers)
+        method: str = scope["method"]
+        path = _raw_path(scope)
+        started_s = self._clock.monotonic_s()
+        operation = "unmatched"
+        self._in_flight += 1
+        try:
+            self._auth.check(path, headers)
+            parts = path.split("/")
+            route = None
+            if len(parts) == 10 and (*parts[1:4], parts[5], parts[7]) == _COLLECTION_LITERALS:
+                route = self._hot.get((method, parts[9]))
+            if route is not None:
+                operation = route.operation
+                request = Request(
+                    method=method,
+                    path=path,
+                    query_string=scope["query_string"].decode("latin-1"),
+                    headers=headers,
+                    cancel=Cancel(self._config.deadline_s, self._clock),
+                    parameters={
+                        "tenant": unquote(parts[4]),
+                        "database": unquote(parts[6]),
+                        "collection_id": unquote(parts[8]),
+                    },
+                )
+                if method == "POST":
+                    request.body = await self._read_body(headers, receive)
+                response = await self._run(route, request, receive)
+            elif path.startswith("/api/v1/"):
+                operation = V1.operation
+                response = V1.handler(self.frontend, Request(method=method, path=path))
+            else:
+                operation, response = await self._serve_web(scope, headers, path, receive)
+        except _BodyTooLargeError:
+            response = body_too_large()
+        except _DisconnectedError:
+            return
+        except Exception as error:
+            response = error_response(error)
+        finally:
+            self._in_flight -= 1
+        await _send(send, response, request_id, head=method == "HEAD")
+        duration_s = self._clock.monotonic_s() - started_s
+        self.metrics.observe(operation, response.status, duration_s)
+        if duration_s >= self._config.slow_request_s:
+            logger.warning(
+                "slow request: operation=%s status=%d duration_ms=%.0f request_id=%s path=%s",
+                operation, response.status, duration_s * 1000, request_id, path,
+            )  # fmt: skip
+
+    def _request_id(self, headers: dict[str, str]) -> str:
+        given = headers.get("x-request-id") or headers.get("chroma-trace-id")
+        if (
+            given
+            and len(given) <= _REQUEST_ID_CHARS_MAX
+            and given.isascii()
+            and given.isprintable()
+        ):
+            return given
+        return self._ids.uuid7()
+
+    async def _read_body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        """The whole body. Raises _BodyTooLargeError; if the length is announced, before reading."""
+        limit = self._config.body_bytes_max
+        announced = headers.get("content-length")
+        if announced is not None and announced.isdigit() and int(announced[:20]) > limit:
+            raise _BodyTooLargeError
+        chunks: list[bytes] = []
+        size_bytes = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _DisconnectedError
+            chunk = message.get("body", b"")
+            size_bytes += len(chunk)
+            if size_bytes > limit:
+                raise _BodyTooLargeError
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    # -- running handlers
+
+    async def _run(self, route: Route, request: Request, receive: Receive) -> Response:
+        """Answer on the event loop if that is quick, in the route's pool otherwise."""
+        if route.pool == "inline":
+            return route.handler(self.frontend, request)
+        work: Callable[[], Response]
+        if route.parse_read is None or len(request.body) > self._config.inline_body_bytes_max:
+            work = partial(route.handler, self.frontend, request)
+        else:
+            read = route.parse_read(request, self._config)
+            quick = self.frontend.quick(read)
+            if quick is not None:
+                return Response(200, quick(request.cancel))
+            work = partial(_answer_read, self.frontend, read, request.cancel)
+        return await self._in_pool(route, work, request.cancel, receive)
+
+    async def _in_pool(
+        self, route: Route, work: Callable[[], Response], cancel: Cancel, receive: Receive
+    ) -> Response:
+        def checked() -> Response:
+            cancel.check()  # It may have waited in the queue for too long.
+            try:
+                return work()
+            except Exception as error:
+                return error_response(error)
+
+        future = self._pools[route.pool].submit(checked)
+        loop = asyncio.get_running_loop()
+        watcher: asyncio.Task[None] | None = None
+
+        def watch() -> None:
+            nonlocal watcher
+            watcher = loop.create_task(_watch(future, cancel, receive))
+
+        # Most requests end before this; only the others pay for a task.
+        timer = loop.call_later(self._config.disconnect_check_s, watch)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            if watcher is not None:
+                watcher.cancel()
+
+    # -- everything that is not hot
+
+    async def _serve_web(
+        self, scope: Scope, headers: dict[str, str], path: str, receive: Receive
+    ) -> tuple[str, Response]:
+        """Let FastAPI route and answer; its response is caught and sent like any other."""
+        status, content_type, body = 500, None, [b""]
+        extra: list[tuple[str, str]] = []
+
+        async def limited_receive() -> Message:
+            return {"type": "http.request", "body": await self._read_body(headers, receive)}
+
+        async def catch(message: Message) -> None:
+            nonlocal status, content_type
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                for name, value in message["headers"]:
+                    if name == b"content-type":
+                        content_type = value.decode("latin-1")
+                    elif name != b"content-length":
+                        extra.append((name.decode("latin-1"), value.decode("latin-1")))
+            else:
+                body.append(message.get("body", b""))
+
+        # Segments stay percent-encoded while they are matched, so an encoded slash is no separator.
+        inner = dict(scope, path=path, raw_path=path.encode("latin-1"))
+        inner["ochredb.receive"] = receive
+        await self.web(inner, limited_receive, catch)
+        operation = inner.get("ochredb.operation", "unmatched")
+        return operation, Response(status, b"".join(body), tuple(extra), content_type)
+
+    def _build_web(self) -> FastAPI:
+        document = openapi_document(ROUTES)
+        encoded_document, html = encode(document), docs_html(document)
+        web = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+        web.openapi = lambda: document  # type: ignore[method-assign]
+        web.add_exception_handler(HTTPException, _empty_refusal)
+        for route in ROUTES:
+            methods = [route.method, "HEAD"] if route.method == "GET" else [route.method]
+            # Hot routes too: for HEAD, and so that a wrong method is 405 and not 404.
+            web.add_api_route(
+                route.path, self._endpoint(route), methods=methods, include_in_schema=False
+            )
+        for path, name, content_type, make in (
+            ("/openapi.json", "openapi", "application/json", lambda: encoded_document),
+            ("/docs", "docs", "text/html; charset=utf-8", lambda: html),
+            ("/metrics", "metrics", "text/plain; version=0.0.4", self.metrics.text),
+        ):
+            web.add_api_route(
+                path, _page(name, content_type, make), methods=["GET", "HEAD"],
+                include_in_schema=False,
+            )  # fmt: skip
+        return web
+
+    def _endpoint(self, route: Route) -> Callable[[FastAPIRequest], Awaitable[FastAPIResponse]]:
+        async def endpoint(web_request: FastAPIRequest) -> FastAPIResponse:
+            scope = web_request.scope
+            scope["ochredb.operation"] = route.operation
+            request = Request(
+                method=route.method,
+                path=scope["path"],
+                query_string=scope["query_string"].decode("latin-1"),
+                headers=web_request.headers,
+                body=b"" if route.request is None else await web_request.body(),
+                cancel=Cancel(self._config.deadline_s, self._clock),
+                parameters={k: unquote(v) for k, v in scope["path_params"].items()},
+            )
+            try:
+                response = await self._run(route, request, scope["ochredb.receive"])
+            except Exception as error:
+                response = error_response(error)
+            return FastAPIResponse(
+                response.body, response.status, dict(response.headers), response.content_type
+            )
+
+        return endpoint
+
+
+def _answer_read(frontend: Frontend, read: Any, cancel: Cancel) -> Response:
+    return Response(200, frontend.read(read, cancel))
+
+
+async def _watch(future: asyncio.Future[Response], cancel: Cancel, receive: Receive) -> None:
+    """Cancel the work when the client goes away; answer for it when its time is up."""
+    disconnected = asyncio.ensure_future(_disconnect(receive))
+    try:
+        remaining_s = cancel.remaining_s()
+        timeout_s = None if remaining_s is None else remaining_s + _DEADLINE_GRACE_S
+        waited: set[asyncio.Future[Any]] = {future, disconnected}
+        await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            return
+        cancel.cancel()
+        if disconnected.done():
+            future.set_exception(_DisconnectedError())
+        else:
+            future.set_exception(
+                DeadlineExceeded("the request ran out of time; a write may have been applied")
+            )
+    finally:
+        disconnected.cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(send: Send, response: Response, request_id: str, *, head: bool) -> None:
+    encoded_id = request_id.encode()
+    content_type = response.content_type
+    headers = [
+        (b"content-length", b"%d" % len(response.body)),
+        (b"x-request-id", encoded_id),
+        (b"chroma-trace-id", encoded_id),
+    ]
+    if content_type is not None:
+        encoded_type = _JSON if content_type == "application/json" else content_type.encode()
+        headers.append((b"content-type", encoded_type))
+    for name, value in response.headers:
+        headers.append((name.encode(), value.encode()))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else response.body})
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+def _raw_path(scope: Scope) -> str:
+    """The path as sent: still percent-encoded, without the query string."""
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        path: str = scope["path"]
+        return path
+    return raw.partition(b"?")[0].decode("latin-1")
+
+
+async def _empty_refusal(request: FastAPIRequest, error: Exception) -> FastAPIResponse:  # noqa: ARG001
+    """404 and 405 of the router: an empty body."""
+    assert isinstance(error, HTTPException)
+    return FastAPIResponse(status_code=error.status_code, headers=error.headers)
+
+
+def _page(
+    name: str, content_type: str, make: Callable[[], bytes]
+) -> Callable[[FastAPIRequest], Awaitable[FastAPIResponse]]:
+    async def page(web_request: FastAPIRequest) -> FastAPIResponse:
+        web_request.scope["ochredb.operation"] = name
+        return FastAPIResponse(make(), media_type=content_type)
+
+    return page

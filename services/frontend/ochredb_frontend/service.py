@@ -1,0 +1,276 @@
+"""The REST role as an object: one method per API call on parsed values, and `handle` for requests.
+
+Synchronous and without a web framework: the embedded client calls `handle` in its own thread, the
+server calls it in a pool (`app.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ochredb import configuration
+from ochredb.cancel import Cancel
+from ochredb.catalog.namespace import DatabaseInfo, Namespace
+from ochredb.clock import Clock, SystemClock
+from ochredb.errors import Conflict, Forbidden
+from ochredb.peers import GetRequest, Log, Query, QueryRequest
+from ochredb.types import (
+    CollectionInfo,
+    Field,
+    IndexingStatus,
+    Op,
+    Operations,
+    QueryAnswer,
+)
+from ochredb.where import Where
+from ochredb_frontend.config import FrontendConfig
+from ochredb_frontend.messages import Request, Response, error_response
+from ochredb_frontend.routes import ROUTES, Matcher
+from ochredb_frontend.wire import Answer, Deletion, Read, Write
+
+_FACTS_MAX = 10_000
+_CONDITIONAL_ROUNDS = 3
+
+
+class Frontend:
+    """Stateless but for a bounded cache of immutable facts; safe to call from any thread.
+
+    ready: whether the roles behind answer; the health check asks it.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        log: Log,
+        query: Query,
+        config: FrontendConfig | None = None,
+        *,
+        clock: Clock | None = None,
+        ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.config = config or FrontendConfig()
+        self.clock = clock or SystemClock()
+        self.ready = ready
+        self._namespace, self._log, self._query = namespace, log, query
+        self._matcher = Matcher(ROUTES)
+        self._facts_lock = threading.Lock()
+        # Collection id -> its schema. Which indexes a schema enables is fixed at creation, and ids
+        # are never used again, so an entry is never wrong; reads of a dropped collection fail in
+        # the query role.
+        self._schemas: dict[str, dict[str, Any]] = {}
+
+    def handle(self, request: Request) -> Response:
+        """Answer one request; every exception becomes a response."""
+        try:
+            matched = self._matcher.match(request.method, request.path)
+            if isinstance(matched, Response):
+                return matched
+            route, request.parameters = matched
+            return route.handler(self, request)
+        except Exception as error:
+            return error_response(error)
+
+    # -- system
+
+    def heartbeat_ns(self) -> int:
+        return self.clock.now_us() * 1000
+
+    def reset(self) -> None:
+        if not self.config.allow_reset:
+            raise Forbidden("Reset is disabled by config")
+        self._namespace.reset()
+        with self._facts_lock:
+            self._schemas.clear()
+
+    # -- tenants and databases
+
+    def create_tenant(self, name: str) -> None:
+        self._namespace.create_tenant(name)
+
+    def get_tenant(self, name: str) -> dict[str, Any]:
+        return self._namespace.get_tenant(name)
+
+    def update_tenant(self, name: str, resource_name: str) -> None:
+        self._namespace.set_resource_name(name, resource_name)
+
+    def create_database(self, tenant: str, name: str) -> None:
+        self._namespace.create_database(tenant, name)
+
+    def get_database(self, tenant: str, name: str) -> DatabaseInfo:
+        return self._namespace.get_database(tenant, name)
+
+    def list_databases(self, tenant: str, limit: int | None, offset: int) -> list[DatabaseInfo]:
+        return self._namespace.list_databases(tenant, limit, offset)
+
+    def delete_database(self, tenant: str, name: str) -> None:
+        self._namespace.delete_database(tenant, name)
+
+    # -- collections
+
+    def create_collection(
+        self,
+        tenant: str,
+        database: str,
+        name: str,
+        *,
+        configuration: dict[str, Any],
+        schema: dict[str, Any],
+        metadata: dict[str, Any] | None,
+        get_or_create: bool,
+    ) -> CollectionInfo:
+        return self._namespace.create_collection(
+            tenant,
+            database,
+            name,
+            configuration=configuration,
+            schema=schema,
+            metadata=metadata,
+            get_or_create=get_or_create,
+        )
+
+    def get_collection(self, tenant: str, database: str, name: str) -> CollectionInfo:
+        return self._namespace.get_collection(tenant, database, name)
+
+    def get_collection_by_id(self, collection_id: str) -> CollectionInfo:
+        return self._namespace.get_collection_by_id(collection_id)
+
+    def list_collections(
+        self, tenant: str, database: str, limit: int | None, offset: int
+    ) -> list[CollectionInfo]:
+        return self._namespace.list_collections(tenant, database, limit, offset)
+
+    def count_collections(self, tenant: str, database: str) -> int:
+        return self._namespace.count_collections(tenant, database)
+
+    def update_collection(
+        self,
+        collection_id: str,
+        *,
+        new_name: str | None,
+        new_metadata: dict[str, Any] | None,
+        change_configuration: Callable[[CollectionInfo], tuple[dict[str, Any], dict[str, Any]]]
+        | None,
+    ) -> None:
+        if new_name is None and new_metadata is None and change_configuration is None:
+            self._namespace.get_collection_by_id(collection_id)  # Only whether it exists.
+            return
+        self._namespace.update_collection(
+            collection_id,
+            new_name=new_name,
+            new_metadata=new_metadata,
+            change_configuration=change_configuration,
+        )
+
+    def delete_collection(self, tenant: str, database: str, name: str) -> None:
+        self._namespace.delete_collection(tenant, database, name)
+
+    def indexing_status(self, collection_id: str) -> IndexingStatus:
+        return self._query.indexing_status(collection_id)
+
+    # -- records
+
+    def write(self, write: Write, cancel: Cancel) -> None:
+        """add, upsert or update. Returns after it is durable and visible."""
+        if not write.operations.ids:
+            self._namespace.get_collection_by_id(write.collection_id)  # Only whether it exists.
+            return
+        self._log.append(
+            write.collection_id,
+            write.operations,
+            idempotency_key=write.idempotency_key,
+            cancel=cancel,
+        )
+
+    def read(self, read: Read, cancel: Cancel) -> bytes:
+        """get, query or count: the encoded answer."""
+        if read.where is not None:
+            schema = self._schema(read.collection_id) or self._learn_schema(read.collection_id)
+            configuration.check_filterable(schema, read.where)
+        answer: Answer
+        if read.request is None:
+            answer = self._query.count(read.collection_id, cancel=cancel)
+        elif isinstance(read.request, GetRequest):
+            answer = self._query.get(read.collection_id, read.request, cancel=cancel)
+        elif len(read.request.embeddings) == 0:
+            self._namespace.get_collection_by_id(read.collection_id)  # Only whether it exists.
+            answer = QueryAnswer([], [])
+        else:
+            answer = self._query.query(read.collection_id, read.request, cancel=cancel)
+        return read.encode(answer)
+
+    def quick(self, read: Read) -> Callable[[Cancel], bytes] | None:
+        """A closure that answers within about a millisecond without blocking, or None."""
+        if isinstance(read.request, QueryRequest) and len(read.request.embeddings) == 0:
+            return None
+        if read.where is not None:
+            schema = self._schema(read.collection_id)
+            if schema is None:
+                return None
+            configuration.check_filterable(schema, read.where)
+        answer = self._query.quick(read.collection_id, read.request)
+        if answer is None:
+            return None
+        run = answer
+        return lambda cancel: read.encode(run(cancel))
+
+    def delete(self, deletion: Deletion, cancel: Cancel) -> int:
+        """Delete by ids or filter. Returns the number of ids given, or the number that matched."""
+        if deletion.where is not None:
+            return self._delete_matching(deletion, deletion.where, cancel)
+        if deletion.ids is None:
+            self._namespace.get_collection_by_id(deletion.collection_id)  # Only if it exists.
+            return 0
+        self._log.append(
+            deletion.collection_id,
+            Operations(op=Op.DELETE, ids=deletion.ids),
+            idempotency_key=deletion.idempotency_key,
+            cancel=cancel,
+        )
+        return len(deletion.ids)
+
+    def _delete_matching(self, deletion: Deletion, where: Where, cancel: Cancel) -> int:
+        """Read what matches, then delete it on the condition that nothing was written meanwhile."""
+        collection_id = deletion.collection_id
+        schema = self._schema(collection_id) or self._learn_schema(collection_id)
+        configuration.check_filterable(schema, where)
+        request = GetRequest(ids=deletion.ids, where=where, limit=deletion.limit, fields=Field.NONE)
+        for _ in range(_CONDITIONAL_ROUNDS):
+            ids, last_offset = self._query.match(collection_id, request, cancel=cancel)
+            if not ids:
+                return 0
+            try:
+                self._log.append(
+                    collection_id,
+                    Operations(op=Op.DELETE, ids=ids),
+                    idempotency_key=deletion.idempotency_key,
+                    expect_last_offset=last_offset,
+                    cancel=cancel,
+                )
+            except Conflict:
+                continue
+            return len(ids)
+        # Too busy to get in between two writes: match while no other write can land.
+        matched: list[str] = []
+
+        def evaluate() -> Operations:
+            nonlocal matched
+            matched, _ = self._query.match(collection_id, request, cancel=cancel)
+            return Operations(op=Op.DELETE, ids=matched)
+
+        self._log.append_evaluated(collection_id, evaluate, cancel=cancel)
+        return len(matched)
+
+    # -- immutable facts
+
+    def _schema(self, collection_id: str) -> dict[str, Any] | None:
+        return self._schemas.get(collection_id)
+
+    def _learn_schema(self, collection_id: str) -> dict[str, Any]:
+        schema = self._namespace.get_collection_by_id(collection_id).schema
+        with self._facts_lock:
+            if len(self._schemas) >= _FACTS_MAX:
+                self._schemas.pop(next(iter(self._schemas)))
+            self._schemas[collection_id] = schema
+        return schema

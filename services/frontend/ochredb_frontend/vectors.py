@@ -1,0 +1,145 @@
+"""Embeddings as they arrive (base64 or JSON numbers), to float32 matrices or a refusal."""
+
+from __future__ import annotations
+
+import binascii
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pybase64
+
+from ochredb.errors import InvalidArgument
+from ochredb.json_shape import describe
+from ochredb.types import Bools, Float32s
+from ochredb_frontend.shapes import wrong_shape, wrong_type
+
+_INCONSISTENT = "Inconsistent dimensions in provided embeddings"
+_NO_DIMENSION = "Validation error: embeddings: Each embedding must have at least 1 dimension"
+_SCAN_MAX = 2_000  # Up to so many numbers, looking at each type is cheaper than numpy's overhead.
+_NOT_FINITE = "Validation error: embeddings: Embeddings must not contain NaN or Infinity values"
+
+
+def parse_embeddings(value: object, *, nullable: bool) -> tuple[Float32s | None, Bools | None]:
+    """The embeddings of add, upsert or update.
+
+    Args:
+        value: a list of base64 strings (little-endian float32) or a list of lists of numbers.
+        nullable: items may be null (update).
+
+    Returns:
+        float32[n, d], C-contiguous and finite, or None if no item has an embedding; and bool[n],
+        which rows count, or None if all do. Rows that do not count are zeros.
+    Raises InvalidArgument (400) or Unprocessable (422).
+    Cost: base64 0.4 µs per row and a copy; numbers 13 ns each.
+    """
+    if not isinstance(value, list):
+        raise _no_variant(nullable)
+    kinds = set(map(type, value))
+    embedded: Bools | None = None
+    given = value
+    if type(None) in kinds:
+        if not nullable:
+            raise _no_variant(nullable)
+        kinds.discard(type(None))
+        embedded = np.fromiter((item is not None for item in value), dtype=np.bool_)
+        given = [item for item in value if item is not None]
+    if not kinds:
+        return None, None
+    if kinds == {str}:
+        rows = _decode_base64(given)
+    elif kinds == {list}:
+        rows = _parse_numbers(given, _no_variant(nullable))
+        if not np.isfinite(rows).all():
+            raise InvalidArgument(_NOT_FINITE)
+    else:
+        raise _no_variant(nullable)
+    if rows.shape[1] == 0:
+        raise InvalidArgument(_NO_DIMENSION)
+    if embedded is None:
+        return rows, None
+    full = np.zeros((len(value), rows.shape[1]), dtype=np.float32)
+    full[embedded] = rows
+    return full, embedded
+
+
+def parse_query_embeddings(value: object) -> Float32s:
+    """float32[q, d] of a query: lists of numbers only; may hold infinities, d may be 0."""
+    if not isinstance(value, list):
+        raise wrong_type("query_embeddings", value, "a sequence")
+    for index, item in enumerate(value):
+        if type(item) is not list:
+            raise wrong_type(f"query_embeddings[{index}]", item, "a sequence")
+    return _parse_numbers(value, None)
+
+
+def _no_variant(nullable: bool) -> Exception:
+    name = "UpdateEmbeddingsPayload" if nullable else "EmbeddingsPayload"
+    return wrong_shape(f"embeddings: data did not match any variant of untagged enum {name}")
+
+
+def _decode_base64(items: list[str]) -> Float32s:
+    try:
+        rows = [pybase64.b64decode(item, validate=True) for item in items]
+    except (binascii.Error, ValueError) as error:
+        raise InvalidArgument(f"Invalid base64 string: {error}") from None
+    sizes_bytes = set(map(len, rows))
+    for size_bytes in sizes_bytes:
+        if size_bytes % 4:
+            raise InvalidArgument(
+                f"Invalid byte length: {size_bytes} bytes cannot be converted to f32 values"
+                " (must be divisible by 4)"
+            )
+    _check_one_size(sizes_bytes)
+    matrix: Float32s = np.frombuffer(b"".join(rows), dtype="<f4")
+    matrix = matrix.reshape(len(rows), len(rows[0]) // 4)
+    finite = np.isfinite(matrix)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        name = {"nan": "NaN", "inf": "inf", "-inf": "-inf"}[str(matrix[row, column])]
+        raise InvalidArgument(f"Non-finite float value at embedding index {column}: {name}")
+    return matrix
+
+
+def _parse_numbers(rows: list[list[Any]], refusal: Exception | None) -> Float32s:
+    """float32[n, d] of lists of numbers. `refusal` replaces the precise message if given."""
+    if not rows:
+        return np.zeros((0, 0), dtype=np.float32)
+    values = array("f")
+    try:
+        for row in rows:
+            values.fromlist(row)  # Refuses all but numbers and bools; 4 bytes each, no boxes.
+    except (TypeError, OverflowError):
+        raise refusal or _wrong_number(rows) from None
+    dimension = len(rows[0])
+    suspects: Iterable[int]
+    matrix: Float32s = np.frombuffer(values, dtype=np.float32)
+    if len(values) == len(rows) * dimension and len(set(map(len, rows))) == 1:
+        matrix = matrix.reshape(len(rows), dimension)
+        if len(values) > _SCAN_MAX:
+            # A bool has become exactly 0 or 1, so only rows with such a value are looked at again.
+            suspects = np.flatnonzero(((matrix == 0) | (matrix == 1)).any(axis=1)).tolist()
+        else:
+            suspects = range(len(rows))
+    else:
+        suspects = range(len(rows))
+    for index in suspects:
+        if bool in set(map(type, rows[index])):
+            raise refusal or _wrong_number(rows)
+    _check_one_size(set(map(len, rows)), query=refusal is None)
+    return matrix
+
+
+def _check_one_size(sizes: set[int], *, query: bool = False) -> None:
+    if len(sizes) > 1:
+        raise InvalidArgument(_NO_DIMENSION if 0 in sizes and not query else _INCONSISTENT)
+
+
+def _wrong_number(rows: list[list[Any]]) -> Exception:
+    for index, row in enumerate(rows):
+        for position, item in enumerate(row):
+            if type(item) not in (int, float):
+                field = f"query_embeddings[{index}][{position}]"
+                return wrong_shape(f"{field}: invalid type: {describe(item)}, expected f32")
+    raise AssertionError("every item is a number")

@@ -1,0 +1,231 @@
+"""Group commit: many requests, one object, one transaction, then the acknowledgements (I1, I2, I3).
+
+A request is encoded by its own thread. If no flush is running its thread leads one at once;
+otherwise it waits, and the leader's successor takes everything that has queued up meanwhile. So a
+lone writer pays one commit, and a crowd shares one.
+
+Unknown outcome: if the commit's own result is lost, the caller gets OutcomeUnknown and may repeat
+with the same idempotency key; the repeat takes the row lock before it looks (DESIGN section 6.4).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from ochredb.cancel import Cancel
+from ochredb.catalog.database import Database
+from ochredb.catalog.logs import AppendRequest, LogTable
+from ochredb.catalog.namespace import LOCK_LOG
+from ochredb.checksum import signed, xxh3
+from ochredb.errors import Exhausted, Internal, NotFound, OchreError
+from ochredb.fragment import encode
+from ochredb.ids import IdSource
+from ochredb.storage.base import ObjectStore
+from ochredb.types import Appended, Operations
+from ochredb_log.config import LogConfig
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A request in the queue. `outcome` is set before `done`."""
+
+    request: AppendRequest
+    payload: pa.Buffer
+    done: threading.Event = field(default_factory=threading.Event)
+    leads: bool = False
+    outcome: Appended | BaseException | None = None
+
+
+class LogService:
+    """`ochredb.peers.Log` in this process. Thread-safe; `on_append` is told what was written."""
+
+    def __init__(
+        self,
+        database: Database,
+        table: LogTable,
+        store: ObjectStore,
+        ids: IdSource,
+        config: LogConfig,
+        *,
+        on_append: Callable[[str, int], None] = lambda _collection, _last_offset: None,
+        make_room: Callable[[str], None] | None = None,
+    ) -> None:
+        """make_room: an embedded engine's own compaction, run when the backlog is full."""
+        self._database, self._table, self._store = database, table, store
+        self._ids, self._config = ids, config
+        self._on_append, self._make_room = on_append, make_room
+        self._lock = threading.Lock()
+        self._queue: deque[_Waiting] = deque()
+        self._flushing = False
+
+    def append(
+        self,
+        collection_id: str,
+        operations: Operations,
+        *,
+        idempotency_key: str | None = None,
+        expect_last_offset: int | None = None,
+        cancel: Cancel,
+    ) -> Appended:
+        """See `ochredb.peers.Log.append`. Cost: encoding, then a share of one or three fsyncs."""
+        cancel.check()
+        payload = encode(operations)
+        request = self._request(
+            collection_id, operations, payload, idempotency_key, expect_last_offset
+        )
+        try:
+            appended = self._append(request, payload)
+        except Exhausted:
+            if self._make_room is None:
+                raise
+            self._make_room(collection_id)
+            appended = self._append(request, payload)
+        if not appended.repeated:
+            self._on_append(collection_id, appended.last_offset)
+        return appended
+
+    def append_evaluated(
+        self, collection_id: str, evaluate: Callable[[], Operations], *, cancel: Cancel
+    ) -> Appended:
+        """See `ochredb.peers.Log.append_evaluated`.
+
+        Holds the collection's lock while `evaluate` reads: the last resort of a conditional write
+        that kept losing, because it delays the other writers.
+        """
+        cancel.check()
+        with self._database.write() as session:
+            if session.one(LOCK_LOG, collection=collection_id) is None:
+                raise NotFound(f"Collection [{collection_id}] does not exist.")
+            operations = evaluate()
+            last = self._table.snapshot(collection_id).last_offset
+            if len(operations) == 0:
+                return Appended(last + 1, last)
+            payload = encode(operations)
+            request = self._request(collection_id, operations, payload, None, None)
+            # Inline whatever its size: nothing waits for a store inside a transaction.
+            request = replace(request, payload=payload.to_pybytes())
+            appended = self._table.append_locked(session, request)
+        self._on_append(collection_id, appended.last_offset)
+        return appended
+
+    def _request(
+        self,
+        collection_id: str,
+        operations: Operations,
+        payload: pa.Buffer,
+        key: str | None,
+        expect_last_offset: int | None,
+    ) -> AppendRequest:
+        checksum = xxh3(memoryview(payload))
+        return AppendRequest(
+            collection=collection_id,
+            request_id=key if key is not None else self._ids.uuid7(),
+            request_hash=None if key is None else checksum.to_bytes(8, "little"),
+            count=len(operations),
+            dimension=operations.dimension,
+            key_types=operations.key_types,
+            expect_last_offset=expect_last_offset,
+            payload=None,
+            object_key=None,
+            byte_start=None,
+            byte_stop=None,
+            object_bytes=0,
+            byte_count=payload.size,
+            checksum=signed(checksum),
+        )
+
+    # -- group commit
+
+    def _append(self, request: AppendRequest, payload: pa.Buffer) -> Appended:
+        waiting = _Waiting(request, payload)
+        with self._lock:
+            if len(self._queue) >= self._config.queue_requests_max:
+                raise Exhausted(f"{len(self._queue)} writes are waiting already")
+            self._queue.append(waiting)
+            waiting.leads = not self._flushing
+            self._flushing = True
+        if not waiting.leads:
+            waiting.done.wait()
+        if waiting.leads:
+            self._lead()
+        outcome = waiting.outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def _lead(self) -> None:
+        """Flush one batch, then hand the lead to the first request that came meanwhile."""
+        batch = self._take_batch()
+        outcomes: Sequence[Appended | BaseException]
+        try:
+            outcomes = self._flush(batch)
+        except BaseException as error:
+            outcomes = [_copy_of(error) for _ in batch]
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                waiting.outcome = outcome
+            with self._lock:
+                successor = self._queue[0] if self._queue else None
+                if successor is None:
+                    self._flushing = False
+                else:
+                    successor.leads = True
+            for waiting in batch:
+                waiting.done.set()
+            if successor is not None:
+                successor.done.set()
+
+    def _take_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        size = 0
+        with self._lock:
+            while self._queue:
+                size += self._queue[0].payload.size
+                if batch and size > self._config.flush_bytes_max:
+                    break
+                batch.append(self._queue.popleft())
+        return batch
+
+    def _flush(self, batch: list[_Waiting]) -> list[Appended | OchreError]:
+        """Bytes durable first, then the commit that points at them."""
+        requests: list[AppendRequest] = []
+        pieces: list[memoryview] = []
+        size = 0
+        object_key = ""
+        for waiting in batch:
+            data = waiting.payload
+            if data.size <= self._config.inline_bytes_max:
+                requests.append(replace(waiting.request, payload=data.to_pybytes()))
+                continue
+            object_key = object_key or f"fragments/{self._ids.uuid7()}"
+            requests.append(
+                replace(
+                    waiting.request,
+                    object_key=object_key,
+                    byte_start=size,
+                    byte_stop=size + data.size,
+                )
+            )
+            pieces.append(memoryview(data))
+            size += data.size
+        if pieces:
+            self._store.create(object_key, pieces)
+            requests = [replace(r, object_bytes=size) if r.object_key else r for r in requests]
+        return self._table.append(requests)
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    """One exception object for each waiting thread: a shared one would mix their tracebacks."""
+    if isinstance(error, OchreError):
+        copy = type(error)(str(error), **error.detail)
+        copy.__cause__ = error
+        return copy
+    return Internal(f"the flush failed: {type(error).__name__}: {error}")

@@ -1,0 +1,345 @@
+"""Everything one process runs; the only class that knows every role.
+
+Each part is built on first use; the attributes are the dependency graph. `Node.embedded` shares one
+node per directory and process, counted, and reopens it after a fork.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ochredb.cancel import Cancel
+from ochredb.catalog.database import SqliteDatabase
+from ochredb.catalog.jobs import Jobs
+from ochredb.catalog.logs import BacklogLimits, LogTable
+from ochredb.catalog.migrate import open_directory, open_memory
+from ochredb.catalog.namespace import Namespace
+from ochredb.catalog.objects import ObjectTable
+from ochredb.catalog.versions import VersionTable
+from ochredb.clock import Clock, SystemClock
+from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from ochredb.ids import IdSource
+from ochredb.storage.base import LocalStore
+from ochredb.storage.directory import DirectoryStore
+from ochredb.storage.memory import MemoryStore
+from ochredb.storage.open_directory import check_directory
+from ochredb_compactor.config import CompactorConfig
+from ochredb_compactor.service import CompactorService
+from ochredb_compactor.world import World
+from ochredb_frontend.config import FrontendConfig
+from ochredb_frontend.messages import Request, Response
+from ochredb_frontend.service import Frontend
+from ochredb_log.config import LogConfig
+from ochredb_log.service import LogService
+from ochredb_query.config import QueryConfig
+from ochredb_query.service import QueryService
+
+_STORE_ID_KEY = "store_id"
+_IDEMPOTENCY_RETENTION_S = 24 * 3600.0
+_FREE_PAGES_PER_SECOND = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """Data only. path: the store's directory, None = in memory.
+
+    foreground: an embedded writer whose backlog is full compacts by itself instead of getting 429.
+    """
+
+    path: str | None = None
+    foreground: bool = False
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    backlog: BacklogLimits = field(default_factory=BacklogLimits)
+    query: QueryConfig = field(default_factory=QueryConfig)
+    compactor: CompactorConfig = field(default_factory=CompactorConfig)
+
+
+class Node:
+    """One process's roles on one store. `start` opens the store, `close` folds and closes it."""
+
+    def __init__(
+        self, config: NodeConfig, *, clock: Clock | None = None, ids: IdSource | None = None
+    ) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.ids = ids or IdSource(self.clock)
+        self.owner = f"{socket.gethostname()}/{os.getpid()}/{self.ids.uuid7()}"
+        self._database: SqliteDatabase | None = None
+        self._store_id = ""
+        self._started = self._closed = False
+        self._housekept_s = 0.0
+
+    # -- components
+
+    @property
+    def database(self) -> SqliteDatabase:
+        assert self._database is not None, "the node was not started"
+        return self._database
+
+    @cached_property
+    def store(self) -> LocalStore:
+        if self.config.path is None:
+            return MemoryStore(self.clock)
+        root = os.path.join(self.config.path, "objects")
+        return DirectoryStore(root, clock=self.clock, ids=self.ids)
+
+    @cached_property
+    def logs(self) -> LogTable:
+        return LogTable(self.database, self.clock, self.config.backlog)
+
+    @cached_property
+    def versions(self) -> VersionTable:
+        return VersionTable(self.database, self.clock)
+
+    @cached_property
+    def namespace(self) -> Namespace:
+        return Namespace(self.database, self.clock, self.ids)
+
+    # -- roles
+
+    @cached_property
+    def log(self) -> LogService:
+        return LogService(
+            self.database,
+            self.logs,
+            self.store,
+            self.ids,
+            self.config.log,
+            on_append=self.compactor.hint,
+            make_room=self.compactor.fold_now if self.config.foreground else None,
+        )
+
+    @cached_property
+    def query(self) -> QueryService:
+        return QueryService(
+            self.logs, self.versions, self.namespace, self.store, self.clock, self.config.query
+        )
+
+    @cached_property
+    def compactor(self) -> CompactorService:
+        world = World(
+            store=self.store,
+            logs=self.logs,
+            versions=self.versions,
+            namespace=self.namespace,
+            objects=ObjectTable(self.database),
+            jobs=Jobs(self.database, self.clock),
+            clock=self.clock,
+            ids=self.ids,
+            config=self.config.compactor,
+            before_commit=self.query.prepare,
+        )
+        return CompactorService(world, self.owner, on_idle=self._housekeep)
+
+    @cached_property
+    def frontend(self) -> Frontend:
+        return Frontend(
+            self.namespace,
+            self.log,
+            self.query,
+            self.config.frontend,
+            clock=self.clock,
+            ready=lambda: self._started and not self._closed,
+        )
+
+    # -- life
+
+    def start(self, *, background: bool = True) -> None:
+        """Open or create the store and start the background threads.
+
+        Raises InvalidArgument for a directory that is not ours, Unavailable for one that cannot be
+        used now; nothing is left open.
+        """
+        path = self.config.path
+        try:
+            if path is None:
+                self._database, self._store_id = open_memory(self.clock, self.ids)
+            else:
+                check_directory(path)
+                self._database, self._store_id = open_directory(path, self.clock, self.ids)
+            self._check_store_id()
+            self.namespace.ensure_defaults()
+        except BaseException:
+            if self._database is not None:
+                self._database.close()
+            raise
+        self._started = True
+        if background:
+            self.compactor.start()
+
+    def _check_store_id(self) -> None:
+        """Refuse a catalog paired with another store's objects: a sweep would delete them."""
+        expected = self._store_id.encode()
+        try:
+            found = self.store.get(_STORE_ID_KEY)
+        except NotFound:
+            if self.logs.has_collections():
+                raise InvalidArgument(
+                    f"the objects of {self.config.path} are missing or belong to no store "
+                    f"(expected store id {self._store_id})"
+                ) from None
+            try:
+                self.store.create(_STORE_ID_KEY, expected)
+                return
+            except AlreadyExists:  # Another process opened the new store at the same time.
+                found = self.store.get(_STORE_ID_KEY)
+        if found != expected:
+            raise InvalidArgument(
+                f"the catalog of {self.config.path} belongs to store {self._store_id}, "
+                f"its objects to store {found.decode(errors='replace')}"
+            )
+
+    def close(self) -> None:
+        """Stop the threads, fold what is quickly folded, checkpoint, close. Idempotent."""
+        if self._closed or not self._started:
+            return
+        self._closed = True
+        self.compactor.stop()
+        self.database.checkpoint()
+        self.database.close()
+
+    def _housekeep(self) -> None:
+        """About once a second, from the merging thread."""
+        self.query.trim()
+        self.database.checkpoint()
+        now = self.clock.monotonic_s()
+        if now - self._housekept_s > 10.0:
+            self._housekept_s = now
+            self.logs.expire_idempotency(_IDEMPOTENCY_RETENTION_S)
+            self.database.release_free_pages(_FREE_PAGES_PER_SECOND)
+            if isinstance(self.store, DirectoryStore):
+                self.store.clean_temporary(self.clock.now_us() - 600_000_000)
+
+    # -- embedded
+
+    def handle(
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request in the caller's thread; `path` as in a URL, percent-encoded."""
+        if self._closed:
+            raise Unavailable("the database was closed")
+        response: Response = self.frontend.handle(
+            Request(
+                method=method,
+                path=path,
+                query_string=query,
+                headers=headers,
+                body=body,
+                cancel=Cancel(clock=self.clock),
+            )
+        )
+        answer_headers = dict(response.headers)
+        if response.content_type is not None:
+            answer_headers["content-type"] = response.content_type
+        return response.status, answer_headers, response.body
+
+    @classmethod
+    def embedded(cls, path: str | None, allow_reset: bool) -> SharedNode:
+        """This process's node for a directory (None: in memory), started, counted."""
+        return _embedded.open(path, allow_reset)
+
+
+class SharedNode:
+    """One user's handle on an embedded node; the last `close` stops it.
+
+    After a fork the child's first call opens a node of its own on the same directory; what was in
+    memory only is a private copy in the child.
+    """
+
+    def __init__(self, registry: _Embedded, key: str | None, allow_reset: bool) -> None:
+        self._registry, self._key, self._allow_reset = registry, key, allow_reset
+        self._open = True
+
+    def handle(
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        """See `Node.handle`."""
+        if not self._open:
+            raise Unavailable("this client was closed")
+        node = self._registry.node(self._key, self._allow_reset)
+        return node.handle(method, path, query, headers, body)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._registry.release(self._key)
+
+
+class _Embedded:
+    """The embedded nodes of this process, by absolute path."""
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._nodes: dict[str | None, Node] = {}
+        self._users: dict[str | None, int] = {}
+
+    def open(self, path: str | None, allow_reset: bool) -> SharedNode:
+        key = None if path is None else os.path.realpath(path)
+        with self._lock:
+            self.node(key, allow_reset)
+            self._users[key] = self._users.get(key, 0) + 1
+        return SharedNode(self, key, allow_reset)
+
+    def node(self, key: str | None, allow_reset: bool) -> Node:
+        """The running node; opened again if this process is a fork of the one that opened it."""
+        if self._pid != os.getpid():
+            self._after_fork()
+        node = self._nodes.get(key)
+        if node is not None:
+            return node
+        with self._lock:
+            node = self._nodes.get(key)
+            if node is None:
+                frontend = FrontendConfig(allow_reset=allow_reset)
+                node = Node(NodeConfig(path=key, foreground=True, frontend=frontend))
+                node.start()
+                self._nodes[key] = node
+            return node
+
+    def _after_fork(self) -> None:
+        """Threads and locks did not survive the fork; the parent's connections must stay open.
+
+        The parent's nodes are kept referenced, so that nothing of theirs is closed here. The node
+        in memory goes on as a private copy, without its background threads.
+        """
+        nodes, users = self._nodes, self._users
+        _PARENTS.append(nodes)
+        self._forget()
+        self._users = users
+        if None in nodes:
+            self._nodes[None] = nodes[None]
+
+    def release(self, key: str | None) -> None:
+        """One user less. The node in memory stays: later clients share its state."""
+        with self._lock:
+            self._users[key] = self._users.get(key, 0) - 1
+            if self._users[key] <= 0 and key is not None:
+                del self._users[key]
+                node = self._nodes.pop(key, None)
+                if node is not None and self._pid == os.getpid():
+                    node.close()
+
+    def close_all(self) -> None:
+        """At the end of the process; optional, acknowledged writes are durable anyway."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            for node in self._nodes.values():
+                node.close()
+            self._nodes.clear()
+
+
+_PARENTS: list[object] = []
+_embedded = _Embedded()
+atexit.register(_embedded.close_all)

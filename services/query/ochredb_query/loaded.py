@@ -1,0 +1,127 @@
+"""One collection in memory: the parts of a version, the folded tail, the view that reads work on.
+
+Refreshing is incremental: new fragments are folded onto what is there; a new version opens only the
+parts that are new. Concurrent reads share one refresh. A view once taken stays valid.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from ochredb.catalog.logs import LogTable
+from ochredb.catalog.versions import VersionTable
+from ochredb.configuration import IndexSettings
+from ochredb.errors import NotFound
+from ochredb.materialise import Fold
+from ochredb.parts.manifest import Manifest
+from ochredb.parts.reader import Part
+from ochredb.replay import Gone, read_operations
+from ochredb.segment import SegmentView, View
+from ochredb.storage.base import LocalStore
+from ochredb.types import Snapshot
+
+_OVERHEAD_BYTES = 32_768  # Python objects of an idle loaded collection, measured roughly.
+
+
+class LoadedCollection:
+    """Thread-safe. `view` is the newest one; `settings` belong to `revision`."""
+
+    def __init__(
+        self,
+        collection_id: str,
+        settings: IndexSettings,
+        revision: int,
+        logs: LogTable,
+        versions: VersionTable,
+        store: LocalStore,
+    ) -> None:
+        self.collection_id = collection_id
+        self.settings, self.revision = settings, revision
+        self._logs, self._versions, self._store = logs, versions, store
+        self._lock = threading.Lock()
+        self._fold: Fold | None = None
+        self._parts: dict[str, Part] = {}
+        self._prepared: dict[str, Part] = {}
+        self.view: View | None = None
+
+    def is_current(self, snapshot: Snapshot) -> bool:
+        """Whether the newest view shows the snapshot exactly, under its configuration."""
+        view = self.view
+        return (
+            view is not None
+            and view.version == snapshot.version
+            and view.last_offset == snapshot.last_offset
+            and self.revision == snapshot.revision
+        )
+
+    def refresh(self, snapshot: Snapshot) -> View:
+        """A view at the snapshot or later. Raises Gone if the snapshot is too old to be read."""
+        with self._lock:
+            view = self.view
+            if view is not None and view.version >= snapshot.version:
+                if view.last_offset >= snapshot.last_offset:
+                    return view
+            fold = self._fold
+            if fold is None or fold.version != snapshot.version:
+                if fold is not None and fold.version > snapshot.version:
+                    raise Gone("the snapshot is older than what is loaded")
+                fold = self._open_version(snapshot)
+            if fold.dimension is None:
+                fold.dimension = snapshot.dimension
+            try:
+                self._extend(fold, snapshot.last_offset)
+            except BaseException:
+                self._fold = self.view = None  # Half-folded: start again next time.
+                raise
+            self._fold = fold
+            self.view = fold.freeze()
+            return self.view
+
+    def _extend(self, fold: Fold, last_offset: int) -> None:
+        for first, operations in read_operations(
+            self._logs, self._store, self.collection_id, fold.last_offset + 1, last_offset
+        ):
+            fold.apply(first, operations)
+
+    def _open_version(self, snapshot: Snapshot) -> Fold:
+        version_parts = self._versions.parts(self.collection_id, snapshot.version)
+        if snapshot.version > 0 and snapshot.indexed_offset > 0 and not version_parts:
+            # All rows dead leaves a version without parts; a dropped version looks the same.
+            if self._logs.snapshot(self.collection_id).version != snapshot.version:
+                raise Gone(f"version {snapshot.version} was dropped")
+        parts: dict[str, Part] = {}
+        base = []
+        for item in version_parts:
+            part = self._parts.get(item.manifest.id) or self._prepared.get(item.manifest.id)
+            try:
+                part = part or Part(self._store, item.manifest, self.settings)
+                live = item.live_mask(self._store)
+            except NotFound as error:
+                raise Gone(f"an object of version {snapshot.version} was collected") from error
+            parts[item.manifest.id] = part
+            base.append(SegmentView(part, live, item.live_rows, item.manifest.id))
+        self._parts, self._prepared = parts, {}
+        return Fold(snapshot.version, snapshot.indexed_offset, base)
+
+    def prepare(self, manifest: Manifest) -> None:
+        """Open a part that a coming version will name, graph and all, before reads need it."""
+        part = Part(self._store, manifest, self.settings)
+        part.warm()
+        self._prepared[manifest.id] = part
+
+    def forget(self) -> None:
+        """Drop what is held in memory; the next read loads it again."""
+        with self._lock:
+            self._fold = self.view = None
+            self._parts = {}
+
+    @property
+    def graphs_are_loaded(self) -> bool:
+        return all(part.graph_is_loaded for part in self._parts.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated heap bytes that forgetting would free."""
+        fold = self._fold
+        tail = 0 if fold is None else fold.tail_bytes + 1_000 * fold.tail_rows
+        return _OVERHEAD_BYTES + tail + sum(part.memory_bytes for part in self._parts.values())

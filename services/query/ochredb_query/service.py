@@ -1,0 +1,226 @@
+"""Reads: snapshot, view, operators (DESIGN section 9; I4, I5, I10)."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from ochredb.cancel import Cancel
+from ochredb.catalog.logs import LogTable, dimension_error
+from ochredb.catalog.namespace import Namespace
+from ochredb.catalog.versions import VersionTable
+from ochredb.clock import Clock
+from ochredb.configuration import index_settings
+from ochredb.errors import Corrupt, NotFound, Unavailable
+from ochredb.parts.manifest import Manifest
+from ochredb.peers import GetRequest, QueryRequest
+from ochredb.plan.operators import Filter, Nearest, Page, Project, Selection
+from ochredb.replay import Gone
+from ochredb.segment import View
+from ochredb.storage.base import LocalStore
+from ochredb.types import IndexingStatus, QueryAnswer, Records, Snapshot
+from ochredb_query.config import QueryConfig
+from ochredb_query.loaded import LoadedCollection
+
+_ATTEMPTS_MAX = 20
+_QUICK_QUERIES_MAX = 4
+_QUICK_RESULTS_MAX = 200
+
+
+class QueryService:
+    """`ochredb.peers.Query` in this process. Thread-safe."""
+
+    def __init__(
+        self,
+        logs: LogTable,
+        versions: VersionTable,
+        namespace: Namespace,
+        store: LocalStore,
+        clock: Clock,
+        config: QueryConfig,
+    ) -> None:
+        self._logs, self._versions, self._namespace = logs, versions, namespace
+        self._store, self._clock, self._config = store, clock, config
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[str, LoadedCollection] = OrderedDict()
+
+    # -- peers.Query
+
+    def get(self, collection_id: str, request: GetRequest, *, cancel: Cancel) -> Records:
+        view, _ = self._view(collection_id, cancel)
+        return _get(view, request, cancel)
+
+    def query(self, collection_id: str, request: QueryRequest, *, cancel: Cancel) -> QueryAnswer:
+        view, loaded = self._view(collection_id, cancel)
+        return _query(view, loaded, request, cancel)
+
+    def count(self, collection_id: str, *, cancel: Cancel) -> int:
+        view, _ = self._view(collection_id, cancel)
+        return view.count
+
+    def match(
+        self, collection_id: str, request: GetRequest, *, cancel: Cancel
+    ) -> tuple[list[str], int]:
+        view, _ = self._view(collection_id, cancel)
+        selections = _filter(request.ids, request.where).run(view, cancel)
+        hits = Page(request.limit, request.offset).run(view, selections)
+        return Project(request.fields & ~request.fields).run(view, hits).ids, view.last_offset
+
+    def indexing_status(self, collection_id: str) -> IndexingStatus:
+        last, indexed, unsettled = self._logs.status(collection_id)
+        waiting = min(last, last - indexed + unsettled)
+        return IndexingStatus(num_indexed_ops=last - waiting, num_unindexed_ops=waiting)
+
+    def quick(
+        self, collection_id: str, request: GetRequest | QueryRequest | None
+    ) -> Callable[[Cancel], Records | QueryAnswer | int] | None:
+        loaded = self._loaded.get(collection_id)
+        if loaded is None:
+            return None
+        snapshot = self._logs.snapshot(collection_id)
+        view = loaded.view
+        if view is None or not loaded.is_current(snapshot):
+            return None
+        if request is None:
+            return lambda _cancel: view.count
+        if isinstance(request, GetRequest):
+            wanted = len(request.ids) if request.ids is not None else request.limit
+            if request.where is not None or wanted is None or wanted > _QUICK_RESULTS_MAX:
+                return None
+            return lambda cancel: _get(view, request, cancel)
+        return self._quick_query(view, loaded, request)
+
+    def _quick_query(
+        self, view: View, loaded: LoadedCollection, request: QueryRequest
+    ) -> Callable[[Cancel], QueryAnswer] | None:
+        queries = len(request.embeddings)
+        if request.where is not None or request.ids is not None or queries > _QUICK_QUERIES_MAX:
+            return None
+        if request.n_results > _QUICK_RESULTS_MAX or not loaded.graphs_are_loaded:
+            return None
+        step = _nearest(loaded, request)
+        cost_us = sum(
+            step.estimate_us(Selection(item, item.live, item.live_count, False))
+            for item in view.segments
+        )
+        if cost_us * queries > self._config.quick_us:
+            return None
+        return lambda cancel: _query(view, loaded, request, cancel)
+
+    # -- views
+
+    def _view(self, collection_id: str, cancel: Cancel) -> tuple[View, LoadedCollection]:
+        """The collection's state at a snapshot taken now: strong (I4)."""
+        last_error: Exception | None = None
+        previous: Snapshot | None = None
+        for _ in range(_ATTEMPTS_MAX):
+            cancel.check()
+            try:
+                snapshot = self._logs.snapshot(collection_id)
+            except NotFound:
+                self.drop(collection_id)
+                raise
+            if last_error is not None and snapshot == previous:
+                # A new snapshot still names what is missing: damage, not staleness (I12).
+                raise Corrupt(f"collection {collection_id}: {last_error}") from last_error
+            loaded = self._load(collection_id, snapshot)
+            try:
+                return loaded.refresh(snapshot), loaded
+            except Gone as error:
+                last_error, previous = error, snapshot
+                loaded.forget()
+        raise Unavailable(f"collection {collection_id} changes faster than it can be read")
+
+    def _load(self, collection_id: str, snapshot: Snapshot) -> LoadedCollection:
+        with self._lock:
+            loaded = self._loaded.get(collection_id)
+            if loaded is not None and loaded.revision == snapshot.revision:
+                self._loaded.move_to_end(collection_id)
+                return loaded
+        info = self._namespace.get_collection_by_id(collection_id)
+        settings = index_settings(info.configuration)
+        with self._lock:
+            loaded = self._loaded.get(collection_id)
+            if loaded is None:
+                loaded = LoadedCollection(
+                    collection_id,
+                    settings,
+                    info.revision,
+                    self._logs,
+                    self._versions,
+                    self._store,
+                )
+                self._loaded[collection_id] = loaded
+            else:
+                loaded.settings, loaded.revision = settings, info.revision
+        return loaded
+
+    def drop(self, collection_id: str) -> None:
+        """Forget a collection."""
+        with self._lock:
+            self._loaded.pop(collection_id, None)
+
+    def trim(self) -> None:
+        """Forget collections, least recently used first, until the memory budget is kept.
+
+        Also forgets dropped ones. Called now and then by the node; cost: one look at each.
+        """
+        with self._lock:
+            items = list(self._loaded.items())
+        total, keep = 0, True
+        for collection_id, loaded in reversed(items):
+            total += loaded.memory_bytes
+            keep = keep and total <= self._config.memory_bytes
+            if not keep or not self._exists(collection_id):
+                self.drop(collection_id)
+
+    def _exists(self, collection_id: str) -> bool:
+        try:
+            self._logs.snapshot(collection_id)
+        except NotFound:
+            return False
+        return True
+
+    def prepare(self, collection_id: str, manifest: Manifest) -> None:
+        """Open a part before a version names it, if its collection is loaded."""
+        loaded = self._loaded.get(collection_id)
+        if loaded is not None:
+            loaded.prepare(manifest)
+
+
+def _filter(ids: list[str] | None, where: object) -> Filter:
+    return Filter(where, None if ids is None else tuple(dict.fromkeys(ids)))  # type: ignore[arg-type]
+
+
+def _get(view: View, request: GetRequest, cancel: Cancel) -> Records:
+    if request.limit == 0:
+        selections: list[Selection] = []
+    else:
+        selections = _filter(request.ids, request.where).run(view, cancel)
+    hits = Page(request.limit, request.offset).run(view, selections)
+    cancel.check()
+    return Project(request.fields).run(view, hits)
+
+
+def _nearest(loaded: LoadedCollection, request: QueryRequest) -> Nearest:
+    settings = loaded.settings
+    return Nearest(settings.space, request.n_results, settings.ef_search, request.exact)
+
+
+def _query(
+    view: View, loaded: LoadedCollection, request: QueryRequest, cancel: Cancel
+) -> QueryAnswer:
+    dimension = request.embeddings.shape[1]
+    if view.dimension is not None and len(request.embeddings) and dimension != view.dimension:
+        raise dimension_error(view.dimension, dimension)
+    step, project = _nearest(loaded, request), Project(request.fields)
+    selections = _filter(request.ids, request.where).run(view, cancel) if request.n_results else []
+    answer = QueryAnswer(records=[], distances=[])
+    for query in request.embeddings:
+        cancel.check()
+        hits = step.run(query, view, selections, cancel)
+        assert hits.distances is not None
+        answer.records.append(project.run(view, hits))
+        answer.distances.append(hits.distances)
+    return answer

@@ -1,0 +1,284 @@
+"""Where the catalog's SQL runs: the port, and SQLite (DESIGN section 5, "SQLite").
+
+SQLite rules that are easy to break, and why they stand:
+* Writers queue on `flock(write.lock)` before BEGIN IMMEDIATE: the busy handler alone is unfair
+  between processes by 30 to 1, with seconds at the tail.
+* Nothing here opens the database, its -wal or its -shm by path: closing such a descriptor would
+  drop the process's POSIX locks and lose committed writes.
+* After `fork` the child forgets the parent's connections without closing them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.engine import Dialect
+
+from ochredb.catalog.statement import Statement
+from ochredb.errors import OchreError, OutcomeUnknown, Unavailable
+
+Row = tuple[Any, ...]
+_DIALECT = sqlite.dialect(paramstyle="named")
+_BUSY_TIMEOUT_S = 30.0
+_ABANDONED: list[Any] = []  # Connections of a parent process: never closed, never collected.
+
+
+class Session(Protocol):
+    """Statements inside one transaction (or, for a read, possibly one statement each)."""
+
+    def all(self, statement: Statement, **params: Any) -> list[Row]: ...
+
+    def one(self, statement: Statement, **params: Any) -> Row | None: ...
+
+    def run(self, statement: Statement, **params: Any) -> int:
+        """Rows changed."""
+        ...
+
+    def run_many(self, statement: Statement, params: Sequence[dict[str, Any]]) -> None: ...
+
+
+class Database(Protocol):
+    """A SQL database that holds a catalog."""
+
+    def read(self) -> contextlib.AbstractContextManager[Session]:
+        """Single statements, each of which sees all commits made before it began."""
+        ...
+
+    def read_consistent(self) -> contextlib.AbstractContextManager[Session]:
+        """Several statements that see one state."""
+        ...
+
+    def write(self) -> contextlib.AbstractContextManager[Session]:
+        """One transaction: committed durably at the end of the block, rolled back on an exception.
+
+        Raises Unavailable (nothing changed) or OutcomeUnknown (the commit itself failed).
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class SqliteSession:
+    """A Session on one sqlite3 connection."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def all(self, statement: Statement, **params: Any) -> list[Row]:
+        text, literals = statement.compiled(_DIALECT)
+        return self.connection.execute(text, literals | params if literals else params).fetchall()
+
+    def one(self, statement: Statement, **params: Any) -> Row | None:
+        text, literals = statement.compiled(_DIALECT)
+        row: Row | None = self.connection.execute(
+            text, literals | params if literals else params
+        ).fetchone()
+        return row
+
+    def run(self, statement: Statement, **params: Any) -> int:
+        text, literals = statement.compiled(_DIALECT)
+        return self.connection.execute(text, literals | params if literals else params).rowcount
+
+    def run_many(self, statement: Statement, params: Sequence[dict[str, Any]]) -> None:
+        text, literals = statement.compiled(_DIALECT)
+        self.connection.executemany(text, [literals | p for p in params] if literals else params)
+
+
+class SqliteDatabase:
+    """SQLite in WAL mode with full durability; `path` None is a private database in memory.
+
+    Thread-safe: each reading thread has a connection of its own, writers share one.
+    """
+
+    dialect: Dialect = _DIALECT
+
+    def __init__(self, path: str | None, *, write_lock_path: str | None = None) -> None:
+        self._path = path
+        self._write_lock_path = write_lock_path
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._local = threading.local()
+        self._lock = threading.RLock()
+        self._connections: list[sqlite3.Connection] = []
+        self._connections_lock = threading.Lock()
+        self._writer: SqliteSession | None = None
+        self._write_lock_fd = -1
+        self._closed = False
+
+    def _after_fork(self) -> None:
+        if self._path is None:
+            # The child's copy of an in-memory database is private memory: safe to go on with.
+            self._pid, self._lock = os.getpid(), threading.RLock()
+            return
+        _ABANDONED.extend((self._local, self._connections, self._writer))
+        self._reset()
+
+    def _connect(self, *, query_only: bool) -> SqliteSession:
+        connection = sqlite3.connect(
+            self._path or ":memory:",
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        for pragma in (
+            "synchronous=FULL",
+            "fullfsync=ON",  # macOS only; a no-op elsewhere.
+            "wal_autocheckpoint=0",
+            "journal_size_limit=16777216",
+            "temp_store=MEMORY",
+            "secure_delete=OFF",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+        if query_only:
+            connection.execute("PRAGMA query_only=ON")
+        with self._connections_lock:
+            self._connections.append(connection)
+        return SqliteSession(connection)
+
+    def _check(self) -> None:
+        if self._pid != os.getpid():
+            self._after_fork()
+        if self._closed:
+            raise Unavailable("the catalog is closed")
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        if self._path is None:
+            self._check()
+            with self._lock:
+                yield self._memory_session()
+            return
+        try:
+            yield self.reader()
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+
+    def reader(self) -> Session:
+        """The calling thread's session for single statements: `read` without the context's cost."""
+        self._check()
+        session: SqliteSession | None = getattr(self._local, "session", None)
+        if session is None:
+            if self._path is None:
+                session = self._memory_session()
+            else:
+                session = self._local.session = self._connect(query_only=True)
+        return session
+
+    @contextlib.contextmanager
+    def read_consistent(self) -> Iterator[Session]:
+        with self.read() as session:
+            assert isinstance(session, SqliteSession)
+            if session.connection.in_transaction:  # In memory, inside a write of this thread.
+                yield session
+                return
+            session.connection.execute("BEGIN")
+            try:
+                yield session
+            finally:
+                session.connection.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        self._check()
+        with self._lock, self._between_processes():
+            if self._writer is None:
+                memory = self._path is None
+                self._writer = self._memory_session() if memory else self._connect(query_only=False)
+            connection = self._writer.connection
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield self._writer
+            except BaseException as error:
+                with contextlib.suppress(sqlite3.Error):  # Already rolled back by SQLite itself.
+                    connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise _translated(error) from error
+                raise
+            try:
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                if getattr(error, "sqlite_errorcode", 0) in (
+                    sqlite3.SQLITE_FULL,
+                    sqlite3.SQLITE_BUSY,
+                ):
+                    raise _translated(error) from error
+                raise OutcomeUnknown(f"the catalog's commit failed: {error}") from error
+
+    def _memory_session(self) -> SqliteSession:
+        if self._writer is None:
+            self._writer = self._connect(query_only=False)
+        return self._writer
+
+    @contextlib.contextmanager
+    def _between_processes(self) -> Iterator[None]:
+        if self._write_lock_path is None:
+            yield
+            return
+        if self._write_lock_fd < 0:
+            self._write_lock_fd = os.open(
+                self._write_lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+            )
+        fcntl.flock(self._write_lock_fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._write_lock_fd, fcntl.LOCK_UN)
+
+    def checkpoint(self, *, restart_above_bytes: int = 64 << 20) -> None:
+        """Copy the write-ahead log into the database; never blocks writers below the bound.
+
+        Above it, waits for readers so that the log starts again from its beginning.
+        """
+        if self._path is None:
+            return
+        self._check()
+        session: SqliteSession | None = getattr(self._local, "checkpointer", None)
+        if session is None:
+            session = self._local.checkpointer = self._connect(query_only=False)
+        try:
+            row = session.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            page_size = session.connection.execute("PRAGMA page_size").fetchone()[0]
+            if row[1] * page_size > restart_above_bytes:
+                session.connection.execute("PRAGMA wal_checkpoint(RESTART)")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise _translated(error) from error
+
+    def release_free_pages(self, pages_max: int) -> None:
+        """Give up to `pages_max` free pages back to the file system (auto_vacuum=INCREMENTAL)."""
+        with self.write() as session:
+            assert isinstance(session, SqliteSession)
+            session.connection.execute(f"PRAGMA incremental_vacuum({pages_max})").fetchall()
+
+    def close(self) -> None:
+        if self._pid != os.getpid():
+            self._after_fork()
+        with self._lock:
+            self._closed = True
+            with self._connections_lock:
+                for connection in self._connections:
+                    connection.close()
+                self._connections.clear()
+            if self._write_lock_fd >= 0:
+                os.close(self._write_lock_fd)
+                self._write_lock_fd = -1
+
+
+def _translated(error: sqlite3.Error) -> OchreError:
+    """SQLite's error as one of ours. Full disk, read-only and I/O errors changed nothing."""
+    code = getattr(error, "sqlite_errorname", None) or type(error).__name__
+    return Unavailable(f"the catalog is unavailable: {error} ({code})")

@@ -1,0 +1,122 @@
+"""Leases: who may compact, merge or collect, by time, and a fencing number that settles it.
+
+A lease only avoids double work. Safety rests on the fence and the version, both checked inside the
+commit's own transaction (I7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, insert, select, update
+
+from ochredb.catalog.database import Database, Session
+from ochredb.catalog.schema import jobs
+from ochredb.catalog.statement import Statement
+from ochredb.clock import Clock
+
+_here = (jobs.c.collection == bindparam("job_collection"), jobs.c.kind == bindparam("job_kind"))
+_GET = Statement(
+    select(jobs.c.owner, jobs.c.fence, jobs.c.until_us, jobs.c.attempts)
+    .where(*_here)
+    .with_for_update()
+)
+_INSERT = Statement(insert(jobs))
+_TAKE = Statement(
+    update(jobs)
+    .where(*_here)
+    .values(
+        owner=bindparam("new_owner"),
+        fence=bindparam("new_fence"),
+        until_us=bindparam("new_until"),
+        attempts=jobs.c.attempts + 1,
+    )
+)
+_RENEW = Statement(
+    update(jobs)
+    .where(*_here, jobs.c.fence == bindparam("held_fence"))
+    .values(until_us=bindparam("new_until"))
+)
+_END = Statement(
+    update(jobs)
+    .where(*_here, jobs.c.fence == bindparam("held_fence"))
+    .values(until_us=0, attempts=bindparam("new_attempts"), last_error=bindparam("error"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to try one kind of job on one collection."""
+
+    collection: str
+    kind: str
+    owner: str
+    fence: int
+
+
+class Jobs:
+    """Blocking; each call is one transaction."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._db, self._clock = database, clock
+
+    def acquire(self, collection: str, kind: str, owner: str, ttl_s: float) -> Lease | None:
+        """The lease, or None while somebody else's has not run out."""
+        with self._db.write() as session:
+            now = self._clock.now_us()
+            until = now + int(ttl_s * 1e6)
+            row = session.one(_GET, job_collection=collection, job_kind=kind)
+            if row is None:
+                session.run(
+                    _INSERT,
+                    collection=collection,
+                    kind=kind,
+                    owner=owner,
+                    fence=1,
+                    until_us=until,
+                    attempts=1,
+                    last_error=None,
+                )
+                return Lease(collection, kind, owner, 1)
+            if row[2] > now and row[0] != owner:
+                return None
+            fence = int(row[1]) + 1
+            session.run(
+                _TAKE,
+                job_collection=collection,
+                job_kind=kind,
+                new_owner=owner,
+                new_fence=fence,
+                new_until=until,
+            )
+            return Lease(collection, kind, owner, fence)
+
+    def renew(self, lease: Lease, ttl_s: float) -> bool:
+        """Extend the lease; False if it has been taken over."""
+        with self._db.write() as session:
+            until = self._clock.now_us() + int(ttl_s * 1e6)
+            return session.run(
+                _RENEW,
+                job_collection=lease.collection,
+                job_kind=lease.kind,
+                held_fence=lease.fence,
+                new_until=until,
+            ) > 0
+
+    def end(self, lease: Lease, error: str | None = None) -> None:
+        """Give the lease back; `error` is kept for whoever looks."""
+        with self._db.write() as session:
+            session.run(
+                _END,
+                job_collection=lease.collection,
+                job_kind=lease.kind,
+                held_fence=lease.fence,
+                new_attempts=0 if error is None else 1,
+                error=error,
+            )
+
+
+def holds(session: Session, lease: Lease) -> bool:
+    """Inside a commit: is this still the newest lease of its kind?"""
+    row = session.one(_GET, job_collection=lease.collection, job_kind=lease.kind)
+    return row is not None and row[1] == lease.fence

@@ -1,0 +1,369 @@
+"""Each collection's log in SQL: appends, snapshots, fragments (DESIGN sections 5 and 6).
+
+One append transaction locks the `logs` row, decides by data whether the request is refused, takes
+the offset range and inserts the fragment row that points at its bytes. So a committed `next_offset`
+means that every fragment below it is readable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BindParameter, bindparam, delete, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from ochredb.catalog import objects as object_table
+from ochredb.catalog.database import Database, Session
+from ochredb.catalog.schema import (
+    collection_keys,
+    collections,
+    fragments,
+    idempotency,
+    logs,
+    quarantine,
+)
+from ochredb.catalog.statement import Statement
+from ochredb.clock import Clock
+from ochredb.errors import Conflict, Exhausted, InvalidArgument, NotFound, OchreError, Unprocessable
+from ochredb.types import Appended, Snapshot
+
+_collection: BindParameter[Any] = bindparam("collection")
+_SNAPSHOT = Statement(
+    select(
+        logs.c.collection,
+        logs.c.state,
+        logs.c.revision,
+        logs.c.dimension,
+        logs.c.version,
+        logs.c.indexed_offset,
+        logs.c.next_offset,
+        logs.c.floor_offset,
+    ).where(logs.c.collection == _collection)
+)
+_STATUS = Statement(
+    select(logs.c.next_offset, logs.c.indexed_offset, logs.c.unsettled_rows).where(
+        logs.c.collection == _collection
+    )
+)
+_LOCK = Statement(
+    select(
+        logs.c.state,
+        logs.c.dimension,
+        logs.c.next_offset,
+        logs.c.indexed_offset,
+        logs.c.tail_bytes,
+        logs.c.time_us,
+    )
+    .where(logs.c.collection == _collection)
+    .with_for_update()
+)
+_ADVANCE = Statement(
+    update(logs)
+    .where(logs.c.collection == bindparam("log"))
+    .values(
+        next_offset=bindparam("new_next"),
+        dimension=bindparam("new_dimension"),
+        tail_bytes=bindparam("new_tail_bytes"),
+        time_us=bindparam("new_time"),
+    )
+)
+_INSERT_FRAGMENT = Statement(insert(fragments))
+_BY_REQUEST = Statement(
+    select(fragments.c.start, fragments.c.stop, fragments.c.checksum).where(
+        fragments.c.collection == _collection, fragments.c.request_id == bindparam("request")
+    )
+)
+_IDEMPOTENT = Statement(
+    select(idempotency.c.request_hash, idempotency.c.first_offset, idempotency.c.last_offset).where(
+        idempotency.c.collection == _collection, idempotency.c.key == bindparam("request")
+    )
+)
+_INSERT_IDEMPOTENT = Statement(insert(idempotency))
+_EXPIRE_IDEMPOTENT = Statement(
+    delete(idempotency).where(idempotency.c.time_us < bindparam("cutoff_us"))
+)
+_INSERT_KEY = Statement(upsert(collection_keys).on_conflict_do_nothing())
+_RANGE = Statement(
+    select(
+        fragments.c.start,
+        fragments.c.stop,
+        fragments.c.payload,
+        fragments.c.object_key,
+        fragments.c.byte_start,
+        fragments.c.byte_stop,
+        fragments.c.checksum,
+    )
+    .where(
+        fragments.c.collection == _collection,
+        fragments.c.start >= bindparam("first"),
+        fragments.c.start <= bindparam("last"),
+    )
+    .order_by(fragments.c.start)
+)
+_DUE = Statement(
+    select(
+        logs.c.collection,
+        logs.c.next_offset - 1 - logs.c.indexed_offset,
+        logs.c.tail_bytes,
+        logs.c.time_us,
+        logs.c.unsettled_rows,
+    ).where((logs.c.next_offset > logs.c.indexed_offset + 1) | (logs.c.unsettled_rows > 0))
+)
+_ANY = Statement(select(collections.c.id).limit(1))
+_QUARANTINE = Statement(upsert(quarantine).on_conflict_do_nothing())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FragmentPlace:
+    """Where a fragment's bytes are: inline (`payload`) or a byte range of an object."""
+
+    start: int
+    stop: int
+    payload: bytes | None
+    object_key: str | None
+    byte_start: int | None
+    byte_stop: int | None
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendRequest:
+    """One request on its way into the log; `count` operations, `byte_count` encoded bytes.
+
+    request_hash: None for a key that the server made itself (the fragment row is its record).
+    """
+
+    collection: str
+    request_id: str
+    request_hash: bytes | None
+    count: int
+    dimension: int | None
+    key_types: frozenset[tuple[str, str]]
+    expect_last_offset: int | None
+    payload: bytes | None
+    object_key: str | None
+    byte_start: int | None
+    byte_stop: int | None
+    object_bytes: int  # Size of the whole object, shared by the requests of a flush.
+    byte_count: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingWork:
+    """A collection with a tail, or with parts that wait for a merge."""
+
+    collection: str
+    tail_rows: int
+    tail_bytes: int
+    time_us: int
+    unsettled_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BacklogLimits:
+    """Above these a collection's log takes no more until compaction has caught up."""
+
+    tail_rows_max: int = 200_000
+    tail_bytes_max: int = 512 << 20
+
+
+class LogTable:
+    """Blocking, thread-safe."""
+
+    def __init__(self, database: Database, clock: Clock, limits: BacklogLimits) -> None:
+        self._db, self._clock, self._limits = database, clock, limits
+        self._known_keys: set[tuple[str, str, str]] = set()
+
+    def snapshot(self, collection: str) -> Snapshot:
+        """One single-row statement (about 5 microseconds on SQLite). Raises NotFound."""
+        with self._db.read() as session:
+            row = session.one(_SNAPSHOT, collection=collection)
+        if row is None:
+            raise NotFound(f"Collection [{collection}] does not exist.")
+        return Snapshot(
+            collection_id=collection,
+            state=row[1],
+            revision=row[2],
+            dimension=row[3],
+            version=row[4],
+            indexed_offset=row[5],
+            next_offset=row[6],
+            floor_offset=row[7],
+        )
+
+    def status(self, collection: str) -> tuple[int, int, int]:
+        """(last offset, indexed offset, rows in parts that wait for a merge). Raises NotFound."""
+        with self._db.read() as session:
+            row = session.one(_STATUS, collection=collection)
+        if row is None:
+            raise NotFound(f"Collection [{collection}] does not exist.")
+        return row[0] - 1, row[1], row[2]
+
+    def append(self, requests: list[AppendRequest]) -> list[Appended | OchreError]:
+        """Commit one flush; each request succeeds or is refused alone.
+
+        Requests of one collection get adjacent ranges in the order given. Raises Unavailable (none
+        was written) or OutcomeUnknown (repeat with the same request ids).
+        """
+        results: list[Appended | OchreError] = []
+        with self._db.write() as session:
+            now = self._clock.now_us()
+            introduced: set[str] = set()
+            for request in requests:
+                try:
+                    results.append(self._append_one(session, request, now, introduced))
+                except OchreError as refusal:
+                    results.append(refusal)
+        for request, result in zip(requests, results, strict=True):
+            if isinstance(result, Appended):
+                self._known_keys.update((request.collection, *pair) for pair in request.key_types)
+        return results
+
+    def append_locked(self, session: Session, request: AppendRequest) -> Appended:
+        """Append inside a transaction that already holds the collection's lock."""
+        return self._append_one(session, request, self._clock.now_us(), set())
+
+    def _append_one(
+        self, session: Session, request: AppendRequest, now: int, introduced: set[str]
+    ) -> Appended:
+        """Every refusal is decided before the first row is written."""
+        row = session.one(_LOCK, collection=request.collection)
+        if row is None:
+            raise NotFound(f"Collection [{request.collection}] does not exist.")
+        _, dimension, next_offset, indexed_offset, tail_bytes, time_us = row
+        repeated = self._repeated(session, request)
+        if repeated is not None:
+            return repeated
+        if request.dimension is not None and dimension not in (None, request.dimension):
+            raise dimension_error(dimension, request.dimension)
+        if request.expect_last_offset not in (None, next_offset - 1):
+            raise Conflict(
+                f"the collection changed: expected last offset {request.expect_last_offset}, "
+                f"found {next_offset - 1}"
+            )
+        if next_offset - 1 - indexed_offset + request.count > self._limits.tail_rows_max:
+            raise Exhausted(
+                f"the collection has {next_offset - 1 - indexed_offset} operations that are not "
+                f"yet indexed (limit {self._limits.tail_rows_max})"
+            )
+        if tail_bytes + request.byte_count > self._limits.tail_bytes_max and tail_bytes > 0:
+            raise Exhausted(
+                f"the collection has {tail_bytes} bytes of operations that are not yet indexed "
+                f"(limit {self._limits.tail_bytes_max})"
+            )
+        first, last = next_offset, next_offset + request.count - 1
+        if request.object_key is not None:
+            if request.object_key not in introduced:
+                object_table.introduce(session, [(request.object_key, request.object_bytes)])
+                introduced.add(request.object_key)
+            object_table.refer(
+                session,
+                [request.object_key],
+                kind="fragment",
+                collection=request.collection,
+                number=first,
+            )
+        log_time = max(now, time_us)
+        session.run(
+            _INSERT_FRAGMENT,
+            collection=request.collection,
+            start=first,
+            stop=last,
+            request_id=request.request_id,
+            payload=request.payload,
+            object_key=request.object_key,
+            byte_start=request.byte_start,
+            byte_stop=request.byte_stop,
+            checksum=request.checksum,
+            time_us=log_time,
+        )
+        session.run(
+            _ADVANCE,
+            log=request.collection,
+            new_next=last + 1,
+            new_dimension=request.dimension if dimension is None else dimension,
+            new_tail_bytes=tail_bytes + request.byte_count,
+            new_time=log_time,
+        )
+        for key, kind in request.key_types:
+            if (request.collection, key, kind) not in self._known_keys:
+                session.run(_INSERT_KEY, collection=request.collection, key=key, type=kind)
+        if request.request_hash is not None:
+            session.run(
+                _INSERT_IDEMPOTENT,
+                collection=request.collection,
+                key=request.request_id,
+                request_hash=request.request_hash,
+                first_offset=first,
+                last_offset=last,
+                time_us=log_time,
+            )
+        return Appended(first, last)
+
+    def _repeated(self, session: Session, request: AppendRequest) -> Appended | None:
+        """The first answer, if this key was already applied (looked up under the lock)."""
+        if request.request_hash is not None:
+            row = session.one(
+                _IDEMPOTENT, collection=request.collection, request=request.request_id
+            )
+            if row is None:
+                return None
+            if row[0] != request.request_hash:
+                raise Unprocessable(
+                    f"Idempotency-Key {request.request_id!r} was used for another request"
+                )
+            return Appended(row[1], row[2], repeated=True)
+        row = session.one(_BY_REQUEST, collection=request.collection, request=request.request_id)
+        return None if row is None else Appended(row[0], row[1], repeated=True)
+
+    def fragments(self, collection: str, first: int, last: int) -> list[FragmentPlace]:
+        """The fragments that start within [first, last], in order; the caller checks for holes."""
+        with self._db.read() as session:
+            rows = session.all(_RANGE, collection=collection, first=first, last=last)
+        return [
+            FragmentPlace(
+                start=start,
+                stop=stop,
+                payload=payload,
+                object_key=key,
+                byte_start=byte_start,
+                byte_stop=byte_stop,
+                checksum=checksum,
+            )
+            for start, stop, payload, key, byte_start, byte_stop, checksum in rows
+        ]
+
+    def pending(self) -> list[PendingWork]:
+        """Every collection that compaction or merging could do something for."""
+        with self._db.read() as session:
+            return [PendingWork(*row) for row in session.all(_DUE)]
+
+    def has_collections(self) -> bool:
+        with self._db.read() as session:
+            return session.one(_ANY) is not None
+
+    def quarantine(self, collection: str, offset: int, reason: str) -> None:
+        """Record an operation that deterministically cannot be folded."""
+        with self._db.write() as session:
+            session.run(
+                _QUARANTINE,
+                collection=collection,
+                offset=offset,
+                reason=reason,
+                time_us=self._clock.now_us(),
+            )
+
+    def expire_idempotency(self, retention_s: float) -> None:
+        """Forget client keys older than the retention."""
+        cutoff = self._clock.now_us() - int(retention_s * 1e6)
+        with self._db.write() as session:
+            session.run(_EXPIRE_IDEMPOTENT, cutoff_us=cutoff)
+
+
+def dimension_error(expected: int, got: int) -> InvalidArgument:
+    """The contract's message; official clients match its text."""
+    return InvalidArgument(
+        f"Collection expecting embedding with dimension of {expected}, got {got}"
+    )

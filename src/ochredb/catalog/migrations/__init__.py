@@ -1,0 +1,1 @@
+"""Alembic migrations of the catalog; one file a step, applied in order under the store's lock."""

@@ -1,0 +1,170 @@
+"""Objects and who keeps them alive: references, and the life of an object's row (DESIGN section 8).
+
+An object's row is `live` until garbage collection marks it `deleting`, which is final. The
+transaction that removes an object's last reference stamps `unreferenced_us`; the grace period
+counts from then. Every committer inserts the rows of what it introduces, so that an object swept as
+an orphan (whose row is already `deleting`) makes the late commit fail instead of dangle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import BindParameter, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from ochredb.catalog.database import Database, Session
+from ochredb.catalog.schema import objects, parts, references, version_parts, versions
+from ochredb.catalog.statement import Statement
+from ochredb.errors import Conflict
+
+_key: BindParameter[Any] = bindparam("key")
+_INSERT = Statement(upsert(objects).on_conflict_do_nothing())
+_INSERT_REFERENCE = Statement(insert(references))
+_STATE = Statement(select(objects.c.state).where(objects.c.key == _key).with_for_update())
+_REVIVE = Statement(
+    update(objects).where(objects.c.key == bindparam("object_key")).values(unreferenced_us=None)
+)
+_held = (
+    references.c.collection == bindparam("collection"),
+    references.c.kind == bindparam("kind"),
+    references.c.number <= bindparam("number_max"),
+)
+_KEYS_HELD = Statement(select(references.c.key).where(*_held).distinct())
+_KEYS_OF_COLLECTION = Statement(
+    select(references.c.key).where(references.c.collection == bindparam("collection")).distinct()
+)
+_RELEASE = Statement(delete(references).where(*_held))
+_RELEASE_COLLECTION = Statement(
+    delete(references).where(references.c.collection == bindparam("collection"))
+)
+_STAMP = Statement(
+    update(objects)
+    .where(
+        objects.c.key == bindparam("object_key"),
+        ~exists().where(references.c.key == objects.c.key),
+    )
+    .values(unreferenced_us=bindparam("now_us"))
+)
+_DELETE_PARTS = Statement(delete(parts).where(parts.c.collection == bindparam("collection")))
+_DELETE_VERSION_PARTS = Statement(
+    delete(version_parts).where(version_parts.c.collection == bindparam("collection"))
+)
+_DELETE_VERSIONS = Statement(
+    delete(versions).where(versions.c.collection == bindparam("collection"))
+)
+_DUE = Statement(
+    select(objects.c.key)
+    .where(objects.c.unreferenced_us <= bindparam("cutoff_us"), objects.c.state == "live")
+    .order_by(objects.c.unreferenced_us)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+_REFERENCED = Statement(select(references.c.key).where(references.c.key == _key).limit(1))
+_MARK = Statement(
+    update(objects).where(objects.c.key == bindparam("object_key")).values(state="deleting")
+)
+_DELETING = Statement(
+    select(objects.c.key).where(objects.c.state == "deleting").limit(bindparam("limit"))
+)
+_FORGET = Statement(delete(objects).where(objects.c.key == _key))
+_COUNT = Statement(select(func.count()).select_from(objects))
+_ALL_LIVE = Statement(select(objects.c.key).where(objects.c.state == "live"))
+
+
+def introduce(session: Session, sizes: Iterable[tuple[str, int]]) -> None:
+    """Insert the rows of new objects. Raises Conflict if a sweep took one of them for an orphan."""
+    for key, size in sizes:
+        inserted = session.run(_INSERT, key=key, size=size, state="live", unreferenced_us=None)
+        if inserted == 0:
+            row = session.one(_STATE, key=key)
+            if row is None or row[0] != "live":
+                raise Conflict(f"object {key} was swept: write it again under a new key")
+
+
+def refer(
+    session: Session, keys: Iterable[str], *, kind: str, collection: str, number: int
+) -> None:
+    """Keep objects alive. Raises Conflict if one of them is being deleted."""
+    for key in keys:
+        row = session.one(_STATE, key=key)
+        if row is None or row[0] != "live":
+            raise Conflict(f"object {key} is being deleted")
+        session.run(_INSERT_REFERENCE, key=key, kind=kind, collection=collection, number=number)
+        session.run(_REVIVE, object_key=key)
+
+
+def release(session: Session, *, kind: str, collection: str, number_max: int, now_us: int) -> None:
+    """Drop the references of one holder kind up to a number; stamp what nobody keeps any more."""
+    keys = session.all(_KEYS_HELD, kind=kind, collection=collection, number_max=number_max)
+    if not keys:
+        return
+    session.run(_RELEASE, kind=kind, collection=collection, number_max=number_max)
+    for (key,) in keys:
+        session.run(_STAMP, object_key=key, now_us=now_us)
+
+
+def release_collection(session: Session, collection: str, now_us: int) -> None:
+    """Drop every reference of a collection together with its versions and parts."""
+    keys = session.all(_KEYS_OF_COLLECTION, collection=collection)
+    session.run(_RELEASE_COLLECTION, collection=collection)
+    for (key,) in keys:
+        session.run(_STAMP, object_key=key, now_us=now_us)
+    for statement in (_DELETE_PARTS, _DELETE_VERSION_PARTS, _DELETE_VERSIONS):
+        session.run(statement, collection=collection)
+
+
+class ObjectTable:
+    """What garbage collection asks of the catalog."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def mark_due(self, cutoff_us: int, limit: int) -> list[str]:
+        """Mark objects unreferenced since `cutoff_us` as deleting; returns their keys."""
+        with self._db.read() as session:
+            if not session.all(_DUE, cutoff_us=cutoff_us, limit=1):
+                return []
+        marked = []
+        with self._db.write() as session:
+            for (key,) in session.all(_DUE, cutoff_us=cutoff_us, limit=limit):
+                # A second statement: under READ COMMITTED it sees what committed while we waited.
+                if session.one(_REFERENCED, key=key) is None:
+                    session.run(_MARK, object_key=key)
+                    marked.append(key)
+        return marked
+
+    def deleting(self, limit: int) -> list[str]:
+        """Keys marked by this or an earlier process and not yet forgotten."""
+        with self._db.read() as session:
+            return [key for (key,) in session.all(_DELETING, limit=limit)]
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Remove the rows of objects that are gone from the store."""
+        if keys:
+            with self._db.write() as session:
+                session.run_many(_FORGET, [{"key": key} for key in keys])
+
+    def known(self, keys: Sequence[str]) -> set[str]:
+        """Those of `keys` that have a row, in whatever state."""
+        with self._db.read() as session:
+            return {key for key in keys if session.one(_STATE, key=key) is not None}
+
+    def count(self) -> int:
+        with self._db.read() as session:
+            row = session.one(_COUNT)
+        return int(row[0]) if row else 0
+
+    def live_keys(self) -> set[str]:
+        with self._db.read() as session:
+            return {key for (key,) in session.all(_ALL_LIVE)}
+
+    def condemn(self, keys: Sequence[str]) -> list[str]:
+        """Insert `deleting` rows for orphans; returns those that had no row until now."""
+        condemned = []
+        with self._db.write() as session:
+            for key in keys:
+                if session.run(_INSERT, key=key, size=0, state="deleting", unreferenced_us=None):
+                    condemned.append(key)
+        return condemned

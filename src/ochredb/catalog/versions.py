@@ -1,0 +1,254 @@
+"""Versions: which parts a collection consists of, and how a new version takes effect (I7).
+
+A commit locks the collection's `logs` row, checks the lease's fence, and either compares the
+version with the one it started from (compaction) or rebases onto the current one (merge). Losing is
+`Conflict`: the work is thrown away, nothing was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BindParameter, bindparam, delete, func, insert, select, update
+
+from ochredb.catalog import objects as object_table
+from ochredb.catalog.database import Database, Session
+from ochredb.catalog.jobs import Lease, holds
+from ochredb.catalog.schema import fragments, logs, parts, version_parts, versions
+from ochredb.catalog.statement import Statement
+from ochredb.clock import Clock
+from ochredb.errors import Conflict
+from ochredb.parts import deleted as deleted_rows
+from ochredb.parts.manifest import Manifest
+from ochredb.storage.base import ObjectStore
+from ochredb.types import Bools
+
+_collection: BindParameter[Any] = bindparam("collection")
+_PARTS = Statement(
+    select(
+        parts.c.manifest,
+        version_parts.c.deleted,
+        version_parts.c.deleted_key,
+        version_parts.c.deleted_count,
+    )
+    .join(version_parts, version_parts.c.part == parts.c.id)
+    .where(
+        version_parts.c.collection == _collection,
+        version_parts.c.version == bindparam("version"),
+    )
+    .order_by(version_parts.c.position)
+)
+_LOCK = Statement(
+    select(logs.c.version, logs.c.indexed_offset, logs.c.next_offset)
+    .where(logs.c.collection == _collection)
+    .with_for_update()
+)
+_COMMIT = Statement(
+    update(logs)
+    .where(logs.c.collection == bindparam("log"))
+    .values(
+        version=bindparam("new_version"),
+        indexed_offset=bindparam("new_indexed"),
+        floor_offset=bindparam("new_floor"),
+        tail_bytes=bindparam("new_tail_bytes"),
+        unsettled_rows=bindparam("new_unsettled"),
+    )
+)
+_TAIL_BYTES = Statement(
+    select(
+        func.coalesce(
+            func.sum(
+                func.coalesce(
+                    func.length(fragments.c.payload),
+                    fragments.c.byte_stop - fragments.c.byte_start,
+                )
+            ),
+            0,
+        )
+    ).where(fragments.c.collection == _collection, fragments.c.start > bindparam("indexed"))
+)
+_TRIM = Statement(
+    delete(fragments).where(
+        fragments.c.collection == _collection, fragments.c.stop <= bindparam("floor")
+    )
+)
+_INSERT_VERSION = Statement(insert(versions))
+_INSERT_VERSION_PART = Statement(insert(version_parts))
+_INSERT_PART = Statement(insert(parts))
+_version_max: BindParameter[Any] = bindparam("version_max")
+_DELETE_OLD_VERSIONS = Statement(
+    delete(versions).where(versions.c.collection == _collection, versions.c.version <= _version_max)
+)
+_OLD_PARTS = Statement(
+    select(version_parts.c.part)
+    .where(version_parts.c.collection == _collection, version_parts.c.version <= _version_max)
+    .distinct()
+)
+_DELETE_OLD_VERSION_PARTS = Statement(
+    delete(version_parts).where(
+        version_parts.c.collection == _collection, version_parts.c.version <= _version_max
+    )
+)
+_PART_IS_USED = Statement(
+    select(version_parts.c.part).where(version_parts.c.part == bindparam("part")).limit(1)
+)
+_DELETE_PART = Statement(delete(parts).where(parts.c.id == bindparam("part")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionPart:
+    """A part in a version, with the rows that are dead there.
+
+    deleted: a serialised roaring bitmap, inline; or `deleted_key`, the object that holds it.
+    """
+
+    manifest: Manifest
+    deleted: bytes | None
+    deleted_key: str | None
+    deleted_count: int
+
+    @property
+    def live_rows(self) -> int:
+        return self.manifest.rows - self.deleted_count
+
+    def live_mask(self, store: ObjectStore) -> Bools | None:
+        """bool[rows]: which rows live; None if all do. Raises NotFound (collected), Corrupt."""
+        if self.deleted_count == 0:
+            return None
+        data = self.deleted if self.deleted_key is None else store.get(self.deleted_key)
+        assert data is not None
+        return deleted_rows.decode(data, self.manifest.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewVersion:
+    """What a commit puts in place. `new_objects`: keys and sizes that this commit introduces."""
+
+    parts: Sequence[VersionPart]
+    indexed_offset: int
+    new_objects: Sequence[tuple[str, int]]
+    new_parts: Sequence[Manifest]
+    unsettled_rows: int
+
+
+class VersionTable:
+    """Blocking, thread-safe."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._db, self._clock = database, clock
+
+    def parts(self, collection: str, version: int) -> list[VersionPart]:
+        """The parts of a version; empty for version 0 and for one that has been dropped."""
+        with self._db.read() as session:
+            return _parts(session, collection, version)
+
+    def commit(
+        self,
+        lease: Lease,
+        build: Callable[[int, int, list[VersionPart]], NewVersion],
+    ) -> int:
+        """Make a new version under the lock; returns its number.
+
+        build: given the current version, indexed offset and parts, returns what shall be; it raises
+            Conflict if that cannot follow from what it started with. It does no I/O.
+        """
+        collection = lease.collection
+        with self._db.write() as session:
+            row = session.one(_LOCK, collection=collection)
+            if row is None:
+                raise Conflict("the collection was dropped")
+            if not holds(session, lease):
+                raise Conflict("the lease was taken over")
+            version, indexed = int(row[0]), int(row[1])
+            new = build(version, indexed, _parts(session, collection, version))
+            assert indexed <= new.indexed_offset < row[2], "a version covers what was appended"
+            self._insert(session, collection, version + 1, new)
+            self._drop_up_to(session, collection, version - 1)
+            self._advance(session, collection, version + 1, indexed, new)
+            return version + 1
+
+    def _insert(self, session: Session, collection: str, version: int, new: NewVersion) -> None:
+        object_table.introduce(session, new.new_objects)
+        for manifest in new.new_parts:
+            session.run(
+                _INSERT_PART, id=manifest.id, collection=collection, manifest=manifest.to_json()
+            )
+        session.run(
+            _INSERT_VERSION,
+            collection=collection,
+            version=version,
+            indexed_offset=new.indexed_offset,
+            created_us=self._clock.now_us(),
+        )
+        keys: list[str] = []
+        for position, part in enumerate(new.parts):
+            session.run(
+                _INSERT_VERSION_PART,
+                collection=collection,
+                version=version,
+                position=position,
+                part=part.manifest.id,
+                deleted=part.deleted,
+                deleted_key=part.deleted_key,
+                deleted_count=part.deleted_count,
+            )
+            keys += [item.key for item in part.manifest.objects]
+            if part.deleted_key is not None:
+                keys.append(part.deleted_key)
+        object_table.refer(session, keys, kind="version", collection=collection, number=version)
+
+    def _drop_up_to(self, session: Session, collection: str, version_max: int) -> None:
+        """Forget versions before the predecessor of the newest, and what only they kept."""
+        used = session.all(_OLD_PARTS, collection=collection, version_max=version_max)
+        session.run(_DELETE_OLD_VERSIONS, collection=collection, version_max=version_max)
+        session.run(_DELETE_OLD_VERSION_PARTS, collection=collection, version_max=version_max)
+        for (part,) in used:
+            if session.one(_PART_IS_USED, part=part) is None:
+                session.run(_DELETE_PART, part=part)
+        object_table.release(
+            session,
+            kind="version",
+            collection=collection,
+            number_max=version_max,
+            now_us=self._clock.now_us(),
+        )
+
+    def _advance(
+        self, session: Session, collection: str, version: int, indexed: int, new: NewVersion
+    ) -> None:
+        """Move the log's row on, and trim the log below the new indexed offset."""
+        if new.indexed_offset > indexed:
+            session.run(_TRIM, collection=collection, floor=new.indexed_offset)
+            object_table.release(
+                session,
+                kind="fragment",
+                collection=collection,
+                number_max=new.indexed_offset,
+                now_us=self._clock.now_us(),
+            )
+        row = session.one(_TAIL_BYTES, collection=collection, indexed=new.indexed_offset)
+        session.run(
+            _COMMIT,
+            log=collection,
+            new_version=version,
+            new_indexed=new.indexed_offset,
+            new_floor=new.indexed_offset,
+            new_tail_bytes=int(row[0]) if row else 0,
+            new_unsettled=new.unsettled_rows,
+        )
+
+
+def _parts(session: Session, collection: str, version: int) -> list[VersionPart]:
+    return [
+        VersionPart(
+            manifest=Manifest.from_json(manifest),
+            deleted=deleted,
+            deleted_key=deleted_key,
+            deleted_count=count,
+        )
+        for manifest, deleted, deleted_key, count in session.all(
+            _PARTS, collection=collection, version=version
+        )
+    ]

@@ -1,0 +1,153 @@
+"""Every error that OchreDB raises on purpose, and what its receiver should do about it.
+
+    OchreError
+    ├── InvalidArgument     400  the request is wrong; mend it
+    │   └── Unprocessable   422  the JSON has the wrong shape (HTTP only; gRPC: INVALID_ARGUMENT)
+    ├── Unauthenticated     401  no valid credential was given
+    ├── Forbidden           403  the credential does not allow this
+    ├── NotFound            404  no such tenant, database, collection or object
+    ├── AlreadyExists       409  the name or key is taken
+    ├── Conflict            412  somebody else changed it first; read again, then retry
+    ├── TooLarge            413  the request is above a published limit
+    ├── Exhausted           429  overload or backlog; retry after a pause (`retry_after_s`)
+    ├── Internal            500  a bug
+    ├── Corrupt             500  stored bytes fail their checksum
+    ├── Unimplemented       501  not offered (yet)
+    ├── Unavailable         503  a dependency failed
+    │   └── OutcomeUnknown  503  it may have happened: repeat with the same idempotency key
+    └── DeadlineExceeded    504  out of time
+
+`chroma_name` is the error name on the wire (REST_CONTRACT section 2). Anything outside this tree
+that reaches an edge is a bug and is reported as Internal.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+
+class Kind(enum.Enum):
+    """What the caller should do next. A new member needs a decision record."""
+
+    #                  gRPC status            HTTP  retry  Chroma's error name
+    INVALID = ("INVALID_ARGUMENT", 400, False, "InvalidArgumentError")
+    UNPROCESSABLE = ("INVALID_ARGUMENT", 422, False, "ChromaError")
+    UNAUTHENTICATED = ("UNAUTHENTICATED", 401, False, "AuthorizationError")
+    FORBIDDEN = ("PERMISSION_DENIED", 403, False, "ChromaError")
+    NOT_FOUND = ("NOT_FOUND", 404, False, "NotFoundError")
+    EXISTS = ("ALREADY_EXISTS", 409, False, "ChromaError")
+    CONFLICT = ("ABORTED", 412, True, "ChromaError")
+    TOO_LARGE = ("INVALID_ARGUMENT", 413, False, "BatchSizeExceededError")
+    EXHAUSTED = ("RESOURCE_EXHAUSTED", 429, True, "RateLimitError")
+    INTERNAL = ("INTERNAL", 500, False, "InternalError")
+    CORRUPT = ("DATA_LOSS", 500, False, "InternalError")
+    UNIMPLEMENTED = ("UNIMPLEMENTED", 501, False, "ChromaError")
+    UNAVAILABLE = ("UNAVAILABLE", 503, True, "ChromaError")
+    TIMEOUT = ("DEADLINE_EXCEEDED", 504, True, "ChromaError")
+
+    def __init__(self, grpc: str, http: int, retryable: bool, chroma_name: str) -> None:
+        self.grpc, self.http, self.retryable = grpc, http, retryable
+        self.chroma_name = chroma_name
+
+
+class OchreError(Exception):
+    """Root of every error raised on purpose. `detail` is machine-readable context."""
+
+    kind: Kind = Kind.INTERNAL
+
+    def __init__(self, message: str, **detail: Any) -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class InvalidArgument(OchreError):
+    """The request is wrong; nothing was changed."""
+
+    kind = Kind.INVALID
+
+
+class Unprocessable(InvalidArgument):
+    """The JSON document has the wrong shape; nothing was changed."""
+
+    kind = Kind.UNPROCESSABLE
+
+
+class Unauthenticated(OchreError):
+    """No valid credential was given."""
+
+    kind = Kind.UNAUTHENTICATED
+
+
+class Forbidden(OchreError):
+    """The credential does not allow this."""
+
+    kind = Kind.FORBIDDEN
+
+
+class NotFound(OchreError):
+    """No such tenant, database, collection or object."""
+
+    kind = Kind.NOT_FOUND
+
+
+class AlreadyExists(OchreError):
+    """The name or key is taken; nothing was written."""
+
+    kind = Kind.EXISTS
+
+
+class Conflict(OchreError):
+    """Another writer changed it first: read it again, then retry."""
+
+    kind = Kind.CONFLICT
+
+
+class TooLarge(OchreError):
+    """The request is above a published limit."""
+
+    kind = Kind.TOO_LARGE
+
+
+class Exhausted(OchreError):
+    """Overload or backlog: retry after `retry_after_s` seconds."""
+
+    kind = Kind.EXHAUSTED
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, **detail: Any) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, **detail)
+        self.retry_after_s = retry_after_s
+
+
+class Internal(OchreError):
+    """A bug."""
+
+    kind = Kind.INTERNAL
+
+
+class Corrupt(OchreError):
+    """Stored bytes fail their checksum; they are not served."""
+
+    kind = Kind.CORRUPT
+
+
+class Unimplemented(OchreError):
+    """Not offered by this server."""
+
+    kind = Kind.UNIMPLEMENTED
+
+
+class Unavailable(OchreError):
+    """A dependency failed; retry after a pause."""
+
+    kind = Kind.UNAVAILABLE
+
+
+class OutcomeUnknown(Unavailable):
+    """The write may or may not have happened: repeat it with the same idempotency key."""
+
+
+class DeadlineExceeded(OchreError):
+    """The request ran out of time."""
+
+    kind = Kind.TIMEOUT

@@ -1,0 +1,111 @@
+"""The approximate index over a part's vectors: hnswlib behind the few calls we need.
+
+Labels are numbers 0..m-1 in order of insertion. A graph that was grown from an older part's keeps
+the old labels, so `rows` maps each label to its row in this part, or to -1 if the record is dead.
+Inner products and cosine are hnswlib's own spaces. add_items and knn_query are not safe together on
+one index: a graph is built aside and published whole (docs/formats/graph.md).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from ochredb.configuration import IndexSettings
+from ochredb.types import Float32s, Int64s
+
+_SUB_BATCH_ROWS = 2_000
+_SEED = 100
+
+
+class HnswGraph:
+    """A loaded graph; searching is thread-safe and releases the GIL.
+
+    Memory: about (d + 2·M + 4)·4 bytes per label, outside Python's heap.
+    """
+
+    def __init__(
+        self, index: hnswlib.Index, rows: NDArray[np.int32] | None, size_bytes: int
+    ) -> None:
+        self._index, self._rows, self.size_bytes = index, rows, size_bytes
+        self._ef = 0
+        self.labels = int(index.get_current_count())
+
+    @classmethod
+    def load(
+        cls, path: str, settings: IndexSettings, dimension: int, rows: NDArray[np.int32] | None
+    ) -> HnswGraph:
+        """Read a graph file; its bytes must have passed their checksum (hnswlib trusts them)."""
+        index = hnswlib.Index(space=settings.space, dim=dimension)
+        index.load_index(path)
+        return cls(index, rows, os.path.getsize(path))
+
+    def search(self, query: Float32s, count: int, ef: int) -> Int64s | None:
+        """At most `count` rows near `query` (float32[d]); None if the graph cannot give them.
+
+        Dead rows (-1) are left out. Cost: grows with ef, about 0.1 ms at ef 100 for 20k x 128.
+        """
+        if self._ef != ef:
+            self._index.set_ef(ef)  # A concurrent search may see either value: both are right.
+            self._ef = ef
+        try:
+            labels, _ = self._index.knn_query(query, k=min(count, self.labels), num_threads=1)
+        except RuntimeError:
+            return None  # Fewer than `count` nodes are reachable: the caller scans.
+        found: Int64s = labels[0].astype(np.int64)
+        if self._rows is not None:
+            found = self._rows[found].astype(np.int64)
+            found = found[found >= 0]
+        return found
+
+
+def build(
+    vectors: Float32s,
+    settings: IndexSettings,
+    *,
+    threads: int,
+    step: Callable[[], None],
+    grow: tuple[str, int] | None = None,
+) -> memoryview:
+    """The file of a graph over `vectors` (float32[n, d], n >= 1).
+
+    grow: path of a graph file and its number of labels; `vectors` are inserted behind them.
+    step: called between sub-batches; it may raise to give up.
+    Cost: one insertion per vector, 0.1 to 0.3 ms each at M 16, efC 100, d 128.
+    """
+    count, dimension = vectors.shape
+    index = hnswlib.Index(space=settings.space, dim=dimension)
+    first = 0
+    if grow is None:
+        index.init_index(
+            max_elements=count,
+            M=settings.max_neighbors,
+            ef_construction=settings.ef_construction,
+            random_seed=_SEED,
+        )
+    else:
+        path, first = grow
+        index.load_index(path, max_elements=first + count)
+    for start in range(0, count, _SUB_BATCH_ROWS):
+        stop = min(start + _SUB_BATCH_ROWS, count)
+        labels = np.arange(first + start, first + stop, dtype=np.int64)
+        index.add_items(vectors[start:stop], labels, num_threads=threads)
+        step()
+    return _saved(index)
+
+
+def _saved(index: hnswlib.Index) -> memoryview:
+    """The index's file as a view of an unlinked temporary file."""
+    handle, path = tempfile.mkstemp(prefix="ochredb-graph-")
+    try:
+        index.save_index(path)
+        return memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
+    finally:
+        os.close(handle)
+        os.unlink(path)

@@ -1,0 +1,102 @@
+"""A part's manifest: its sections, where their bytes are, and what is known about its rows.
+
+The manifest is a JSON document in the catalog (docs/formats/part.md). Truth is in the sections
+`records` and `vectors`; every other section is derived and can be rebuilt from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from ochredb.errors import Corrupt
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SectionPlace:
+    """Bytes [start, stop) of an object."""
+
+    object: int  # Index into the manifest's objects.
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object of a part.
+
+    checksum: xxh3-64 of the table of block checksums at the object's end or, without a table (the
+        graph, which is verified whole and which hnswlib reads by path), of the whole object.
+    """
+
+    key: str
+    size: int  # Bytes, the table included.
+    checksum: int
+    has_table: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What the catalog knows about a part.
+
+    rows: n, dead ones included. graph_labels: size of the graph's label space, 0 without a graph.
+    """
+
+    id: str
+    rows: int
+    dimension: int
+    graph_labels: int
+    seq_min: int
+    seq_max: int
+    objects: tuple[ObjectInfo, ...]
+    sections: dict[str, SectionPlace]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(item.size for item in self.objects)
+
+    @property
+    def has_graph(self) -> bool:
+        return self.graph_labels > 0
+
+    def to_json(self) -> str:
+        document: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "id": self.id,
+            "rows": self.rows,
+            "dimension": self.dimension,
+            "graph_labels": self.graph_labels,
+            "seq_min": self.seq_min,
+            "seq_max": self.seq_max,
+            "objects": [
+                [o.key, o.size, f"{o.checksum:016x}", o.has_table] for o in self.objects
+            ],
+            "sections": {k: [p.object, p.start, p.stop] for k, p in self.sections.items()},
+        }
+        return orjson.dumps(document).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Raises Corrupt for a document that is not a manifest of a version we read."""
+        try:
+            document = orjson.loads(text)
+            if document["format_version"] > FORMAT_VERSION:
+                raise Corrupt(f"part format {document['format_version']} is from a newer OchreDB")
+            return cls(
+                id=document["id"],
+                rows=document["rows"],
+                dimension=document["dimension"],
+                graph_labels=document["graph_labels"],
+                seq_min=document["seq_min"],
+                seq_max=document["seq_max"],
+                objects=tuple(
+                    ObjectInfo(k, s, int(c, 16), t) for k, s, c, t in document["objects"]
+                ),
+                sections={k: SectionPlace(*p) for k, p in document["sections"].items()},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise Corrupt(f"not a part manifest: {error}") from error

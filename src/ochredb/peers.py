@@ -1,0 +1,124 @@
+"""What the roles offer one another. A caller gets the object itself, or a client of the same shape.
+
+All calls block and may be made from any thread. A `deadline_s` is a monotonic time (the clock's
+`monotonic_s`), after which the call raises DeadlineExceeded; `Cancel` carries it together with the
+client's disappearance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ochredb.cancel import Cancel
+from ochredb.types import (
+    Appended,
+    Field,
+    Float32s,
+    IndexingStatus,
+    Operations,
+    QueryAnswer,
+    Records,
+)
+from ochredb.where import Where
+
+
+class Log(Protocol):
+    """Durable, ordered appends."""
+
+    def append(
+        self,
+        collection_id: str,
+        operations: Operations,
+        *,
+        idempotency_key: str | None = None,
+        expect_last_offset: int | None = None,
+        cancel: Cancel,
+    ) -> Appended:
+        """Append one request atomically; returns after it is durable and visible.
+
+        idempotency_key: the client's; a repeat with the same content returns the first answer, a
+            repeat with other content raises InvalidArgument.
+        expect_last_offset: write only if this is still the log's last offset.
+
+        Raises NotFound (collection), InvalidArgument (dimension), Conflict (expectation), Exhausted
+        (backlog), OutcomeUnknown.
+        """
+        ...
+
+    def append_evaluated(
+        self, collection_id: str, evaluate: Callable[[], Operations], *, cancel: Cancel
+    ) -> Appended:
+        """Append what `evaluate` returns, computed while no other write can land."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetRequest:
+    """Records by id and filter, in order of first insertion.
+
+    ids: None = all; duplicates collapse, unknown ones are skipped.
+    limit: None = no limit.
+    """
+
+    ids: list[str] | None = None
+    where: Where | None = None
+    limit: int | None = None
+    offset: int = 0
+    fields: Field = Field.DOCUMENT | Field.METADATA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryRequest:
+    """The n_results nearest records of each query vector among those that match.
+
+    embeddings: float32[q, d]; may hold non-finite values, whose distances are then NaN.
+    exact: never use an approximate index.
+    """
+
+    embeddings: Float32s
+    n_results: int = 10
+    ids: list[str] | None = None
+    where: Where | None = None
+    fields: Field = Field.DOCUMENT | Field.METADATA
+    exact: bool = False
+
+
+class Query(Protocol):
+    """Strong reads: each sees every write acknowledged before it began."""
+
+    def get(self, collection_id: str, request: GetRequest, *, cancel: Cancel) -> Records:
+        """Raises NotFound (collection)."""
+        ...
+
+    def query(self, collection_id: str, request: QueryRequest, *, cancel: Cancel) -> QueryAnswer:
+        """Raises NotFound (collection), InvalidArgument (dimension)."""
+        ...
+
+    def count(self, collection_id: str, *, cancel: Cancel) -> int: ...
+
+    def match(
+        self, collection_id: str, request: GetRequest, *, cancel: Cancel
+    ) -> tuple[list[str], int]:
+        """Ids that match, in order of first insertion, and the last log offset that was seen."""
+        ...
+
+    def indexing_status(self, collection_id: str) -> IndexingStatus: ...
+
+    def quick(
+        self, collection_id: str, request: GetRequest | QueryRequest | None
+    ) -> Callable[[Cancel], Records | QueryAnswer | int] | None:
+        """A closure that answers from memory in an estimated millisecond or less, or None.
+
+        `None` as the request means count. Never blocks; an event loop may call it and its result.
+        """
+        ...
+
+
+class Compactor(Protocol):
+    """Background folding, merging and collecting."""
+
+    def compact_now(self, collection_id: str) -> None:
+        """Fold the tail in the caller's thread (and merge what is due)."""
+        ...

@@ -1,0 +1,123 @@
+"""A segment: rows that operators can search, whether they lie in a part or in the log's tail.
+
+A `View` is what one read works on: segments with the rows that live in them, at one offset of the
+log. It is immutable; a later state is another View that shares most of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ochredb.parts.columns import BytesColumn
+from ochredb.parts.metadata import MetadataIndex
+from ochredb.parts.text import TextIndex
+from ochredb.types import Bools, Float32s, Int64s
+
+Rows = NDArray[np.int64]
+
+
+class Graph(Protocol):
+    """An approximate index over a segment's vectors."""
+
+    def search(self, query: Float32s, count: int, ef: int) -> Rows | None:
+        """At most `count` row numbers, nearest first; None if the graph cannot give any."""
+        ...
+
+
+class Segment(Protocol):
+    """Rows 0..n-1, dead ones included."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def seqs(self) -> Int64s:
+        """int64[n]: the offset at which each record was first inserted."""
+        ...
+
+    @property
+    def sorted_by_seq(self) -> bool:
+        """Whether rows ascend by seq."""
+        ...
+
+    @property
+    def vectors(self) -> Float32s:
+        """float32[n, d], as given by the user."""
+        ...
+
+    @property
+    def squared_norms(self) -> Float32s:
+        """float32[n]."""
+        ...
+
+    @property
+    def documents(self) -> BytesColumn: ...
+
+    @property
+    def metadata(self) -> MetadataIndex: ...
+
+    @property
+    def text(self) -> TextIndex | None:
+        """None: scan the documents."""
+        ...
+
+    @property
+    def graph_labels(self) -> int:
+        """Size of the graph's label space; 0 if there is no graph. Known without loading it."""
+        ...
+
+    @property
+    def graph(self) -> Graph | None:
+        """None: scan the vectors."""
+        ...
+
+    def find_ids(self, ids: Sequence[str]) -> Rows:
+        """int64[m]: the newest row of each id, -1 where it is not here."""
+        ...
+
+    def take_ids(self, rows: Rows) -> list[str]: ...
+
+    def take_documents(self, rows: Rows) -> list[str | None]: ...
+
+    def take_uris(self, rows: Rows) -> list[str | None]: ...
+
+    def take_metadatas(self, rows: Rows) -> list[bytes | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentView:
+    """A segment and which of its rows live; `live` None means all of them."""
+
+    segment: Segment
+    live: Bools | None
+    live_count: int
+    part_id: str | None = None  # None: in the tail.
+
+    def is_live(self, rows: Rows) -> Bools:
+        """bool[m]; a row of -1 is not."""
+        present: Bools = rows >= 0
+        return present if self.live is None else present & self.live[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a read sees: the segments of one version and of the tail up to `last_offset`."""
+
+    version: int
+    indexed_offset: int
+    last_offset: int
+    dimension: int | None
+    segments: tuple[SegmentView, ...]
+    count: int
+
+    def find_ids(self, ids: Sequence[str]) -> list[Rows]:
+        """For each segment, int64[m]: the live row of each id in it, or -1."""
+        found = []
+        for view in self.segments:
+            rows = view.segment.find_ids(ids)
+            found.append(np.where(view.is_live(rows), rows, -1))
+        return found

@@ -1,0 +1,131 @@
+"""The object store's interface: whole objects, created once, never changed.
+
+There is no overwrite and no append: what changes lives in the catalog, inside a transaction. So an
+object that was read once may be cached for ever, and two writers can never disagree about one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+from ochredb.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
+
+    Piece = Buffer | NDArray[Any]  # Type checkers know arrays as buffers from Python 3.12 only.
+
+    # One buffer, or several that are written one after the other (so that nobody has to join them).
+    Data = Piece | Sequence[Piece]
+
+KEY_BYTES_MAX = 1024
+KEY_PART_BYTES_MAX = 200
+RESERVED_PART = "tmp"  # As the first part of a key: where stores keep what is not complete.
+
+_KEY = re.compile(
+    rf"(?!{RESERVED_PART}(?:/|\Z))"
+    rf"(?!\.\.?(?:/|\Z))[A-Za-z0-9._-]{{1,{KEY_PART_BYTES_MAX}}}"
+    rf"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._-]{{1,{KEY_PART_BYTES_MAX}}})*\Z"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One row of a listing. size: bytes; modified_us: microseconds since the epoch."""
+
+    key: str
+    size: int
+    modified_us: int
+
+
+class ObjectStore(Protocol):
+    """Flat keys to immutable bytes. An object is created once and never changed.
+
+    Keys are relative paths of `[A-Za-z0-9._-]` parts between single slashes, not `.` or `..`, not
+    below `tmp/`; a bad key raises InvalidArgument. No key may also be a folder of another key (what
+    then happens differs between stores). All methods may be called from any thread and process.
+    """
+
+    def create(self, key: str, data: Data) -> None:
+        """Write the whole object, durably, if and only if `key` does not exist.
+
+        data: C-contiguous buffers of any item type, written as bytes, one after the other.
+
+        Raises AlreadyExists, with nothing written; the object that exists is durable. After
+        Unavailable the outcome is unknown: the caller reads back (`data` names its writer) or takes
+        a new key; it never assumes.
+        """
+        ...
+
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises NotFound."""
+        ...
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop). Raises NotFound; ValueError outside 0 <= start <= stop <= size."""
+        ...
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[StoredObject]:
+        """Objects whose key starts with `prefix` and is greater than `after`, in byte order.
+
+        Any string is a prefix, `""` is all. Objects created or deleted meanwhile may or may not
+        be listed; all others are. Cost: proportional to the folders and objects looked at.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; removing an absent one is not an error.
+
+        Not durable: after power loss a deleted object may be back.
+        """
+        ...
+
+
+class Mappable(Protocol):
+    """A store whose objects can be used in place, without copying them into the heap."""
+
+    def map(self, key: str) -> memoryview:
+        """The whole object as a read-only view of bytes; raises NotFound.
+
+        The view stays valid after `delete`. It costs address space and page cache only, and no file
+        descriptor; it is released with its last reference.
+        """
+        ...
+
+    def path(self, key: str) -> str | None:
+        """The local file that holds the object (if it exists), or None if the store has no files.
+
+        To read, or to hand to a library that loads by path; never to write.
+        """
+        ...
+
+
+class LocalStore(ObjectStore, Mappable, Protocol):
+    """Both: what the embedded engine and the single server run on."""
+
+
+def is_key(key: str) -> bool:
+    """Whether every store accepts `key`."""
+    return len(key) <= KEY_BYTES_MAX and _KEY.match(key) is not None
+
+
+def check_key(key: str) -> None:
+    """Raises InvalidArgument unless `is_key`."""
+    if not is_key(key):
+        raise InvalidArgument(f"not an object key: {key!r}", key=key)
+
+
+def byte_views(data: Data) -> list[memoryview]:
+    """The buffers of `data` as one-dimensional views of bytes, without the empty ones; no copy.
+
+    Raises TypeError for what is no buffer, or not C-contiguous.
+    """
+    pieces = data if isinstance(data, list | tuple) else (data,)
+    views = [memoryview(cast("Buffer", piece)) for piece in pieces]
+    return [view.cast("B") for view in views if view.nbytes]

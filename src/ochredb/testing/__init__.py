@@ -1,0 +1,1 @@
+"""Test kits that ship with the package, so that any implementation can prove itself."""

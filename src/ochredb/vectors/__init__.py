@@ -1,0 +1,1 @@
+"""Distances and exact search over vectors."""
