@@ -151,3 +151,13 @@ class DeadlineExceeded(OchreError):
     """The request ran out of time."""
 
     kind = Kind.TIMEOUT
+
+
+def __getattr__(name: str) -> Any:
+    """`chromadb.errors.NotFoundError` and the like: the client's exceptions, Chroma's path."""
+    from ochredb.api import exceptions
+
+    found = vars(exceptions).get(name)
+    if isinstance(found, type) and issubclass(found, exceptions.ChromaError):
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

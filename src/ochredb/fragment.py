@@ -10,11 +10,22 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from ochredb.errors import Corrupt
+from ochredb.errors import Corrupt, InvalidArgument
 from ochredb.types import Bools, Float32s, Op, Operations
 
 FORMAT_VERSION = 1
 _VERSION_KEY, _OP_KEY = b"ochredb.fragment", b"op"
+
+
+def check(operations: Operations) -> None:
+    """Refuse what could never be folded (DESIGN section 7), before it is in the log for ever."""
+    if operations.op in (Op.ADD, Op.UPSERT) and (
+        operations.embeddings is None
+        or (operations.embedded is not None and not operations.embedded.all())
+    ):
+        raise InvalidArgument(f"{operations.op.name.lower()} needs an embedding for each record")
+    if operations.dimension == 0:
+        raise InvalidArgument("an embedding must have at least one component")
 
 
 def encode(operations: Operations) -> pa.Buffer:
@@ -86,5 +97,5 @@ def decode(data: bytes | memoryview | pa.Buffer) -> Operations:
             uris=batch.column("uri").to_pylist() if "uri" in names else None,
             metadatas=batch.column("metadata").to_pylist() if "metadata" in names else None,
         )
-    except (pa.ArrowException, KeyError, ValueError, StopIteration) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, StopIteration) as error:
         raise Corrupt(f"not a fragment: {error}") from error

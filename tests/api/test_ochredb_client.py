@@ -398,6 +398,22 @@ def test_a_process_that_never_closes_loses_nothing(tmp_path: Path) -> None:
         assert client.get_collection("kept").get()["documents"] == ["x", "y"]
 
 
+def test_a_client_that_is_dropped_closes_its_connections(server: ServerProcess) -> None:
+    program = f"""
+        import gc, sys, warnings
+        warnings.simplefilter("error")
+        unraisable = []
+        sys.unraisablehook = lambda hook: unraisable.append(hook.exc_value)
+        import ochredb
+        client = ochredb.HttpClient({server.host!r}, {server.port})
+        client.heartbeat()
+        del client
+        gc.collect()
+        print(unraisable)
+    """
+    assert run_python(program).strip() == "[]"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("kind", ["persistent", "http"])
 def test_parent_and_child_both_go_on_after_a_fork(

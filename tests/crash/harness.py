@@ -14,6 +14,7 @@ the next round's past.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import itertools
@@ -158,9 +159,7 @@ class Server:
     """One life of the server: from its start to its death."""
 
     def __init__(self, plan: Plan, log_path: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = _free_port()
         self.log_path = log_path
         command = [part.format(directory=plan.directory, port=self.port) for part in plan.command]
         observed = plan.loss.environ() if plan.loss else {}
@@ -206,6 +205,16 @@ class Server:
 
     def log_tail(self) -> str:
         return Path(self.log_path).read_bytes()[-3000:].decode(errors="replace")
+
+
+def _free_port() -> int:
+    """A port that nobody listens on, outside the range from which outgoing connections draw."""
+    candidates = random.SystemRandom()
+    while True:
+        port = candidates.randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Campaign:

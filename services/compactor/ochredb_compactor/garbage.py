@@ -2,8 +2,8 @@
 
 An unreferenced object is deleted a grace period after its *last* reference went. An orphan is found
 by listing: an object without a row, older than the grace period by its own name and by the store's
-clock. Its row is inserted as `deleting` before it is deleted, so a writer that slept past the sweep
-conflicts at its commit instead of referring to nothing.
+clock. A row that says so is committed before it is deleted and kept for a week, so a writer that
+slept past the sweep conflicts at its commit instead of referring to nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _BATCH = 500
 # the catalog is more likely to be the wrong one than the objects to be garbage.
 _ORPHAN_SHARE_MAX = 0.2
 _ORPHANS_ALWAYS_ALLOWED = 100
+_SWEPT_RETENTION_S = 7 * 86_400.0
 
 
 def collect(world: World, step: Callable[[], None]) -> int:
@@ -57,15 +58,18 @@ def find_orphans(world: World) -> tuple[list[str], int]:
 
 def sweep(world: World, step: Callable[[], None]) -> int:
     """Delete orphans; returns how many. Refuses, with a logged error, if they are too many."""
+    world.objects.forget_swept(world.clock.now_us() - int(_SWEPT_RETENTION_S * 1e6))
     orphans, seen = find_orphans(world)
     if len(orphans) > max(_ORPHANS_ALWAYS_ALLOWED, _ORPHAN_SHARE_MAX * seen):
         log.error("sweep refused: %d of %d objects look orphaned", len(orphans), seen)
         return 0
     swept = 0
     for start in range(0, len(orphans), _BATCH):
-        condemned = world.objects.condemn(orphans[start : start + _BATCH])
-        _delete(world, condemned, step)
-        swept += len(condemned)
+        batch = orphans[start : start + _BATCH]
+        for key in world.objects.condemn(batch, world.clock.now_us()):
+            world.store.delete(key)
+            swept += 1
+            step()
     return swept
 
 

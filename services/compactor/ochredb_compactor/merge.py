@@ -27,6 +27,8 @@ from ochredb_compactor.gather import rows_of_parts
 from ochredb_compactor.scheduler import MergePlan, unsettled_rows
 from ochredb_compactor.world import World
 
+_COMMIT_ATTEMPTS_MAX = 10
+
 
 def merge(world: World, lease: Lease, plan: MergePlan, step: Callable[[], None]) -> int:
     """Carry out `plan`; returns the new version. Raises Conflict if an input is gone."""
@@ -108,6 +110,8 @@ def _commit(
     maps: Sequence[NDArray[np.int64]],
     objects: Sequence[tuple[str, int]],
 ) -> int:
+    bitmaps: dict[str, bytes] = {}
+
     def build(_version: int, indexed: int, current: Sequence[VersionPart]) -> NewVersion:
         now = {item.manifest.id: item for item in current}
         started = [item.manifest.id for item in inputs]
@@ -116,7 +120,7 @@ def _commit(
         parts = [item for item in current if item.manifest.id not in started]
         used = False
         if manifest is not None:
-            died = _died_meanwhile(world, inputs, masks, now, maps)
+            died = _died_meanwhile(inputs, masks, now, maps, bitmaps)
             used = len(died) < manifest.rows  # Else everything in it is dead: leave it an orphan.
             if used:
                 parts.append(_with_deleted(manifest, died))
@@ -128,24 +132,45 @@ def _commit(
             unsettled_rows=unsettled_rows(parts),
         )
 
-    return world.versions.commit(lease, build)
+    for _ in range(_COMMIT_ATTEMPTS_MAX):
+        try:
+            return world.versions.commit(lease, build)
+        except _Unread as unread:  # Nothing is read from the store inside a transaction.
+            bitmaps[unread.key] = world.store.get(unread.key)
+    raise Conflict("rows of the merge's inputs die faster than it can follow")
+
+
+class _Unread(Conflict):
+    """The current version names a bitmap of deleted rows that has to be fetched first."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key} has not been read yet")
+        self.key = key
 
 
 def _died_meanwhile(
-    world: World,
     inputs: Sequence[VersionPart],
     masks: Sequence[Bools | None],
     now: dict[str, VersionPart],
     maps: Sequence[NDArray[np.int64]],
+    bitmaps: dict[str, bytes],
 ) -> NDArray[np.int64]:
-    """Output rows whose records were deleted or replaced since the merge began."""
+    """Output rows whose records were deleted or replaced since the merge began.
+
+    bitmaps: content of the objects `deleted/...` read so far. Raises _Unread for another one.
+    """
     died = [np.empty(0, np.int64)]
     for item, mask, mapping in zip(inputs, masks, maps, strict=True):
         latest = now[item.manifest.id]
         if latest.deleted_count == item.deleted_count:
             continue  # Rows never come back to life: an equal count is an equal set.
-        live_now = latest.live_mask(world.store)
-        assert live_now is not None
+        data = latest.deleted
+        if latest.deleted_key is not None:
+            data = bitmaps.get(latest.deleted_key)
+            if data is None:
+                raise _Unread(latest.deleted_key)
+        assert data is not None, "more rows are dead than when the merge began"
+        live_now = deleted_rows.decode(data, latest.manifest.rows)
         gone = ~live_now if mask is None else mask & ~live_now
         died.append(mapping[gone])
     return np.sort(np.concatenate(died))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from ochredb.catalog.jobs import Lease
-from ochredb.errors import Conflict, DeadlineExceeded, NotFound, OchreError
+from ochredb.errors import Conflict, Corrupt, DeadlineExceeded, NotFound, OchreError
 from ochredb.replay import Gone
 from ochredb_compactor.compaction import compact
 from ochredb_compactor.garbage import collect, sweep
@@ -96,11 +96,18 @@ class CompactorService:
     def _until_done(self, attempt: Callable[[], bool | None]) -> bool:
         """Repeat an attempt that lost a race (Conflict) or found the lease taken (None)."""
         deadline = self._world.clock.monotonic_s() + 2 * self._world.config.lease_ttl_s
+        gone = 0
         while self._world.clock.monotonic_s() < deadline:
-            with contextlib.suppress(Conflict, Gone):
+            try:
                 done = attempt()
                 if done is not None:
                     return done
+            except Conflict:
+                pass
+            except Gone as error:
+                gone += 1
+                if gone == _ATTEMPTS_MAX:  # Each attempt takes a new snapshot: this is damage.
+                    raise Corrupt(str(error)) from error
             self._world.clock.sleep(0.02)
         raise DeadlineExceeded("another process holds the collection's lease")
 
@@ -134,11 +141,11 @@ class CompactorService:
         try:
             yield lease
         except BaseException as error:
+            keeper.stop()
             with contextlib.suppress(OchreError):  # The first error is the one to report.
                 jobs.end(lease, f"{type(error).__name__}: {error}"[:500])
             raise
-        finally:
-            keeper.stop()
+        keeper.stop()
         jobs.end(lease)
         self._trim()
 
@@ -200,11 +207,15 @@ class CompactorService:
             return
         try:
             job(collection_id, self._step)
-        except (Conflict, Gone, NotFound):  # Lost a race, or dropped: nothing to report.
+        except Conflict:  # Lost a race: nothing to report.
             self._failures.pop(key, None)
         except _Stopped:
             raise
-        except Exception:
+        except Exception as error:
+            if failures == 0 and isinstance(error, Gone | NotFound):
+                # Once, it means that the collection or the version was dropped meanwhile.
+                self._failures[key] = (1, now)
+                return
             log.exception("%s of collection %s failed", kind, collection_id)
             wait_s = min(_RETRY_S_MAX, 2.0**failures)
             self._failures[key] = (failures + 1, now + wait_s)
@@ -266,8 +277,10 @@ class _Keeper:
             self._done.wait(self._world.config.lease_ttl_s / 3)
 
     def stop(self) -> None:
+        """No renewal comes after this: it would give life to a lease that has ended."""
         self._done.set()
         self._timer.cancel()
+        self._timer.join()
 
 
 def lower_priority() -> None:

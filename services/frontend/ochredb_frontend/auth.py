@@ -9,7 +9,14 @@ from ochredb.errors import Unauthenticated
 
 # Open to everybody: health checks and documents, which reveal nothing that is stored.
 OPEN_PATHS = frozenset(
-    ("/api/v2/heartbeat", "/api/v2/healthcheck", "/api/v2/version", "/docs", "/openapi.json")
+    (
+        "/api/v2",
+        "/api/v2/heartbeat",
+        "/api/v2/healthcheck",
+        "/api/v2/version",
+        "/docs",
+        "/openapi.json",
+    )
 )
 
 

@@ -33,7 +33,7 @@ def update(frontend: Frontend, request: Request) -> Response:
 
 
 def delete(frontend: Frontend, request: Request) -> Response:
-    deletion = wire.parse_delete(request, frontend.config)
+    deletion = wire.parse_delete(request)
     return json_response({"deleted": frontend.delete(deletion, request.cancel)})
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ochredb import configuration
 from ochredb.cancel import Cancel
 from ochredb.catalog.namespace import DatabaseInfo, Namespace
 from ochredb.clock import Clock, SystemClock
-from ochredb.errors import Conflict, Forbidden
+from ochredb.errors import Conflict, Forbidden, NotFound
 from ochredb.peers import GetRequest, Log, Query, QueryRequest
 from ochredb.types import (
     CollectionInfo,
@@ -198,6 +199,8 @@ class Frontend:
             answer = QueryAnswer([], [])
         else:
             answer = self._query.query(read.collection_id, read.request, cancel=cancel)
+            if _found_no_id(read.request, answer):
+                self._refuse_unknown_ids(self._query.count(read.collection_id, cancel=cancel))
         return read.encode(answer)
 
     def quick(self, read: Read) -> Callable[[Cancel], bytes] | None:
@@ -209,11 +212,20 @@ class Frontend:
             if schema is None:
                 return None
             configuration.check_filterable(schema, read.where)
-        answer = self._query.quick(read.collection_id, read.request)
-        if answer is None:
-            return None
-        run = answer
-        return lambda cancel: read.encode(run(cancel))
+        found = self._query.quick(read.collection_id, read.request)
+        return None if found is None else partial(self._answer_quickly, read, found)
+
+    def _answer_quickly(self, read: Read, run: Callable[[Cancel], Answer], cancel: Cancel) -> bytes:
+        answer = run(cancel)
+        if isinstance(read.request, QueryRequest) and _found_no_id(read.request, answer):
+            count = self._query.quick(read.collection_id, None)
+            self._refuse_unknown_ids(None if count is None else count(cancel))
+        return read.encode(answer)
+
+    def _refuse_unknown_ids(self, count: Answer | None) -> None:
+        """Clients expect a query among unknown ids to fail, unless the collection is empty."""
+        if count != 0:
+            raise NotFound("Error finding id: none of the ids given is in the collection")
 
     def delete(self, deletion: Deletion, cancel: Cancel) -> int:
         """Delete by ids or filter. Returns the number of ids given, or the number that matched."""
@@ -274,3 +286,14 @@ class Frontend:
                 self._schemas.pop(next(iter(self._schemas)))
             self._schemas[collection_id] = schema
         return schema
+
+
+def _found_no_id(request: QueryRequest, answer: Answer) -> bool:
+    """Whether a query among given ids and without a filter found nothing."""
+    return (
+        bool(request.ids)
+        and request.where is None
+        and request.n_results > 0
+        and isinstance(answer, QueryAnswer)
+        and not any(records.ids for records in answer.records)
+    )

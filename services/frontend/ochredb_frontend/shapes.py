@@ -6,6 +6,7 @@ Every message names the field.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from ochredb.json_shape import describe
 from ochredb_frontend.messages import Request, unsupported_media_type
 
 U32_MAX = 2**32 - 1
+_CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _STRING: frozenset[type] = frozenset((str,))
 _STRING_OR_NULL: frozenset[type] = frozenset((str, type(None)))
 
@@ -128,6 +130,8 @@ def _check_items(field: str, items: list[Any], allowed: Collection[type]) -> Non
 def collection_id(request: Request) -> str:
     """The path's collection id in canonical form."""
     text = request.parameters["collection_id"]
+    if _CANONICAL_UUID.fullmatch(text):
+        return text
     try:
         return str(uuid.UUID(text))
     except ValueError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import orjson
@@ -137,11 +138,11 @@ def _none_if_all_absent(column: list[T | None] | None) -> list[T | None] | None:
     return None if column is None or column.count(None) == len(column) else column
 
 
-def parse_delete(request: Request, config: FrontendConfig) -> Deletion:
+def parse_delete(request: Request) -> Deletion:
     """If neither ids nor a filter is given, nothing is deleted."""
     body = shapes.json_object(request)
     ids = shapes.optional_strings("ids", body.get("ids"))
-    where = _filter(body, config)
+    where = _filter(body)
     limit = shapes.u32(body, "limit")
     collection_id = shapes.collection_id(request)
     if limit is not None and where is None:
@@ -157,13 +158,13 @@ def parse_delete(request: Request, config: FrontendConfig) -> Deletion:
 # -- reads
 
 
-def parse_get(request: Request, config: FrontendConfig) -> Read:
+def parse_get(request: Request, config: FrontendConfig) -> Read:  # noqa: ARG001
     body = shapes.json_object(request)
     ids = shapes.optional_strings("ids", body.get("ids"))
     include, fields = _include(body, _GET_INCLUDE)
     limit = shapes.u32(body, "limit")
     offset = shapes.u32(body, "offset") or 0
-    where = _filter(body, config)
+    where = _filter(body)
     get = GetRequest(ids=ids, where=where, limit=limit, offset=offset, fields=fields)
 
     def encode_answer(answer: Answer) -> bytes:
@@ -180,7 +181,7 @@ def parse_query(request: Request, config: FrontendConfig) -> Read:
     n_results = 10 if n_results is None else n_results
     ids = shapes.optional_strings("ids", body.get("ids"))
     include, fields = _include(body, _QUERY_INCLUDE)
-    where = _filter(body, config)
+    where = _filter(body)
     results = n_results * len(embeddings)
     if results > config.results_max:
         raise InvalidArgument(
@@ -213,7 +214,6 @@ def _include(body: Mapping[str, Any], default: list[str]) -> tuple[list[str], Fi
     include = body.get("include", default)
     if not isinstance(include, list):
         raise shapes.wrong_type("include", include, "a sequence")
-    fields = Field.NONE
     for index, name in enumerate(include):
         if not isinstance(name, str):
             raise shapes.wrong_type(f"include[{index}]", name, "a string")
@@ -222,61 +222,23 @@ def _include(body: Mapping[str, Any], default: list[str]) -> tuple[list[str], Fi
             raise shapes.wrong_shape(
                 f"include[{index}]: unknown variant `{name}`, expected one of {known}"
             )
+    return include, _fields_of(frozenset(include))
+
+
+@cache  # There are 32 sets of names; combining flags costs more than the rest of this function.
+def _fields_of(include: frozenset[str]) -> Field:
+    fields = Field.NONE
+    for name in include:
         fields |= _FIELDS[name]
-    return include, fields
+    return fields
 
 
-# -- filters
-
-
-def _filter(body: Mapping[str, Any], config: FrontendConfig) -> Where | None:
+def _filter(body: Mapping[str, Any]) -> Where | None:
     """`where` and `where_document` as one filter, or None if there is neither."""
-    where, where_document = body.get("where"), body.get("where_document")
-    parsed: Where | None = None
-    if where is not None:
-        check_filter_size("where", where, config)
-        parsed = where_parse.parse_where(where)
-    if where_document is not None:
-        check_filter_size("where_document", where_document, config)
-        document = where_parse.parse_where_document(where_document)
-        parsed = document if parsed is None else where_parse.combine(parsed, document)
-    return parsed
-
-
-def check_filter_size(field: str, value: object, config: FrontendConfig) -> None:
-    """Refuse filters that cost too much to parse and run, before anything recurses into them.
-
-    Counted are objects; depth is that of objects in one another. Pattern lengths are checked for
-    the operators that search documents.
-    """
-    nodes = 0
-    stack: list[tuple[object, int]] = [(value, 1)]
-    while stack:
-        item, depth = stack.pop()
-        if isinstance(item, dict):
-            nodes += 1
-            if nodes > config.filter_nodes_max:
-                raise InvalidArgument(
-                    f"{field}: more than the maximum of {config.filter_nodes_max} filter nodes"
-                )
-            if depth > config.filter_depth_max:
-                raise InvalidArgument(
-                    f"{field}: nested deeper than the maximum of {config.filter_depth_max}"
-                )
-            for key, child in item.items():
-                if isinstance(child, str):
-                    if key in _PATTERNS and len(child) > config.pattern_chars_max:
-                        raise InvalidArgument(
-                            f"{field}: {key}: a pattern of {len(child)} characters is longer than"
-                            f" the maximum of {config.pattern_chars_max}"
-                        )
-                elif isinstance(child, (dict, list)):
-                    stack.append((child, depth + 1))
-        elif isinstance(item, list):
-            stack += [(child, depth) for child in item if isinstance(child, (dict, list))]
-
-
-_PATTERNS = frozenset(("$contains", "$not_contains", "$regex", "$not_regex"))
+    return where_parse.combine(
+        where_parse.parse_where(body.get("where")),
+        where_parse.parse_where_document(body.get("where_document")),
+    )
 
 
 # -- answers

@@ -21,13 +21,17 @@ from ochredb.cancel import Cancel
 from ochredb.catalog.database import Database
 from ochredb.catalog.logs import AppendRequest, LogTable
 from ochredb.catalog.namespace import LOCK_LOG
+from ochredb.catalog.objects import Swept
 from ochredb.checksum import signed, xxh3
-from ochredb.errors import Exhausted, Internal, NotFound, OchreError
-from ochredb.fragment import encode
+from ochredb.errors import Exhausted, Internal, NotFound, OchreError, OutcomeUnknown, Unavailable
+from ochredb.fragment import check, encode
 from ochredb.ids import IdSource
 from ochredb.storage.base import ObjectStore
 from ochredb.types import Appended, Operations
 from ochredb_log.config import LogConfig
+
+_MAKE_ROOM_ATTEMPTS_MAX = 10
+_SWEPT_ATTEMPTS_MAX = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -74,17 +78,14 @@ class LogService:
     ) -> Appended:
         """See `ochredb.peers.Log.append`. Cost: encoding, then a share of one or three fsyncs."""
         cancel.check()
+        check(operations)
         payload = encode(operations)
         request = self._request(
             collection_id, operations, payload, idempotency_key, expect_last_offset
         )
-        try:
-            appended = self._append(request, payload)
-        except Exhausted:
-            if self._make_room is None:
-                raise
-            self._make_room(collection_id)
-            appended = self._append(request, payload)
+        appended = self._with_room(
+            collection_id, cancel, lambda: self._append_resolved(request, payload)
+        )
         if not appended.repeated:
             self._on_append(collection_id, appended.last_offset)
         return appended
@@ -97,7 +98,16 @@ class LogService:
         Holds the collection's lock while `evaluate` reads: the last resort of a conditional write
         that kept losing, because it delays the other writers.
         """
-        cancel.check()
+        appended = self._with_room(
+            collection_id, cancel, lambda: self._append_evaluated(collection_id, evaluate)
+        )
+        if appended.last_offset >= appended.first_offset:
+            self._on_append(collection_id, appended.last_offset)
+        return appended
+
+    def _append_evaluated(
+        self, collection_id: str, evaluate: Callable[[], Operations]
+    ) -> Appended:
         with self._database.write() as session:
             if session.one(LOCK_LOG, collection=collection_id) is None:
                 raise NotFound(f"Collection [{collection_id}] does not exist.")
@@ -105,13 +115,26 @@ class LogService:
             last = self._table.snapshot(collection_id).last_offset
             if len(operations) == 0:
                 return Appended(last + 1, last)
+            check(operations)
             payload = encode(operations)
             request = self._request(collection_id, operations, payload, None, None)
             # Inline whatever its size: nothing waits for a store inside a transaction.
             request = replace(request, payload=payload.to_pybytes())
-            appended = self._table.append_locked(session, request)
-        self._on_append(collection_id, appended.last_offset)
-        return appended
+            return self._table.append_locked(session, request)
+
+    def _with_room(
+        self, collection_id: str, cancel: Cancel, attempt: Callable[[], Appended]
+    ) -> Appended:
+        """An embedded engine compacts by itself when the backlog is full, as often as it takes."""
+        for _ in range(_MAKE_ROOM_ATTEMPTS_MAX):
+            cancel.check()
+            try:
+                return attempt()
+            except Exhausted:
+                if self._make_room is None:
+                    raise
+                self._make_room(collection_id)
+        return attempt()
 
     def _request(
         self,
@@ -141,6 +164,19 @@ class LogService:
 
     # -- group commit
 
+    def _append_resolved(self, request: AppendRequest, payload: pa.Buffer) -> Appended:
+        """Append; if the commit's result is lost, ask once more with the same request id.
+
+        The repeat waits for the row lock before it looks, so what it finds is the truth.
+        """
+        try:
+            return self._append(request, payload)
+        except OutcomeUnknown as unknown:
+            try:
+                return self._append(request, payload)
+            except (Exhausted, Unavailable):
+                raise unknown from None  # The repeat was not looked at: nobody knows yet.
+
     def _append(self, request: AppendRequest, payload: pa.Buffer) -> Appended:
         waiting = _Waiting(request, payload)
         with self._lock:
@@ -150,7 +186,11 @@ class LogService:
             waiting.leads = not self._flushing
             self._flushing = True
         if not waiting.leads:
-            waiting.done.wait()
+            try:
+                waiting.done.wait()
+            except BaseException:  # An interrupt: do not leave the others without a leader.
+                self._abandon(waiting)
+                raise
         if waiting.leads:
             self._lead()
         outcome = waiting.outcome
@@ -172,16 +212,28 @@ class LogService:
         finally:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 waiting.outcome = outcome
-            with self._lock:
-                successor = self._queue[0] if self._queue else None
-                if successor is None:
-                    self._flushing = False
-                else:
-                    successor.leads = True
+            self._hand_over()
             for waiting in batch:
                 waiting.done.set()
-            if successor is not None:
-                successor.done.set()
+
+    def _hand_over(self) -> None:
+        """Let the first request in the queue lead the next flush."""
+        with self._lock:
+            if not self._queue:
+                self._flushing = False
+                return
+            successor = self._queue[0]
+            successor.leads = True
+        successor.done.set()
+
+    def _abandon(self, waiting: _Waiting) -> None:
+        """Its thread will not wait any longer. In the queue still, it is not written."""
+        with self._lock:
+            if waiting in self._queue:
+                self._queue.remove(waiting)
+            leads = waiting.leads
+        if leads:
+            self._hand_over()
 
     def _take_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -195,7 +247,21 @@ class LogService:
         return batch
 
     def _flush(self, batch: list[_Waiting]) -> list[Appended | OchreError]:
-        """Bytes durable first, then the commit that points at them."""
+        """Bytes durable first, then the commit that points at them.
+
+        Who slept past the orphan sweep finds its object swept: it writes it again, elsewhere.
+        """
+        outcomes = self._flush_once(batch)
+        for _ in range(_SWEPT_ATTEMPTS_MAX):
+            again = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Swept)]
+            if not again:
+                break
+            repeated = self._flush_once([batch[i] for i in again])
+            for i, outcome in zip(again, repeated, strict=True):
+                outcomes[i] = outcome
+        return outcomes
+
+    def _flush_once(self, batch: list[_Waiting]) -> list[Appended | OchreError]:
         requests: list[AppendRequest] = []
         pieces: list[memoryview] = []
         size = 0
@@ -228,4 +294,7 @@ def _copy_of(error: BaseException) -> BaseException:
         copy = type(error)(str(error), **error.detail)
         copy.__cause__ = error
         return copy
-    return Internal(f"the flush failed: {type(error).__name__}: {error}")
+    text = f"{type(error).__name__}: {error}"
+    if not isinstance(error, Exception):  # An interrupt: perhaps just after the commit.
+        return OutcomeUnknown(f"the flush was interrupted: {text}")
+    return Internal(f"the flush failed: {text}")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ochredb_node.memory import tune_allocator
 from ochredb_node.settings import Settings, SettingsError, add_arguments, load
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT."""
     _set_up_logging(settings.log_level)
+    tune_allocator()
     # Late: `ochredb --help` and refusals of settings need none of it.
     from ochredb.errors import OchreError
     from ochredb_frontend.app import App

@@ -201,9 +201,11 @@ class Node:
         if self._closed or not self._started:
             return
         self._closed = True
-        self.compactor.stop()
-        self.database.checkpoint()
-        self.database.close()
+        try:
+            self.compactor.stop()
+            self.database.checkpoint()
+        finally:
+            self.database.close()
 
     def _housekeep(self) -> None:
         """About once a second, from the merging thread."""
@@ -286,6 +288,8 @@ class _Embedded:
 
     def open(self, path: str | None, allow_reset: bool) -> SharedNode:
         key = None if path is None else os.path.realpath(path)
+        if self._pid != os.getpid():
+            self._after_fork()
         with self._lock:
             self.node(key, allow_reset)
             self._users[key] = self._users.get(key, 0) + 1
@@ -322,12 +326,14 @@ class _Embedded:
 
     def release(self, key: str | None) -> None:
         """One user less. The node in memory stays: later clients share its state."""
+        if self._pid != os.getpid():
+            self._after_fork()
         with self._lock:
             self._users[key] = self._users.get(key, 0) - 1
             if self._users[key] <= 0 and key is not None:
                 del self._users[key]
                 node = self._nodes.pop(key, None)
-                if node is not None and self._pid == os.getpid():
+                if node is not None:
                     node.close()
 
     def close_all(self) -> None:

@@ -42,7 +42,7 @@ class Settings:
     deadline_s: float = _setting(30.0, "seconds after which a request is given up (504)")
     slow_request_s: float = _setting(1.0, "seconds from which on a request is logged as slow")
     read_threads: int | None = _setting(None, "threads for reads (default: one per CPU)")
-    write_threads: int | None = _setting(None, "threads for writes (default: one per CPU)")
+    write_threads: int | None = _setting(None, "threads for writes (default: 8, or one per CPU)")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

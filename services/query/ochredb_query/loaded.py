@@ -56,7 +56,7 @@ class LoadedCollection:
 
     def refresh(self, snapshot: Snapshot) -> View:
         """A view at the snapshot or later. Raises Gone if the snapshot is too old to be read."""
-        with self._lock:
+        with self._logs.reading(), self._lock:
             view = self.view
             if view is not None and view.version >= snapshot.version:
                 if view.last_offset >= snapshot.last_offset:

@@ -12,7 +12,7 @@ from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
 from ochredb.configuration import index_settings
-from ochredb.errors import Corrupt, NotFound, Unavailable
+from ochredb.errors import Corrupt, InvalidArgument, NotFound, Unavailable
 from ochredb.parts.manifest import Manifest
 from ochredb.peers import GetRequest, QueryRequest
 from ochredb.plan.operators import Filter, Nearest, Page, Project, Selection
@@ -214,6 +214,9 @@ def _query(
     dimension = request.embeddings.shape[1]
     if view.dimension is not None and len(request.embeddings) and dimension != view.dimension:
         raise dimension_error(view.dimension, dimension)
+    if request.ids and view.count and not _any_lives(view, request.ids):
+        # Official clients' tests want an error here; of several ids, the ones that live answer.
+        raise InvalidArgument("Error finding id: none of the given ids exists in the collection")
     step, project = _nearest(loaded, request), Project(request.fields)
     selections = _filter(request.ids, request.where).run(view, cancel) if request.n_results else []
     answer = QueryAnswer(records=[], distances=[])
@@ -224,3 +227,7 @@ def _query(
         answer.records.append(project.run(view, hits))
         answer.distances.append(hits.distances)
     return answer
+
+
+def _any_lives(view: View, ids: list[str]) -> bool:
+    return any(bool((rows >= 0).any()) for rows in view.find_ids(ids))

@@ -72,6 +72,7 @@ class HttpTransport:
         self._connections_max = connections_max
         self._keepalive_connections_max = keepalive_connections_max
         self._client: httpx.Client | None = None
+        self._finalizer: weakref.finalize[[], HttpTransport] | None = None
         self._inherited: list[httpx.Client] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -96,9 +97,10 @@ class HttpTransport:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
+            self._client = None
+            finalizer, self._finalizer = self._finalizer, None
+        if finalizer is not None:
+            finalizer()
 
     def _open(self) -> httpx.Client:
         import httpx  # A third of a second: only those who need it pay.
@@ -119,6 +121,8 @@ class HttpTransport:
                         keepalive_expiry=self._keepalive_s,
                     ),
                 )
+                # For those who never close: when this object goes, or the process ends.
+                self._finalizer = weakref.finalize(self, self._client.close)
             return self._client
 
     def _tls(self) -> ssl.SSLContext | bool:
@@ -132,6 +136,9 @@ class HttpTransport:
         # The parent goes on using these sockets. They are kept, not closed: closing an encrypted
         # one would say goodbye in the parent's name.
         self._lock = threading.Lock()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+            self._finalizer = None
         if self._client is not None:
             self._inherited.append(self._client)
             self._client = None

@@ -15,6 +15,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -96,7 +97,8 @@ class SqliteSession:
 class SqliteDatabase:
     """SQLite in WAL mode with full durability; `path` None is a private database in memory.
 
-    Thread-safe: each reading thread has a connection of its own, writers share one.
+    Thread-safe: each read in progress has a connection of its own, kept for the next one; writers
+    share one.
     """
 
     dialect: Dialect = _DIALECT
@@ -108,7 +110,9 @@ class SqliteDatabase:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._local = threading.local()
+        self._idle: deque[SqliteSession] = deque()
+        self._checkpointer: SqliteSession | None = None
+        self._checkpoint_lock = threading.Lock()
         self._lock = threading.RLock()
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
@@ -120,8 +124,14 @@ class SqliteDatabase:
         if self._path is None:
             # The child's copy of an in-memory database is private memory: safe to go on with.
             self._pid, self._lock = os.getpid(), threading.RLock()
+            if self._writer is not None and self._writer.connection.in_transaction:
+                self._writer.connection.execute("ROLLBACK")  # Of a thread that stayed behind.
             return
-        _ABANDONED.extend((self._local, self._connections, self._writer))
+        _ABANDONED.append(self._connections)
+        if self._write_lock_fd >= 0:
+            # Else the parent's lock would outlive the parent here. (Closing a copy of a descriptor
+            # does not release an flock.)
+            os.close(self._write_lock_fd)
         self._reset()
 
     def _connect(self, *, query_only: bool) -> SqliteSession:
@@ -160,21 +170,19 @@ class SqliteDatabase:
             with self._lock:
                 yield self._memory_session()
             return
+        self._check()
+        idle = self._idle
         try:
-            yield self.reader()
+            try:
+                session = idle.pop()
+            except IndexError:
+                session = self._connect(query_only=True)
+            try:
+                yield session
+            finally:
+                idle.append(session)
         except sqlite3.Error as error:
             raise _translated(error) from error
-
-    def reader(self) -> Session:
-        """The calling thread's session for single statements: `read` without the context's cost."""
-        self._check()
-        session: SqliteSession | None = getattr(self._local, "session", None)
-        if session is None:
-            if self._path is None:
-                session = self._memory_session()
-            else:
-                session = self._local.session = self._connect(query_only=True)
-        return session
 
     @contextlib.contextmanager
     def read_consistent(self) -> Iterator[Session]:
@@ -246,14 +254,15 @@ class SqliteDatabase:
         if self._path is None:
             return
         self._check()
-        session: SqliteSession | None = getattr(self._local, "checkpointer", None)
-        if session is None:
-            session = self._local.checkpointer = self._connect(query_only=False)
         try:
-            row = session.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            page_size = session.connection.execute("PRAGMA page_size").fetchone()[0]
-            if row[1] * page_size > restart_above_bytes:
-                session.connection.execute("PRAGMA wal_checkpoint(RESTART)")
+            with self._checkpoint_lock:
+                if self._checkpointer is None:
+                    self._checkpointer = self._connect(query_only=False)
+                connection = self._checkpointer.connection
+                row = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+                if row[1] * page_size > restart_above_bytes:
+                    connection.execute("PRAGMA wal_checkpoint(RESTART)")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise _translated(error) from error

@@ -7,6 +7,7 @@ means that every fragment below it is readable.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +194,14 @@ class LogTable:
             floor_offset=row[7],
         )
 
+    def reading(self) -> AbstractContextManager[Session]:
+        """Held around reads that take other locks meanwhile.
+
+        A catalog in memory is one connection under one lock. `append_evaluated` reads while it
+        holds it, so whoever else takes another lock and reads must take this one first.
+        """
+        return self._db.read()
+
     def status(self, collection: str) -> tuple[int, int, int]:
         """(last offset, indexed offset, rows in parts that wait for a merge). Raises NotFound."""
         with self._db.read() as session:
@@ -271,7 +280,10 @@ class LogTable:
             collection=request.collection,
             start=first,
             stop=last,
-            request_id=request.request_id,
+            # A client's key may outlive its row in `idempotency` here, and must not collide then.
+            request_id=request.request_id
+            if request.request_hash is None
+            else f"{first}/{request.request_id}",
             payload=request.payload,
             object_key=request.object_key,
             byte_start=request.byte_start,

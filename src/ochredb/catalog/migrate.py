@@ -41,7 +41,11 @@ def open_directory(root: str, clock: Clock, ids: IdSource) -> tuple[SqliteDataba
     path = os.path.join(root, CATALOG_NAME)
     try:
         current = _current_store_id(path)
-    except (sqlite3.DatabaseError, OSError) as error:
+    except sqlite3.DatabaseError as error:
+        # An SQLITE_ERROR is about tables that are not as ours; other operational ones may pass.
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
+            raise Unavailable(f"cannot open the catalog {path}: {error}") from error
         raise InvalidArgument(f"{path} is not an OchreDB catalog: {error}") from error
     if current is None:
         current = _migrate(root, path, clock, ids)
@@ -54,12 +58,13 @@ def _current_store_id(path: str) -> str | None:
         return None
     connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
     try:
-        known = connection.execute(
-            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'store'"
-        ).fetchone()[0]
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {name for (name,) in found}
+        if tables and tables.isdisjoint({"store", "alembic_version"}):
+            raise InvalidArgument(f"{path} is not an OchreDB catalog: it has other tables")
         row = (
             connection.execute("SELECT store_id, format_version FROM store").fetchone()
-            if known
+            if "store" in tables
             else None
         )
     finally:
@@ -79,6 +84,7 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
     import alembic.command
     from alembic.config import Config
     from sqlalchemy import create_engine
+    from sqlalchemy.exc import OperationalError
     from sqlalchemy.pool import NullPool
 
     lock = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -87,12 +93,11 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
         current = _current_store_id(path)
         if current is not None:
             return current
-        created = not os.path.exists(path)
         connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
         try:
-            if created:
-                connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
-                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            # Both count as long as the file is empty: new, or left behind by a crash.
+            connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
         finally:
@@ -117,7 +122,7 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
         finally:
             os.close(directory)
         return store_id
-    except sqlite3.OperationalError as error:
+    except (sqlite3.OperationalError, OperationalError) as error:
         raise Unavailable(f"cannot create the catalog {path}: {error}") from error
     finally:
         os.close(lock)

@@ -98,7 +98,7 @@ _GET_BY_NAME = Statement(
 _GET_BY_ID = Statement(_JOINED.where(collections.c.id == _id))
 _LIST = Statement(
     _JOINED.where(databases.c.tenant == _tenant, databases.c.name == bindparam("database"))
-    .order_by(collections.c.id)
+    .order_by(collections.c.created_us, collections.c.id)
     .limit(_limit)
     .offset(_offset)
 )
@@ -303,7 +303,7 @@ class Namespace:
     def list_collections(
         self, tenant: str, database: str, limit: int | None = None, offset: int = 0
     ) -> list[CollectionInfo]:
-        """In order of creation (ids are time-ordered)."""
+        """In order of creation."""
         limit = _UNLIMITED if limit is None else limit
         with self._db.read_consistent() as session:
             rows = session.all(_LIST, tenant=tenant, database=database, limit=limit, offset=offset)
@@ -336,7 +336,8 @@ class Namespace:
             configuration, schema = info.configuration, info.schema
             if change_configuration is not None:
                 configuration, schema = change_configuration(info)
-            metadata = info.metadata if new_metadata is None else new_metadata
+            # Every value was null: nothing is left, as after a record's last key is removed.
+            metadata = info.metadata if new_metadata is None else new_metadata or None
             session.run(
                 _UPDATE_COLLECTION,
                 id=collection_id,

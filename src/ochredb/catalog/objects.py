@@ -2,8 +2,9 @@
 
 An object's row is `live` until garbage collection marks it `deleting`, which is final. The
 transaction that removes an object's last reference stamps `unreferenced_us`; the grace period
-counts from then. Every committer inserts the rows of what it introduces, so that an object swept as
-an orphan (whose row is already `deleting`) makes the late commit fail instead of dangle.
+counts from then. Every committer inserts the rows of what it introduces. The sweep of orphans
+commits a row in state `swept` before it deletes, and that row stays for days: a writer that slept
+past the sweep finds it and fails, instead of referring to what is gone.
 """
 
 from __future__ import annotations
@@ -70,17 +71,26 @@ _DELETING = Statement(
 )
 _FORGET = Statement(delete(objects).where(objects.c.key == _key))
 _COUNT = Statement(select(func.count()).select_from(objects))
+_FORGET_SWEPT = Statement(
+    delete(objects).where(
+        objects.c.state == "swept", objects.c.unreferenced_us <= bindparam("cutoff_us")
+    )
+)
 _ALL_LIVE = Statement(select(objects.c.key).where(objects.c.state == "live"))
 
 
+class Swept(Conflict):
+    """The object was taken for an orphan: write it again under a new key."""
+
+
 def introduce(session: Session, sizes: Iterable[tuple[str, int]]) -> None:
-    """Insert the rows of new objects. Raises Conflict if a sweep took one of them for an orphan."""
+    """Insert the rows of new objects. Raises Swept if a sweep took one of them for an orphan."""
     for key, size in sizes:
         inserted = session.run(_INSERT, key=key, size=size, state="live", unreferenced_us=None)
         if inserted == 0:
             row = session.one(_STATE, key=key)
             if row is None or row[0] != "live":
-                raise Conflict(f"object {key} was swept: write it again under a new key")
+                raise Swept(f"object {key} was swept: write it again under a new key")
 
 
 def refer(
@@ -147,9 +157,10 @@ class ObjectTable:
                 session.run_many(_FORGET, [{"key": key} for key in keys])
 
     def known(self, keys: Sequence[str]) -> set[str]:
-        """Those of `keys` that have a row, in whatever state."""
+        """Those of `keys` that have a row, unless it says that the object was swept."""
         with self._db.read() as session:
-            return {key for key in keys if session.one(_STATE, key=key) is not None}
+            rows = [(key, session.one(_STATE, key=key)) for key in keys]
+        return {key for key, row in rows if row is not None and row[0] != "swept"}
 
     def count(self) -> int:
         with self._db.read() as session:
@@ -160,11 +171,20 @@ class ObjectTable:
         with self._db.read() as session:
             return {key for (key,) in session.all(_ALL_LIVE)}
 
-    def condemn(self, keys: Sequence[str]) -> list[str]:
-        """Insert `deleting` rows for orphans; returns those that had no row until now."""
+    def condemn(self, keys: Sequence[str], now_us: int) -> list[str]:
+        """Insert `swept` rows for orphans; returns those that nobody has introduced meanwhile."""
         condemned = []
         with self._db.write() as session:
             for key in keys:
-                if session.run(_INSERT, key=key, size=0, state="deleting", unreferenced_us=None):
+                inserted = session.run(
+                    _INSERT, key=key, size=0, state="swept", unreferenced_us=now_us
+                )
+                row = None if inserted else session.one(_STATE, key=key)
+                if inserted or (row is not None and row[0] == "swept"):
                     condemned.append(key)
         return condemned
+
+    def forget_swept(self, cutoff_us: int) -> None:
+        """Remove the rows of what was swept so long ago that no writer can still be asleep."""
+        with self._db.write() as session:
+            session.run(_FORGET_SWEPT, cutoff_us=cutoff_us)

@@ -137,7 +137,7 @@ objects = Table(
     metadata,
     Column("key", Text, primary_key=True),
     Column("size", BigInteger, nullable=False),
-    Column("state", Text, nullable=False),  # live | deleting (final)
+    Column("state", Text, nullable=False),  # live | deleting | swept; the latter two are final.
     Column("unreferenced_us", BigInteger),
     Index("objects_by_unreferenced", "unreferenced_us"),
 )

@@ -1,28 +1,45 @@
-"""Which rows of a part are dead in a version: a roaring bitmap, inline or as an object."""
+"""Which rows of a part are dead in a version: a checked roaring bitmap, inline or as an object.
+
+Format: docs/formats/deleted-rows.md.
+"""
 
 from __future__ import annotations
+
+import struct
 
 import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap
 
+from ochredb.checksum import xxh3
 from ochredb.errors import Corrupt
 from ochredb.types import Bools
 
+FORMAT_VERSION = 1
+_HEADER = struct.Struct("<IIQ")  # Format version, zero, xxh3-64 of the bitmap's bytes.
 INLINE_BYTES_MAX = 32 << 10  # Larger bitmaps are objects `deleted/<uuid7>`.
 
 
 def encode(rows: NDArray[np.integer]) -> bytes:
-    """The serialised bitmap of these row numbers."""
+    """The checked, serialised bitmap of these row numbers."""
     bitmap = BitMap(rows.astype(np.uint32))
     bitmap.run_optimize()
-    return bytes(bitmap.serialize())
+    serialized = bytes(bitmap.serialize())
+    return _HEADER.pack(FORMAT_VERSION, 0, xxh3(serialized)) + serialized
 
 
 def decode(data: bytes, rows: int) -> Bools:
     """bool[rows], True where a row lives. Raises Corrupt."""
+    if len(data) < _HEADER.size:
+        raise Corrupt("a bitmap of deleted rows is too short")
+    version, _, checksum = _HEADER.unpack_from(data)
+    serialized = data[_HEADER.size :]
+    if version > FORMAT_VERSION:
+        raise Corrupt(f"deleted rows of format {version} are from a newer OchreDB")
+    if xxh3(serialized) != checksum:
+        raise Corrupt("a bitmap of deleted rows fails its checksum")
     try:
-        deleted = np.frombuffer(BitMap.deserialize(data).to_array(), np.uint32)
+        deleted = np.frombuffer(BitMap.deserialize(serialized).to_array(), np.uint32)
     except (ValueError, RuntimeError) as error:
         raise Corrupt(f"a bitmap of deleted rows is damaged: {error}") from error
     if len(deleted) and int(deleted[-1]) >= rows:

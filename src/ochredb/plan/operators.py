@@ -183,7 +183,8 @@ class Page:
             segment = selection.view.segment
             chosen = selection.rows()
             if chosen is None:
-                chosen = np.arange(len(segment))
+                cut = stop if segment.sorted_by_seq else None
+                chosen = np.arange(len(segment) if cut is None else min(cut, len(segment)))
             if segment.sorted_by_seq:
                 chosen = chosen[:stop]
             segments.append(np.full(len(chosen), numbers[id(selection.view)]))

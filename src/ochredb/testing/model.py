@@ -166,12 +166,16 @@ class CollectionModel:
     def query(self, body: Json) -> list[Neighbours]:
         """For each query vector every match, nearest first; an answer has the first n_results.
 
-        Raises Refusal (dimension).
+        Raises Refusal (dimension, ids of which none is there).
         """
         queries = [np.array(item, np.float64).astype(np.float32) for item in _floats(body)]
         for query in queries:
             if self.dimension not in (None, len(query)):
                 raise dimension_refusal(self.dimension, len(query))
+        given = body.get("ids")
+        if queries and given and self.records and self.records.keys().isdisjoint(given):
+            # Of several ids those that are there answer; official clients want an error if none is.
+            raise Refusal(400, "InvalidArgumentError", "Error finding id")
         ids = self.matching(body)
         return [self._nearest(query, ids) for query in queries]
 

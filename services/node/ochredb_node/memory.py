@@ -1,0 +1,29 @@
+"""The server's memory allocator, told to give memory back.
+
+Only the server does this: in an embedded engine the process belongs to somebody else. Measured
+after ingesting 30,000 x 128 with documents: 295 MB of anonymous memory with the defaults, 154 with
+these settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+
+def tune_allocator() -> None:
+    """Call before other threads run and before pyarrow is imported. Does nothing without glibc.
+
+    Two arenas instead of eight per core, because what one thread frees in its own arena no other
+    thread reuses; large blocks straight from the system; Arrow on the same allocator, because its
+    own pool keeps what it once had.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 2)
+        mallopt(_M_TRIM_THRESHOLD, 128 << 10)
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)

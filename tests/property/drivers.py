@@ -1,0 +1,157 @@
+"""Two ways to send one REST request, and the planner and scheduler made small for tests.
+
+`EmbeddedDriver` calls the node in this thread, as the embedded client does; `HttpDriver` sends bytes
+over a socket to a server in a thread of this process. Both hold the node itself, so that a test can
+fold, merge, collect and restart when it likes; background threads are off.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import orjson
+import pytest
+
+from ochredb.plan import cost
+from ochredb_compactor import scheduler
+from ochredb_compactor.config import CompactorConfig
+from ochredb_frontend.app import App
+from ochredb_frontend.config import FrontendConfig
+from ochredb_frontend.server import Server, listen
+from ochredb_node.node import Node, NodeConfig
+
+DATABASE = "/api/v2/tenants/default_tenant/databases/default_database"
+COLLECTIONS = f"{DATABASE}/collections"
+_HEADERS = {"content-type": "application/json"}
+
+
+def node_config(path: str | None) -> NodeConfig:
+    """Garbage is collected at once; nothing is done in the background."""
+    return NodeConfig(
+        path=path,
+        frontend=FrontendConfig(allow_reset=True, read_threads=2, write_threads=2),
+        compactor=CompactorConfig(grace_s=0, graph_threads=1),
+    )
+
+
+class Driver(Protocol):
+    """One running engine."""
+
+    node: Node
+    persistent: bool
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """The status and the parsed answer (None if it is empty)."""
+        ...
+
+    def restart(self) -> None:
+        """Close and open again; only of a persistent one."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class EmbeddedDriver:
+    """A node in this thread; path None keeps everything in memory."""
+
+    def __init__(self, path: str | None) -> None:
+        self.persistent = path is not None
+        self._path = path
+        self._start()
+
+    def _start(self) -> None:
+        self.node = Node(node_config(self._path))
+        self.node.start(background=False)
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        data = b"" if body is None else json.dumps(body).encode()  # Integers of any size.
+        path, _, query = path.partition("?")
+        status, _, answer = self.node.handle(method, path, query, _HEADERS, data)
+        return status, orjson.loads(answer) if answer else None
+
+    def restart(self) -> None:
+        assert self.persistent
+        self.node.close()
+        self._start()
+
+    def close(self) -> None:
+        self.node.close()
+
+
+class HttpDriver:
+    """A node behind a real socket."""
+
+    persistent = True
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._start()
+
+    def _start(self) -> None:
+        self.node = Node(node_config(self._path))
+        self.node.start(background=False)
+        sock = listen("127.0.0.1", 0)
+        port = sock.getsockname()[1]
+        ready = threading.Event()
+        self._server = Server(App(self.node.frontend), sock, on_ready=lambda _url: ready.set())
+        self._thread = threading.Thread(target=self._server.run, name="server", daemon=True)
+        self._thread.start()
+        assert ready.wait(10), "the server did not start"
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        self._connection.request(method, path, data, _HEADERS)
+        response = self._connection.getresponse()
+        answer = response.read()
+        return response.status, orjson.loads(answer) if answer else None
+
+    def _stop(self) -> None:
+        self._connection.close()
+        self._server.stop()
+        self._thread.join(10)
+        assert not self._thread.is_alive(), "the server did not stop"
+        self.node.close()
+
+    def restart(self) -> None:
+        self._stop()
+        self._start()
+
+    def close(self) -> None:
+        self._stop()
+
+
+class PlannerProbe:
+    """Whether the planner has chosen a graph since the last `reset`."""
+
+    def __init__(self) -> None:
+        self.graph_uses = 0
+
+    def reset(self) -> None:
+        self.graph_uses = 0
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch, *, graphs: bool) -> PlannerProbe:
+    """Merges, graphs and their growth with tens of rows; with `graphs` the planner uses them."""
+    monkeypatch.setattr(scheduler, "GRAPH_ROWS_MIN", 8)
+    monkeypatch.setattr(scheduler, "GRAPH_COMPONENTS_MIN", 1)
+    monkeypatch.setattr(scheduler, "TIER_ROWS_MIN", 4)
+    monkeypatch.setattr(scheduler, "TIER_PARTS", 3)
+    if graphs:
+        monkeypatch.setattr(cost, "graph_us", lambda *_args: 0.0)
+        monkeypatch.setattr(cost, "FILTERED_SCAN_US_MAX", 0.0)
+        monkeypatch.setattr(cost, "GRAPH_SHARE_MIN", 0.0)
+    probe = PlannerProbe()
+    choose: Callable[..., bool] = cost.prefers_graph
+
+    def prefers_graph(**facts: Any) -> bool:
+        chosen = choose(**facts)
+        probe.graph_uses += chosen
+        return chosen
+
+    monkeypatch.setattr(cost, "prefers_graph", prefers_graph)
+    return probe
