@@ -87,22 +87,23 @@ type: $(READY) ## mypy --strict.
 imports: $(READY) ## The layers: roles stand on the library, never on each other.
 	$(RUN)/lint-imports
 
-unit: $(READY) ## Tests that need nothing else installed.
-	$(RUN)/python -m pytest -q -n auto tests --ignore=tests/simulation --ignore=tests/crash
+unit: $(READY) ## Tests that need nothing else installed; the state machine in short.
+	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests --ignore=tests/crash
 
 test: lint type imports unit ## Everything above: what must pass before a change is proposed.
 
-sim: $(READY) ## State machines and simulations, bounded for CI.
-	$(RUN)/python -m pytest -q tests/simulation --timeout 900
+sim: $(READY) ## The state machine against a model: 2,400 steps, every answer compared.
+	$(RUN)/python -m pytest -q -n auto tests/property/test_state_machine.py
 
-sim-long: $(READY) ## The same for an hour or so; every failure prints its seed.
-	OCHREDB_SIMULATION=long $(RUN)/python -m pytest -q tests/simulation --timeout 0
+sim-long: $(READY) ## The same, 100,000 steps; a failure prints its seed (OCHREDB_STATE_SEED).
+	OCHREDB_STATE_STEPS=100000 $(RUN)/python -m pytest -q -n auto \
+	  tests/property/test_state_machine.py
 
 crash: $(READY) ## kill -9 and power loss during writes, then compare; 100 rounds each.
-	$(RUN)/python -m pytest -q tests/crash
+	$(RUN)/python -m pytest -q -n auto tests/crash
 
 crash-long: $(READY) ## The same, thousands of rounds.
-	OCHREDB_CRASH_ROUNDS=2000 $(RUN)/python -m pytest -q tests/crash --timeout 0
+	OCHREDB_CRASH_ROUNDS=2000 $(RUN)/python -m pytest -q -n auto tests/crash --timeout 0
 
 conformance: $(READY) $(PEER_READY) ## The official client's own tests against our server, 5 min.
 	$(RUN)/python tests/conformance/against_ochredb.py --python .venv-peer/bin/python

@@ -58,7 +58,8 @@ class Bench:
         """Note how many cores servers and client used in a phase."""
         for label, part in parts.items():
             if part.wall_s:
-                server = round(part.server_cpu_s / part.wall_s, 2) if part.server_cpu_s else None
+                spent_s = part.wall_s + part.drain_s
+                server = round(part.server_cpu_s / spent_s, 2) if part.server_cpu_s else None
                 self.cores.append((phase, label, server, round(part.client_cpu_s / part.wall_s, 2)))
 
     def cpu_row(

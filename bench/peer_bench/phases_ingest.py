@@ -52,8 +52,9 @@ def ingest(
             latencies, wall_s, server_s, client_s = run_threads(server, writers, send_all(requests))
             if start + piece >= batches:  # At once: a later query would find the work done.
                 first_query_s[label] = one_query(server, path, data)
-            server_s += server.drain(collections[label])[1]
-            parts[label].add(latencies, wall_s, server_s, client_s, count)
+            drain_s, drain_cpu_s = server.drain(collections[label])
+            parts[label].add(latencies, wall_s, server_s + drain_cpu_s, client_s, count)
+            parts[label].drain_s += drain_s
     said = "auto" if base64_encoded is None else "b64" if base64_encoded else "json"
     head = f"{writers} writer{'s' if writers > 1 else ''} ({said})"
     acknowledged = {label: part.count / part.wall_s for label, part in parts.items()}

@@ -35,8 +35,10 @@ def mix(bench: Bench, data: Data, collections: Collections) -> None:
             by_kind: dict[str, Latencies] = {kind: [] for kind in kinds}
             worker = mix_worker(plan, end_s, by_kind)
             latencies, wall_s, server_s, client_s = run_threads(server, MIX_WORKERS, worker)
-            server_s += server.drain(collection)[1]
-            parts[server.label]["all"].add(latencies, wall_s, server_s, client_s)
+            drain_s, drain_cpu_s = server.drain(collection)
+            whole = parts[server.label]["all"]
+            whole.add(latencies, wall_s, server_s + drain_cpu_s, client_s)
+            whole.drain_s += drain_s
             for kind, some in by_kind.items():
                 parts[server.label][kind].latencies_s += some
     every = {label: part["all"] for label, part in parts.items()}

@@ -25,6 +25,7 @@ class Slice:
         self.rates: list[float] = []  # Operations per second, one per slice.
         self.bodies: dict[int, bytes] = {}  # Request number -> an answer, for recall.
         self.wall_s = self.server_cpu_s = self.client_cpu_s = 0.0
+        self.drain_s = 0.0  # Untimed wait for background work, whose CPU is in server_cpu_s.
         self.count = 0
 
     def add(

@@ -112,6 +112,7 @@ class TailSegment:
         self._chunk = chunk
         self._count = chunk.count
         self._lock = threading.RLock()
+        self.dimension = int(chunk.vectors.shape[1])
         self.vectors: Float32s = chunk.vectors[: chunk.count]
         self.seqs: Int64s = chunk.seqs[: chunk.count]
 
@@ -170,7 +171,7 @@ class Fold:
         self.last_offset = indexed_offset
         self.base = list(base)
         self.chunks: list[Chunk] = []
-        self.dimension: int | None = base[0].segment.vectors.shape[1] if base else None
+        self.dimension: int | None = base[0].segment.dimension if base else None
         self._base_owned = [False] * len(self.base)  # Masks copied since the last freeze.
         self._rows = 0
 

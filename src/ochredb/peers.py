@@ -33,6 +33,7 @@ class Log(Protocol):
         operations: Operations,
         *,
         idempotency_key: str | None = None,
+        request_hash: bytes | None = None,
         expect_last_offset: int | None = None,
         cancel: Cancel,
     ) -> Appended:
@@ -40,6 +41,7 @@ class Log(Protocol):
 
         idempotency_key: the client's; a repeat with the same content returns the first answer, a
             repeat with other content raises InvalidArgument.
+        request_hash: what "the same content" means; None: the operations themselves.
         expect_last_offset: write only if this is still the log's last offset.
 
         Raises NotFound (collection), InvalidArgument (dimension), Conflict (expectation), Exhausted
@@ -48,9 +50,23 @@ class Log(Protocol):
         ...
 
     def append_evaluated(
-        self, collection_id: str, evaluate: Callable[[], Operations], *, cancel: Cancel
+        self,
+        collection_id: str,
+        evaluate: Callable[[], Operations],
+        *,
+        idempotency_key: str | None = None,
+        request_hash: bytes | None = None,
+        cancel: Cancel,
     ) -> Appended:
         """Append what `evaluate` returns, computed while no other write can land."""
+        ...
+
+    def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
+        """The first answer to a request with this idempotency key, if it was applied.
+
+        None proves nothing while an earlier attempt may still be landing; the append looks again,
+        under the lock. Raises InvalidArgument if the key belongs to another request.
+        """
         ...
 
 

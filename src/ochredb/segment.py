@@ -45,6 +45,11 @@ class Segment(Protocol):
         ...
 
     @property
+    def dimension(self) -> int:
+        """d. Known without opening the vectors."""
+        ...
+
+    @property
     def vectors(self) -> Float32s:
         """float32[n, d], as given by the user."""
         ...

@@ -192,6 +192,7 @@ class FakeLog:
         operations: Operations,
         *,
         idempotency_key: str | None = None,
+        request_hash: bytes | None = None,
         expect_last_offset: int | None = None,
         cancel: Cancel,
     ) -> Appended:
@@ -211,13 +212,22 @@ class FakeLog:
                     record_id in records
                 ):
                     records.setdefault(record_id, {}).update(_fields(operations, index))
-            last = len(world.appended)
-            return Appended(last, last)
+            last = sum(len(entry[1]) for entry in world.appended)
+            return Appended(last - len(operations) + 1, last)
 
     def append_evaluated(
-        self, collection_id: str, evaluate: Callable[[], Operations], *, cancel: Cancel
+        self,
+        collection_id: str,
+        evaluate: Callable[[], Operations],
+        *,
+        idempotency_key: str | None = None,
+        request_hash: bytes | None = None,
+        cancel: Cancel,
     ) -> Appended:
         return self.append(collection_id, evaluate(), cancel=cancel)
+
+    def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
+        return None
 
 
 class FakeQuery:

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from ochredb.cancel import Cancel
-from ochredb.errors import Exhausted, NotFound, OutcomeUnknown
+from ochredb.errors import Exhausted, OutcomeUnknown
 from ochredb.types import Op
 from ochredb_frontend import wire
 from ochredb_frontend.messages import Request
@@ -58,26 +58,6 @@ def test_records_come_back_as_they_were_written(client: Client) -> None:
     assert client.call("POST", f"{path}/update", {"ids": ["a"], "documents": ["y"]}) == (200, {})
     assert client.call("POST", f"{path}/upsert", {**body, "documents": ["z", None]}) == (200, {})
     assert client.call("POST", f"{path}/get", {})[1]["documents"] == ["z", "y"]
-
-
-def test_queries_among_ids_skip_unknown_ones_but_not_only_unknown_ones(client: Client) -> None:
-    path = three_records(client)
-    query: dict[str, Any] = {"query_embeddings": [[1]], "ids": ["zz", "b"]}
-    assert client.call("POST", f"{path}/query", query)[1]["ids"] == [["b"]]
-    query["ids"] = ["zz"]
-    status, error, message = client.refused("POST", f"{path}/query", query)
-    assert (status, error) == (404, "NotFoundError") and message.startswith("Error finding id")
-    changes: tuple[dict[str, Any], ...] = ({"ids": []}, {"n_results": 0}, {"where": {"a": 1}})
-    for more in changes:
-        assert client.call("POST", f"{path}/query", {**query, **more})[0] == 200
-    client.world.quick = True
-    quick = client.frontend.quick(parsed_query(client, path, query))
-    assert quick is not None
-    with pytest.raises(NotFound, match=r"^Error finding id"):
-        quick(Cancel())
-    client.call("POST", f"{path}/delete", {"ids": ["a", "b", "c"]})
-    assert client.call("POST", f"{path}/query", query)[1]["ids"] == [[]]
-    assert orjson.loads(quick(Cancel()))["ids"] == [[]]
 
 
 def parsed_query(client: Client, path: str, body: dict[str, Any]) -> wire.Read:

@@ -28,7 +28,8 @@ from ochredb.fragment import encode
 from ochredb.replay import read_operations
 from ochredb.types import Appended, Op, Operations
 from ochredb_node.node import Node
-from tests.unit.kernel import (
+
+from .kernel import (
     ManualClock,
     add_rows,
     append,

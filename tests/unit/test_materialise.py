@@ -18,7 +18,8 @@ from ochredb.segment import SegmentView, View
 from ochredb.storage.memory import MemoryStore
 from ochredb.types import Op, Operations
 from ochredb_compactor.gather import rows_of_tail
-from tests.unit.kernel import Model, operations, rows_of_view
+
+from .kernel import Model, operations, rows_of_view
 
 IDS = "abcdef"
 _names = st.lists(st.sampled_from(IDS), min_size=1, max_size=6)

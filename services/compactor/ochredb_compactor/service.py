@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -133,7 +134,7 @@ class CompactorService:
         """The lease or None; renewed while held, given back at the end."""
         jobs, config = self._world.jobs, self._world.config
         owner = f"{self._owner}/{threading.get_ident()}"
-        lease = jobs.acquire(collection_id, kind, owner, config.lease_ttl_s)
+        lease = jobs.acquire(collection_id, kind, owner, config.lease_ttl_s, owner_is_dead)
         if lease is None:
             yield None
             return
@@ -228,7 +229,10 @@ class CompactorService:
         now, config = self._world.clock.monotonic_s(), self._world.config
         if now - self._idle_s >= 1.0:
             self._idle_s = now
-            self._on_idle()
+            try:
+                self._on_idle()
+            except OchreError as error:  # A full disk, for one: collecting may be what helps.
+                log.warning("housekeeping failed: %s", error)
         if now - self._collected_s >= config.collect_period_s:
             self._collected_s = now
             collect(self._world, self._step)
@@ -281,6 +285,24 @@ class _Keeper:
         self._done.set()
         self._timer.cancel()
         self._timer.join()
+
+
+def owner_is_dead(owner: str) -> bool:
+    """Whether a lease's owner `host/pid/…` was a process of this host that is gone.
+
+    A number that was given to another process meanwhile only means waiting for the lease's end; a
+    wrong "dead" (another container with this host name) only means double work: the fence decides.
+    """
+    host, pid, *_ = owner.split("/")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def lower_priority() -> None:

@@ -383,7 +383,7 @@ def _raw_path(scope: Scope) -> str:
     return raw.partition(b"?")[0].decode("latin-1")
 
 
-async def _empty_refusal(request: FastAPIRequest, error: Exception) -> FastAPIResponse:  # noqa: ARG001
+async def _empty_refusal(_request: FastAPIRequest, error: Exception) -> FastAPIResponse:
     """404 and 405 of the router: an empty body."""
     assert isinstance(error, HTTPException)
     return FastAPIResponse(status_code=error.status_code, headers=error.headers)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ochredb import configuration
 from ochredb.cancel import Cancel
 from ochredb.catalog.namespace import DatabaseInfo, Namespace
 from ochredb.clock import Clock, SystemClock
-from ochredb.errors import Conflict, Forbidden, NotFound
+from ochredb.errors import Conflict, Forbidden
 from ochredb.peers import GetRequest, Log, Query, QueryRequest
 from ochredb.types import (
     CollectionInfo,
@@ -199,8 +198,6 @@ class Frontend:
             answer = QueryAnswer([], [])
         else:
             answer = self._query.query(read.collection_id, read.request, cancel=cancel)
-            if _found_no_id(read.request, answer):
-                self._refuse_unknown_ids(self._query.count(read.collection_id, cancel=cancel))
         return read.encode(answer)
 
     def quick(self, read: Read) -> Callable[[Cancel], bytes] | None:
@@ -213,19 +210,7 @@ class Frontend:
                 return None
             configuration.check_filterable(schema, read.where)
         found = self._query.quick(read.collection_id, read.request)
-        return None if found is None else partial(self._answer_quickly, read, found)
-
-    def _answer_quickly(self, read: Read, run: Callable[[Cancel], Answer], cancel: Cancel) -> bytes:
-        answer = run(cancel)
-        if isinstance(read.request, QueryRequest) and _found_no_id(read.request, answer):
-            count = self._query.quick(read.collection_id, None)
-            self._refuse_unknown_ids(None if count is None else count(cancel))
-        return read.encode(answer)
-
-    def _refuse_unknown_ids(self, count: Answer | None) -> None:
-        """Clients expect a query among unknown ids to fail, unless the collection is empty."""
-        if count != 0:
-            raise NotFound("Error finding id: none of the ids given is in the collection")
+        return None if found is None else lambda cancel: read.encode(found(cancel))
 
     def delete(self, deletion: Deletion, cancel: Cancel) -> int:
         """Delete by ids or filter. Returns the number of ids given, or the number that matched."""
@@ -248,31 +233,42 @@ class Frontend:
         schema = self._schema(collection_id) or self._learn_schema(collection_id)
         configuration.check_filterable(schema, where)
         request = GetRequest(ids=deletion.ids, where=where, limit=deletion.limit, fields=Field.NONE)
+        key = deletion.idempotency_key
+        if key is not None:
+            # What matched the first time may not match now: the key is bound to the request.
+            first = self._log.repeated(collection_id, key, deletion.request_hash)
+            if first is not None:
+                return first.last_offset - first.first_offset + 1
         for _ in range(_CONDITIONAL_ROUNDS):
             ids, last_offset = self._query.match(collection_id, request, cancel=cancel)
             if not ids:
                 return 0
             try:
-                self._log.append(
+                appended = self._log.append(
                     collection_id,
                     Operations(op=Op.DELETE, ids=ids),
-                    idempotency_key=deletion.idempotency_key,
+                    idempotency_key=key,
+                    request_hash=deletion.request_hash,
                     expect_last_offset=last_offset,
                     cancel=cancel,
                 )
             except Conflict:
                 continue
-            return len(ids)
-        # Too busy to get in between two writes: match while no other write can land.
-        matched: list[str] = []
+            return appended.last_offset - appended.first_offset + 1
 
+        # Too busy to get in between two writes: match while no other write can land.
         def evaluate() -> Operations:
-            nonlocal matched
             matched, _ = self._query.match(collection_id, request, cancel=cancel)
             return Operations(op=Op.DELETE, ids=matched)
 
-        self._log.append_evaluated(collection_id, evaluate, cancel=cancel)
-        return len(matched)
+        appended = self._log.append_evaluated(
+            collection_id,
+            evaluate,
+            idempotency_key=key,
+            request_hash=deletion.request_hash,
+            cancel=cancel,
+        )
+        return appended.last_offset - appended.first_offset + 1
 
     # -- immutable facts
 
@@ -286,14 +282,3 @@ class Frontend:
                 self._schemas.pop(next(iter(self._schemas)))
             self._schemas[collection_id] = schema
         return schema
-
-
-def _found_no_id(request: QueryRequest, answer: Answer) -> bool:
-    """Whether a query among given ids and without a filter found nothing."""
-    return (
-        bool(request.ids)
-        and request.where is None
-        and request.n_results > 0
-        and isinstance(answer, QueryAnswer)
-        and not any(records.ids for records in answer.records)
-    )

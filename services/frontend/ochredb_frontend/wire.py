@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import orjson
 
 from ochredb import metadata, where_parse
+from ochredb.checksum import xxh3
 from ochredb.errors import InvalidArgument, TooLarge
 from ochredb.peers import GetRequest, QueryRequest
 from ochredb.types import Field, Op, Operations, QueryAnswer, Records
@@ -69,6 +70,7 @@ class Deletion:
     where: Where | None
     limit: int | None
     idempotency_key: str | None
+    request_hash: bytes = b""
 
 
 # -- writes
@@ -118,7 +120,7 @@ def parse_write(request: Request, op: Op, config: FrontendConfig) -> Write:
 
 
 def idempotency_key(request: Request) -> str | None:
-    return request.headers.get("idempotency-key")
+    return request.headers.get("idempotency-key") or None
 
 
 def _metadata_items(value: object) -> list[Any] | None:
@@ -152,7 +154,8 @@ def parse_delete(request: Request) -> Deletion:
         )
     if where is None and ids is not None and not ids:
         raise InvalidArgument("Validation error: ids, where: Either ids or where must be specified")
-    return Deletion(collection_id, ids, where, limit, idempotency_key(request))
+    request_hash = xxh3(request.body).to_bytes(8, "little")
+    return Deletion(collection_id, ids, where, limit, idempotency_key(request), request_hash)
 
 
 # -- reads

@@ -73,6 +73,7 @@ class LogService:
         operations: Operations,
         *,
         idempotency_key: str | None = None,
+        request_hash: bytes | None = None,
         expect_last_offset: int | None = None,
         cancel: Cancel,
     ) -> Appended:
@@ -81,7 +82,7 @@ class LogService:
         check(operations)
         payload = encode(operations)
         request = self._request(
-            collection_id, operations, payload, idempotency_key, expect_last_offset
+            collection_id, operations, payload, idempotency_key, request_hash, expect_last_offset
         )
         appended = self._with_room(
             collection_id, cancel, lambda: self._append_resolved(request, payload)
@@ -91,7 +92,13 @@ class LogService:
         return appended
 
     def append_evaluated(
-        self, collection_id: str, evaluate: Callable[[], Operations], *, cancel: Cancel
+        self,
+        collection_id: str,
+        evaluate: Callable[[], Operations],
+        *,
+        idempotency_key: str | None = None,
+        request_hash: bytes | None = None,
+        cancel: Cancel,
     ) -> Appended:
         """See `ochredb.peers.Log.append_evaluated`.
 
@@ -99,14 +106,20 @@ class LogService:
         that kept losing, because it delays the other writers.
         """
         appended = self._with_room(
-            collection_id, cancel, lambda: self._append_evaluated(collection_id, evaluate)
+            collection_id,
+            cancel,
+            lambda: self._append_evaluated(collection_id, evaluate, idempotency_key, request_hash),
         )
         if appended.last_offset >= appended.first_offset:
             self._on_append(collection_id, appended.last_offset)
         return appended
 
     def _append_evaluated(
-        self, collection_id: str, evaluate: Callable[[], Operations]
+        self,
+        collection_id: str,
+        evaluate: Callable[[], Operations],
+        key: str | None,
+        request_hash: bytes | None,
     ) -> Appended:
         with self._database.write() as session:
             if session.one(LOCK_LOG, collection=collection_id) is None:
@@ -117,7 +130,7 @@ class LogService:
                 return Appended(last + 1, last)
             check(operations)
             payload = encode(operations)
-            request = self._request(collection_id, operations, payload, None, None)
+            request = self._request(collection_id, operations, payload, key, request_hash, None)
             # Inline whatever its size: nothing waits for a store inside a transaction.
             request = replace(request, payload=payload.to_pybytes())
             return self._table.append_locked(session, request)
@@ -136,19 +149,26 @@ class LogService:
                 self._make_room(collection_id)
         return attempt()
 
+    def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
+        """See `ochredb.peers.Log.repeated`."""
+        return self._table.repeated(collection_id, key, request_hash)
+
     def _request(
         self,
         collection_id: str,
         operations: Operations,
         payload: pa.Buffer,
         key: str | None,
+        request_hash: bytes | None,
         expect_last_offset: int | None,
     ) -> AppendRequest:
         checksum = xxh3(memoryview(payload))
+        if key is not None and request_hash is None:
+            request_hash = checksum.to_bytes(8, "little")
         return AppendRequest(
             collection=collection_id,
             request_id=key if key is not None else self._ids.uuid7(),
-            request_hash=None if key is None else checksum.to_bytes(8, "little"),
+            request_hash=None if key is None else request_hash,
             count=len(operations),
             dimension=operations.dimension,
             key_types=operations.key_types,

@@ -70,6 +70,9 @@ class LoadedCollection:
                 fold.dimension = snapshot.dimension
             try:
                 self._extend(fold, snapshot.last_offset)
+            except NotFound as error:
+                self._fold = self.view = None
+                raise Gone(f"version {snapshot.version}: {error}") from error
             except BaseException:
                 self._fold = self.view = None  # Half-folded: start again next time.
                 raise
@@ -97,7 +100,7 @@ class LoadedCollection:
                 part = part or Part(self._store, item.manifest, self.settings)
                 live = item.live_mask(self._store)
             except NotFound as error:
-                raise Gone(f"an object of version {snapshot.version} was collected") from error
+                raise Gone(f"version {snapshot.version}: {error}") from error
             parts[item.manifest.id] = part
             base.append(SegmentView(part, live, item.live_rows, item.manifest.id))
         self._parts, self._prepared = parts, {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from ochredb.cancel import Cancel
 from ochredb.catalog.logs import LogTable, dimension_error
@@ -14,15 +16,17 @@ from ochredb.clock import Clock
 from ochredb.configuration import index_settings
 from ochredb.errors import Corrupt, InvalidArgument, NotFound, Unavailable
 from ochredb.parts.manifest import Manifest
+from ochredb.parts.reader import Part
 from ochredb.peers import GetRequest, QueryRequest
 from ochredb.plan.operators import Filter, Nearest, Page, Project, Selection
 from ochredb.replay import Gone
 from ochredb.segment import View
 from ochredb.storage.base import LocalStore
-from ochredb.types import IndexingStatus, QueryAnswer, Records, Snapshot
+from ochredb.types import Field, IndexingStatus, QueryAnswer, Records, Snapshot
 from ochredb_query.config import QueryConfig
 from ochredb_query.loaded import LoadedCollection
 
+_T = TypeVar("_T")
 _ATTEMPTS_MAX = 20
 _QUICK_QUERIES_MAX = 4
 _QUICK_RESULTS_MAX = 200
@@ -48,12 +52,12 @@ class QueryService:
     # -- peers.Query
 
     def get(self, collection_id: str, request: GetRequest, *, cancel: Cancel) -> Records:
-        view, _ = self._view(collection_id, cancel)
-        return _get(view, request, cancel)
+        return self._read(collection_id, cancel, lambda view, _: _get(view, request, cancel))
 
     def query(self, collection_id: str, request: QueryRequest, *, cancel: Cancel) -> QueryAnswer:
-        view, loaded = self._view(collection_id, cancel)
-        return _query(view, loaded, request, cancel)
+        return self._read(
+            collection_id, cancel, lambda view, loaded: _query(view, loaded, request, cancel)
+        )
 
     def count(self, collection_id: str, *, cancel: Cancel) -> int:
         view, _ = self._view(collection_id, cancel)
@@ -62,10 +66,12 @@ class QueryService:
     def match(
         self, collection_id: str, request: GetRequest, *, cancel: Cancel
     ) -> tuple[list[str], int]:
-        view, _ = self._view(collection_id, cancel)
-        selections = _filter(request.ids, request.where).run(view, cancel)
-        hits = Page(request.limit, request.offset).run(view, selections)
-        return Project(request.fields & ~request.fields).run(view, hits).ids, view.last_offset
+        ids_only = replace(request, fields=Field.NONE)
+        return self._read(
+            collection_id,
+            cancel,
+            lambda view, _: (_get(view, ids_only, cancel).ids, view.last_offset),
+        )
 
     def indexing_status(self, collection_id: str) -> IndexingStatus:
         last, indexed, unsettled = self._logs.status(collection_id)
@@ -82,9 +88,15 @@ class QueryService:
         view = loaded.view
         if view is None or not loaded.is_current(snapshot):
             return None
+        with self._lock:
+            if collection_id in self._loaded:
+                self._loaded.move_to_end(collection_id)
         if request is None:
             return lambda _cancel: view.count
         if isinstance(request, GetRequest):
+            opened = ("record_batch",) if request.ids is None else ("record_batch", "id_index")
+            if not _has_open(view, opened):
+                return None
             wanted = len(request.ids) if request.ids is not None else request.limit
             if request.where is not None or wanted is None or wanted > _QUICK_RESULTS_MAX:
                 return None
@@ -99,6 +111,8 @@ class QueryService:
             return None
         if request.n_results > _QUICK_RESULTS_MAX or not loaded.graphs_are_loaded:
             return None
+        if not _has_open(view, ("record_batch", "vectors")):
+            return None
         step = _nearest(loaded, request)
         cost_us = sum(
             step.estimate_us(Selection(item, item.live, item.live_count, False))
@@ -109,6 +123,24 @@ class QueryService:
         return lambda cancel: _query(view, loaded, request, cancel)
 
     # -- views
+
+    def _read(
+        self, collection_id: str, cancel: Cancel, answer: Callable[[View, LoadedCollection], _T]
+    ) -> _T:
+        """Answer from a view; if an object of it is gone, from the next version's."""
+        missing: NotFound | None = None
+        version = -1
+        for _ in range(_ATTEMPTS_MAX):
+            view, loaded = self._view(collection_id, cancel)
+            if missing is not None and view.version == version:
+                # A new snapshot still names what is missing: damage, not staleness (I12).
+                raise Corrupt(f"collection {collection_id}: {missing}") from missing
+            try:
+                return answer(view, loaded)
+            except NotFound as error:
+                missing, version = error, view.version
+                loaded.forget()
+        raise Unavailable(f"collection {collection_id} changes faster than it can be read")
 
     def _view(self, collection_id: str, cancel: Cancel) -> tuple[View, LoadedCollection]:
         """The collection's state at a snapshot taken now: strong (I4)."""
@@ -164,14 +196,15 @@ class QueryService:
     def trim(self) -> None:
         """Forget collections, least recently used first, until the memory budget is kept.
 
-        Also forgets dropped ones. Called now and then by the node; cost: one look at each.
+        The last one used stays even if it alone is above the budget: it would be loaded again at
+        once. Also forgets dropped ones. Called now and then by the node; cost: one look at each.
         """
         with self._lock:
             items = list(self._loaded.items())
         total, keep = 0, True
         for collection_id, loaded in reversed(items):
+            keep = keep and (total == 0 or total + loaded.memory_bytes <= self._config.memory_bytes)
             total += loaded.memory_bytes
-            keep = keep and total <= self._config.memory_bytes
             if not keep or not self._exists(collection_id):
                 self.drop(collection_id)
 
@@ -187,6 +220,13 @@ class QueryService:
         loaded = self._loaded.get(collection_id)
         if loaded is not None:
             loaded.prepare(manifest)
+
+
+def _has_open(view: View, sections: Sequence[str]) -> bool:
+    """Whether these are open in every part: opening them reads and verifies whole objects."""
+    return all(
+        item.segment.has_open(sections) for item in view.segments if isinstance(item.segment, Part)
+    )
 
 
 def _filter(ids: list[str] | None, where: object) -> Filter:
@@ -214,7 +254,7 @@ def _query(
     dimension = request.embeddings.shape[1]
     if view.dimension is not None and len(request.embeddings) and dimension != view.dimension:
         raise dimension_error(view.dimension, dimension)
-    if request.ids and view.count and not _any_lives(view, request.ids):
+    if request.ids and request.n_results and view.count and not _any_lives(view, request.ids):
         # Official clients' tests want an error here; of several ids, the ones that live answer.
         raise InvalidArgument("Error finding id: none of the given ids exists in the collection")
     step, project = _nearest(loaded, request), Project(request.fields)

@@ -6,6 +6,7 @@ commit's own transaction (I7).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, insert, select, update
@@ -60,8 +61,18 @@ class Jobs:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._db, self._clock = database, clock
 
-    def acquire(self, collection: str, kind: str, owner: str, ttl_s: float) -> Lease | None:
-        """The lease, or None while somebody else's has not run out."""
+    def acquire(
+        self,
+        collection: str,
+        kind: str,
+        owner: str,
+        ttl_s: float,
+        is_dead: Callable[[str], bool] = lambda _owner: False,
+    ) -> Lease | None:
+        """The lease, or None while somebody else's has not run out.
+
+        is_dead: whether an owner is known not to run any more, so that nobody waits for its lease.
+        """
         with self._db.write() as session:
             now = self._clock.now_us()
             until = now + int(ttl_s * 1e6)
@@ -78,7 +89,7 @@ class Jobs:
                     last_error=None,
                 )
                 return Lease(collection, kind, owner, 1)
-            if row[2] > now and row[0] != owner:
+            if row[2] > now and row[0] != owner and not is_dead(row[0]):
                 return None
             fence = int(row[1]) + 1
             session.run(

@@ -317,18 +317,16 @@ class LogTable:
     def _repeated(self, session: Session, request: AppendRequest) -> Appended | None:
         """The first answer, if this key was already applied (looked up under the lock)."""
         if request.request_hash is not None:
-            row = session.one(
-                _IDEMPOTENT, collection=request.collection, request=request.request_id
+            return _first_answer(
+                session, request.collection, request.request_id, request.request_hash
             )
-            if row is None:
-                return None
-            if row[0] != request.request_hash:
-                raise Unprocessable(
-                    f"Idempotency-Key {request.request_id!r} was used for another request"
-                )
-            return Appended(row[1], row[2], repeated=True)
         row = session.one(_BY_REQUEST, collection=request.collection, request=request.request_id)
         return None if row is None else Appended(row[0], row[1], repeated=True)
+
+    def repeated(self, collection: str, key: str, request_hash: bytes) -> Appended | None:
+        """The first answer to a client's key, looked up without the lock. Raises Unprocessable."""
+        with self._db.read() as session:
+            return _first_answer(session, collection, key, request_hash)
 
     def fragments(self, collection: str, first: int, last: int) -> list[FragmentPlace]:
         """The fragments that start within [first, last], in order; the caller checks for holes."""
@@ -372,6 +370,17 @@ class LogTable:
         cutoff = self._clock.now_us() - int(retention_s * 1e6)
         with self._db.write() as session:
             session.run(_EXPIRE_IDEMPOTENT, cutoff_us=cutoff)
+
+
+def _first_answer(
+    session: Session, collection: str, key: str, request_hash: bytes
+) -> Appended | None:
+    row = session.one(_IDEMPOTENT, collection=collection, request=key)
+    if row is None:
+        return None
+    if row[0] != request_hash:
+        raise Unprocessable(f"Idempotency-Key {key!r} was used for another request")
+    return Appended(row[1], row[2], repeated=True)
 
 
 def dimension_error(expected: int, got: int) -> InvalidArgument:

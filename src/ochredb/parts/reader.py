@@ -91,6 +91,10 @@ class Part:
         return self.manifest.rows
 
     @property
+    def dimension(self) -> int:
+        return self.manifest.dimension
+
+    @property
     def id(self) -> str:
         return self.manifest.id
 
@@ -226,6 +230,10 @@ class Part:
             file.write(data)
             file.flush()
             yield file.name
+
+    def has_open(self, names: Sequence[str]) -> bool:
+        """Whether these attributes have been used before, so that using them costs no reading."""
+        return all(name in self.__dict__ for name in names)
 
     @property
     def graph_is_loaded(self) -> bool:

@@ -125,7 +125,7 @@ class Nearest:
             matching=selection.count,
             total=len(selection.view.segment),
             labels=graph,
-            dimension=selection.view.segment.vectors.shape[1],
+            dimension=selection.view.segment.dimension,
             count=self.count,
             ef=self.ef,
             filtered=selection.filtered,
@@ -134,7 +134,7 @@ class Nearest:
     def estimate_us(self, selection: Selection) -> float:
         """Predicted cost of one query vector on one segment."""
         segment = selection.view.segment
-        dimension = segment.vectors.shape[1]
+        dimension = segment.dimension
         if self.uses_graph(selection):
             share = selection.count / max(1, segment.graph_labels)
             ef = max(self.ef, cost.fetch_count(self.count, share))

@@ -36,7 +36,7 @@ HNSW_DEFAULTS: Json = {
 }
 
 
-class Refusal(Exception):  # noqa: N818 - named for what happened, as in ochredb.errors.
+class Refusal(Exception):
     """The answer is an error: its status, its name on the wire, and a part of its message."""
 
     def __init__(self, status: int, name: str, message: str) -> None:

@@ -197,9 +197,7 @@ _sometimes = st.sampled_from([True, False, False])
 
 
 @st.composite
-def writes(
-    draw: st.DrawFn, verb: str, dim: int, *, rows_max: int = 8, names: Any = ids
-) -> Json:
+def writes(draw: st.DrawFn, verb: str, dim: int, *, rows_max: int = 8, names: Any = ids) -> Json:
     """A body for add, update or upsert; ids repeat now and then."""
     given = draw(st.lists(names, max_size=rows_max))
     count = len(given)

@@ -1,0 +1,194 @@
+"""Distances: estimates within their bound, scans equal to brute force, whatever the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ochredb.types import Float32s
+from ochredb.vectors.distance import NORM2_MAX, NORM2_MIN, Space, estimate, exact
+from ochredb.vectors.scan import finish, nearest, within_bounds
+
+SPACES: tuple[Space, ...] = ("l2", "cosine", "ip")
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class Vectors:
+    """Just what a scan needs of a segment."""
+
+    def __init__(self, vectors: Float32s, seqs: Any = None) -> None:
+        self.vectors = vectors
+        self.seqs = np.arange(len(vectors)) if seqs is None else seqs
+        with np.errstate(over="ignore"):
+            self.squared_norms: Float32s = np.einsum("nd,nd->n", vectors, vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+def _brute_force(space: Space, query: Float32s, vectors: Float32s) -> list[float]:
+    """Each distance by itself, in float64, rounded once."""
+    q = query.astype(np.float64)
+    out = []
+    for row in vectors.astype(np.float64):
+        if space == "l2":
+            value = float(((row - q) ** 2).sum())
+        elif space == "ip":
+            value = 1.0 - float((row * q).sum())
+        else:
+            norm = np.sqrt((row * row).sum()) * np.sqrt((q * q).sum())
+            value = 1.0 - (float((row * q).sum()) / norm if norm > 0 else 0.0)
+        with np.errstate(over="ignore"):
+            out.append(float(np.float32(value)))
+    return out
+
+
+def _vectors(seed: int, rows: int, dimension: int, exponents: tuple[int, int]) -> Float32s:
+    """Norms spread over the given powers of ten; duplicates and near-duplicates among them."""
+    rng = np.random.default_rng(seed)
+    base = rng.standard_normal((rows, dimension))
+    base /= np.linalg.norm(base, axis=1, keepdims=True) + 1e-30
+    base *= 10.0 ** rng.uniform(*exponents, size=(rows, 1))
+    vectors = base.astype(np.float32)
+    vectors[rows // 2 :: 5] = vectors[0]
+    vectors[rows // 2 + 1 :: 7] = np.nextafter(vectors[0], np.float32(np.inf))
+    return vectors
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    space=st.sampled_from(SPACES),
+    seed=st.integers(0, 2**32 - 1),
+    dimension=st.sampled_from([1, 2, 3, 17, 128, 769]),
+    exponents=st.sampled_from([(-3, 4), (-3, -3), (4, 4), (-17, -13), (15, 17), (-25, -20)]),
+)
+def test_an_estimate_errs_by_less_than_its_bound(
+    space: Space, seed: int, dimension: int, exponents: tuple[int, int]
+) -> None:
+    data = Vectors(_vectors(seed, 80, dimension, exponents))
+    for query in (data.vectors[0], data.vectors[3], -data.vectors[5]):
+        norm2 = float(np.dot(query.astype(np.float64), query.astype(np.float64)))
+        if not NORM2_MIN < norm2 < NORM2_MAX:
+            continue  # Scans do not estimate then.
+        estimates, bounds = estimate(space, query, data.vectors, data.squared_norms)
+        true = exact(space, query, data.vectors).astype(np.float64)
+        error = np.abs(estimates.astype(np.float64) - true)
+        assert (error <= bounds).all(), float((error / bounds).max())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    space=st.sampled_from(SPACES),
+    seed=st.integers(0, 2**32 - 1),
+    dimension=st.sampled_from([1, 3, 32, 300]),
+    exponents=st.sampled_from([(-3, 4), (0, 0), (-40, -30), (17, 30), (-45, 38), (-20, 20)]),
+    count=st.integers(1, 40),
+    share=st.sampled_from([0.05, 0.25, 0.5, 1.0]),
+)
+@example(space="l2", seed=0, dimension=3, exponents=(-45, 38), count=5, share=1.0)
+def test_a_scan_equals_brute_force_with_ties_to_the_older(
+    space: Space,
+    seed: int,
+    dimension: int,
+    exponents: tuple[int, int],
+    count: int,
+    share: float,
+) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = _vectors(seed, 150, dimension, exponents)
+    seqs = rng.permutation(1_000)[:150]
+    data: Any = Vectors(vectors, seqs)
+    rows = None if share == 1.0 else np.flatnonzero(rng.random(150) < share)
+    candidates = np.arange(150) if rows is None else rows
+    query = vectors[int(rng.integers(150))] * np.float32(0.9)
+    found, distances = nearest(space, query, data, rows, count)
+    true = _brute_force(space, query, vectors[candidates])
+    order = sorted(range(len(true)), key=lambda i: (true[i], seqs[candidates[i]]))[:count]
+    assert distances.tolist() == [true[i] for i in order]
+    assert found.tolist() == [int(candidates[i]) for i in order]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_distance_does_not_depend_on_its_company(space: Space) -> None:
+    """I5: one row alone, gathered, or among all others: the same bits."""
+    for dimension in (1, 2, 7, 128, 1_000, 9_000):
+        vectors = _vectors(dimension, 30, dimension, (-3, 4))
+        query = vectors[7] + np.float32(0.01)
+        together = exact(space, query, vectors)
+        for row in range(0, 30, 4):
+            alone = exact(space, query, vectors[row : row + 1])
+            assert alone.tobytes() == together[row : row + 1].tobytes()
+        picked = np.array([29, 3, 3, 11])
+        assert exact(space, query, vectors[picked]).tobytes() == together[picked].tobytes()
+        assert exact(space, query, vectors[::3]).tobytes() == together[::3].tobytes()
+
+
+class TestExtremes:
+    """Zero vectors, overflow, underflow: a number each, no warning, no row lost."""
+
+    def test_cosine_of_a_zero_vector_is_one(self) -> None:
+        vectors = np.array([[0, 0], [1, 0], [-1, 0]], np.float32)
+        assert exact("cosine", np.array([2, 0], np.float32), vectors).tolist() == [1.0, 0.0, 2.0]
+        assert exact("cosine", np.zeros(2, np.float32), vectors).tolist() == [1.0, 1.0, 1.0]
+
+    def test_overflow_is_infinity_and_keeps_its_rank(self) -> None:
+        vectors = np.full((40, 4), FLOAT32_MAX, np.float32)
+        vectors[20:] *= -1
+        data: Any = Vectors(vectors)
+        query = np.full(4, FLOAT32_MAX, np.float32)
+        rows, distances = nearest("l2", query, data, None, 25)
+        assert rows.tolist() == list(range(25))
+        assert distances[:20].tolist() == [0.0] * 20
+        assert np.isposinf(distances[20:]).all()
+        rows, distances = nearest("ip", query, data, None, 25)
+        assert rows[:20].tolist() == list(range(20))
+        assert np.isneginf(distances[:20]).all()
+        rows, distances = nearest("cosine", query, data, None, 25)
+        assert distances[:20].tolist() == [0.0] * 20
+        assert distances[20:].tolist() == [2.0] * 5
+
+    def test_denormal_vectors_keep_their_directions(self) -> None:
+        tiny = np.float32(1e-44)
+        vectors = np.tile(np.array([[tiny, 0], [0, tiny], [-tiny, 0]], np.float32), (10, 1))
+        data: Any = Vectors(vectors)
+        rows, distances = nearest("cosine", np.array([1, 0], np.float32), data, None, 11)
+        assert rows.tolist() == [*range(0, 30, 3), 1]
+        assert distances.tolist() == [0.0] * 10 + [1.0]
+
+    def test_a_zero_query(self) -> None:
+        vectors = _vectors(1, 60, 8, (-3, 4))
+        data: Any = Vectors(vectors)
+        zero = np.zeros(8, np.float32)
+        for space in SPACES:
+            rows, distances = nearest(space, zero, data, None, 10)
+            true = _brute_force(space, zero, vectors)
+            order = sorted(range(60), key=lambda i: (true[i], i))[:10]
+            assert (rows.tolist(), distances.tolist()) == (order, [true[i] for i in order])
+
+    def test_nothing_to_search(self) -> None:
+        data: Any = Vectors(np.zeros((5, 2), np.float32))
+        query = np.ones(2, np.float32)
+        for rows, count in ((np.empty(0, np.int64), 5), (None, 0)):
+            found, distances = nearest("l2", query, data, rows, count)
+            assert (len(found), len(distances)) == (0, 0)
+
+
+def test_within_bounds_keeps_every_row_that_may_be_among_the_nearest() -> None:
+    distances = np.array([1.0, 1.2, 1.05, 3.0, 0.9], np.float32)
+    assert within_bounds(distances, 0.0, 2).tolist() == [0, 4]
+    assert within_bounds(distances, 0.03, 2).tolist() == [0, 2, 4]
+    bounds = np.array([0.0, 0.15, 0.0, 0.0, 0.0], np.float32)
+    assert within_bounds(distances, bounds, 2).tolist() == [0, 4]
+    bounds = np.array([0.0, 0.21, 0.0, 2.1, 0.0], np.float32)
+    assert within_bounds(distances, bounds, 2).tolist() == [0, 1, 3, 4]
+
+
+def test_finish_sorts_by_distance_then_seq_and_cuts() -> None:
+    data: Any = Vectors(np.array([[1], [0], [1], [5]], np.float32), np.array([9, 4, 2, 1]))
+    rows, distances = finish("l2", np.zeros(1, np.float32), data, np.array([0, 1, 2, 3]), 3)
+    assert rows.tolist() == [1, 2, 0]
+    assert distances.tolist() == [0.0, 1.0, 1.0]

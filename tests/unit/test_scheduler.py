@@ -1,0 +1,181 @@
+"""What is due when: bounded tiers, and every row into a graph once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from ochredb.catalog.logs import PendingWork
+from ochredb.catalog.versions import VersionPart
+from ochredb.parts.manifest import Manifest
+from ochredb_compactor.config import CompactorConfig
+from ochredb_compactor.scheduler import (
+    GRAPH_PART_ROWS_MAX,
+    MergePlan,
+    compaction_due,
+    merge_plan,
+    unsettled_rows,
+)
+
+DIMENSION = 128
+
+
+def _part(name: str, rows: int, *, labels: int = 0, dead: int = 0) -> VersionPart:
+    manifest = Manifest(
+        id=name,
+        rows=rows,
+        dimension=DIMENSION,
+        graph_labels=labels,
+        seq_min=1,
+        seq_max=rows,
+        objects=(),
+        sections={},
+    )
+    return VersionPart(manifest=manifest, deleted=None, deleted_key=None, deleted_count=dead)
+
+
+@dataclass
+class Collection:
+    """Parts under the scheduler, and what its merges cost."""
+
+    parts: list[VersionPart] = field(default_factory=list)
+    insertions: int = 0
+    rewritten_rows: int = 0
+    graph_rewrites: int = 0
+    names: int = 0
+
+    def arrive(self, rows: int) -> None:
+        self.parts.append(_part(self._name(), rows))
+
+    def _name(self) -> str:
+        self.names += 1
+        return f"p{self.names}"
+
+    def carry_out(self, plan: MergePlan) -> None:
+        inputs = [part for part in self.parts if part.manifest.id in plan.inputs]
+        assert len(inputs) == len(plan.inputs)
+        live = sum(part.live_rows for part in inputs)
+        labels = 0
+        if plan.with_graph:
+            grown = [part for part in inputs if part.manifest.id == plan.grow]
+            old = grown[0] if grown else None
+            new = live if old is None else live - old.live_rows
+            labels = new if old is None else old.manifest.graph_labels + new
+            self.insertions += new
+            self.graph_rewrites += 1
+        self.rewritten_rows += live
+        self.parts = [part for part in self.parts if part not in inputs]
+        if live:
+            self.parts.append(_part(self._name(), live, labels=labels))
+
+    def settle(self, *, idle: bool) -> None:
+        for _ in range(100):
+            plan = merge_plan(self.parts, idle=idle)
+            if plan is None:
+                return
+            self.carry_out(plan)
+        pytest.fail("merging does not end")
+
+
+@pytest.mark.parametrize("step", [500, 4_000, 10_000])
+def test_100_000_rows_enter_a_graph_once_each_and_are_rewritten_a_few_times(step: int) -> None:
+    collection, total = Collection(), 100_000
+    parts_max = 0
+    for _ in range(0, total, step):
+        collection.arrive(step)
+        collection.settle(idle=False)
+        parts_max = max(parts_max, len(collection.parts))
+    assert parts_max <= 10
+    collection.settle(idle=True)
+    assert unsettled_rows(collection.parts) == 0
+    assert len(collection.parts) == 1
+    assert collection.insertions <= 1.0 * total
+    assert collection.rewritten_rows <= 8.0 * total, collection.rewritten_rows / total
+    assert collection.graph_rewrites <= 20
+
+
+def test_a_trickle_with_pauses_still_inserts_each_row_once() -> None:
+    """The worst case for growing: the writer pauses after every part."""
+    collection = Collection()
+    for _ in range(60):
+        collection.arrive(300)
+        collection.settle(idle=True)
+    assert collection.insertions <= 60 * 300
+    assert len(collection.parts) <= 8
+
+
+def test_small_parts_are_merged_in_tiers_and_stay_few() -> None:
+    collection = Collection()
+    for number in range(400):
+        collection.arrive(1)
+        collection.settle(idle=number % 7 == 0)
+        assert len(collection.parts) <= 8
+    assert collection.insertions == 0
+    assert collection.rewritten_rows <= 400 * 400
+
+
+def test_a_graph_with_too_many_dead_rows_is_built_anew_or_given_up() -> None:
+    assert merge_plan([_part("a", 10_000, labels=10_000, dead=1_900)], idle=True) is None
+    assert merge_plan([_part("a", 10_000, labels=10_000, dead=2_100)], idle=False) == MergePlan(
+        ("a",), None, True
+    )
+    assert merge_plan([_part("a", 10_000, labels=10_000, dead=9_000)], idle=False) == MergePlan(
+        ("a",), None, False
+    )
+    # Rows that died before the last growth are labels without rows.
+    assert merge_plan([_part("a", 8_000, labels=10_100)], idle=False) == MergePlan(
+        ("a",), None, True
+    )
+
+
+def test_growing_waits_for_a_quarter_under_load_and_for_nothing_when_idle() -> None:
+    parts = [_part("g", 100_000, labels=100_000), _part("a", 6_000), _part("b", 6_000)]
+    assert merge_plan(parts, idle=False) is None
+    assert merge_plan(parts, idle=True) == MergePlan(("g", "a", "b"), "g", True)
+    parts.append(_part("c", 14_000))
+    assert merge_plan(parts, idle=False) == MergePlan(("g", "a", "b", "c"), "g", True)
+
+
+def test_a_full_graph_part_is_not_grown_any_more() -> None:
+    full = _part("full", GRAPH_PART_ROWS_MAX, labels=GRAPH_PART_ROWS_MAX)
+    small = _part("small", 10_000, labels=10_000)
+    assert merge_plan([full, _part("a", 6_000)], idle=True) == MergePlan(("a",), None, True)
+    assert merge_plan([full, small, _part("a", 6_000)], idle=True) == MergePlan(
+        ("small", "a"), "small", True
+    )
+
+
+def test_a_flat_part_with_many_dead_rows_is_rewritten() -> None:
+    assert merge_plan([_part("a", 1_000, dead=500)], idle=False) == MergePlan(("a",), None, False)
+    assert merge_plan([_part("a", 1_000, dead=300)], idle=True) is None
+    assert merge_plan([_part("a", 100, dead=90)], idle=True) is None, "too small to matter"
+
+
+def test_unsettled_rows_are_those_that_an_idle_merge_would_touch() -> None:
+    assert unsettled_rows([]) == 0
+    assert unsettled_rows([_part("a", 4_000)]) == 0
+    grow = [_part("g", 50_000, labels=50_000), _part("a", 6_000, dead=10)]
+    assert unsettled_rows(grow) == 5_990
+    assert unsettled_rows([_part(name, 100) for name in "abcd"]) == 400
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "quiet_s", "due"),
+    [
+        (0, 0, 100.0, False),
+        (1, 100, 4.9, False),
+        (1, 100, 5.0, True),
+        (499, 100, 0.6, False),
+        (500, 100, 0.4, False),
+        (500, 100, 0.5, True),
+        (4_000, 100, 0.0, True),
+        (1, 8 << 20, 0.0, True),
+    ],
+)
+def test_a_tail_is_folded_when_it_is_large_or_its_writer_rests(
+    rows: int, size: int, quiet_s: float, due: bool
+) -> None:
+    work = PendingWork("c", rows, size, 1_000_000, 0)
+    now_us = 1_000_000 + int(quiet_s * 1e6)
+    assert compaction_due(work, now_us, CompactorConfig()) is due
