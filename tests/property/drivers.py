@@ -1,8 +1,8 @@
 """Two ways to send one REST request, and the planner and scheduler made small for tests.
 
-`EmbeddedDriver` calls the node in this thread, as the embedded client does; `HttpDriver` sends bytes
-over a socket to a server in a thread of this process. Both hold the node itself, so that a test can
-fold, merge, collect and restart when it likes; background threads are off.
+`EmbeddedDriver` calls the node in this thread, as the embedded client does; `HttpDriver` sends
+bytes over a socket to a server in a thread of this process. Both hold the node itself, so that a
+test can fold, merge, collect and restart when it likes; background threads are off.
 """
 
 from __future__ import annotations

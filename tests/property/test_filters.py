@@ -47,7 +47,7 @@ def _records(number: int) -> Json:
     Some have long documents, so that text indexes prune.
     """
     rng = random.Random(number)
-    count = rng.choice([1, 5, 30, 80])
+    count = rng.choice([1, 30, 50, 80])
     padding = rng.choice(["", " " + "lorem ipsum " * 300])
     pools: list[tuple[Any, ...]] = [
         strategies.INTEGERS, strategies.FLOATS, strategies.STRINGS, (True, False),
@@ -138,26 +138,27 @@ def _ok(driver: EmbeddedDriver, path: str, body: Json) -> Any:
 @pytest.mark.timeout(1800)
 def test_filters_select_what_the_reference_selects(driver: EmbeddedDriver) -> None:
     seen = selected = 0
-    names = itertools.count()
+    numbers = itertools.count()
     filters_of_one = st.lists(
         _filter(), min_size=_FILTERS_PER_EXAMPLE, max_size=_FILTERS_PER_EXAMPLE
     )
 
     @seed(500)
     @settings(
-        max_examples=2 * max(1, _FILTERS // _FILTERS_PER_EXAMPLE),
+        max_examples=1 + max(1, _FILTERS // _FILTERS_PER_EXAMPLE),
         database=None,
         deadline=None,
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.integers(0, 2**32), filters_of_one)
-    def run(number: int, filters: list[Json]) -> None:
+    @given(filters_of_one)
+    def run(filters: list[Json]) -> None:
         nonlocal seen, selected
+        number = next(numbers)
         body = _records(number)
         model = CollectionModel("c")
         model.write("upsert", body)
-        name = f"c-{next(names)}"
+        name = f"c-{number}"
         paths = {layout: _build(driver, layout, body, f"{name}-{layout}") for layout in _LAYOUTS}
         for item in filters:
             expected = _expected(item, model)
@@ -171,7 +172,7 @@ def test_filters_select_what_the_reference_selects(driver: EmbeddedDriver) -> No
     run()
     print(f"{seen} filters, {selected} of them select some records but not all")
     assert seen >= _FILTERS
-    assert selected >= seen // 4
+    assert selected >= seen // 5
 
 
 def _expected(item: Json, model: CollectionModel) -> list[str]:

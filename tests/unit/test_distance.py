@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ochredb.segment import Rows
 from ochredb.types import Float32s
 from ochredb.vectors.distance import NORM2_MAX, NORM2_MIN, Space, estimate, exact
-from ochredb.vectors.scan import finish, nearest, within_bounds
+from ochredb.vectors.scan import Estimates, finish, limit_of, nearest
 
 SPACES: tuple[Space, ...] = ("l2", "cosine", "ip")
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -177,14 +178,19 @@ class TestExtremes:
             assert (len(found), len(distances)) == (0, 0)
 
 
+def _plausible(distances: Float32s, bounds: Float32s | float, count: int) -> Rows:
+    found = Estimates(None, distances, bounds)
+    return found.within(limit_of([found], count))
+
+
 def test_within_bounds_keeps_every_row_that_may_be_among_the_nearest() -> None:
     distances = np.array([1.0, 1.2, 1.05, 3.0, 0.9], np.float32)
-    assert within_bounds(distances, 0.0, 2).tolist() == [0, 4]
-    assert within_bounds(distances, 0.03, 2).tolist() == [0, 2, 4]
+    assert _plausible(distances, 0.0, 2).tolist() == [0, 4]
+    assert _plausible(distances, 0.03, 2).tolist() == [0, 2, 4]
     bounds = np.array([0.0, 0.15, 0.0, 0.0, 0.0], np.float32)
-    assert within_bounds(distances, bounds, 2).tolist() == [0, 4]
+    assert _plausible(distances, bounds, 2).tolist() == [0, 4]
     bounds = np.array([0.0, 0.21, 0.0, 2.1, 0.0], np.float32)
-    assert within_bounds(distances, bounds, 2).tolist() == [0, 1, 3, 4]
+    assert _plausible(distances, bounds, 2).tolist() == [0, 1, 3, 4]
 
 
 def test_finish_sorts_by_distance_then_seq_and_cuts() -> None:

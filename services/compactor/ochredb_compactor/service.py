@@ -81,20 +81,21 @@ class CompactorService:
 
         Waits for another holder's lease (at most its ttl). Raises NotFound.
         """
-        self._until_done(lambda: self._compact(collection_id, _no_step))
-        while self._until_done(lambda: self._merge(collection_id, _no_step, idle=True)):
+        self._until_done(collection_id, lambda: self._compact(collection_id, _no_step))
+        again = partial(self._merge, collection_id, _no_step, idle=True)
+        while self._until_done(collection_id, again):
             pass
 
     def fold_now(self, collection_id: str) -> None:
         """Only fold the tail: makes room in the log."""
-        self._until_done(lambda: self._compact(collection_id, _no_step))
+        self._until_done(collection_id, lambda: self._compact(collection_id, _no_step))
 
     def collect_now(self, *, sweep_orphans: bool) -> int:
         """Delete what is garbage now; returns how many objects."""
         deleted = collect(self._world, _no_step)
         return deleted + (sweep(self._world, _no_step) if sweep_orphans else 0)
 
-    def _until_done(self, attempt: Callable[[], bool | None]) -> bool:
+    def _until_done(self, collection_id: str, attempt: Callable[[], bool | None]) -> bool:
         """Repeat an attempt that lost a race (Conflict) or found the lease taken (None)."""
         deadline = self._world.clock.monotonic_s() + 2 * self._world.config.lease_ttl_s
         gone = 0
@@ -105,7 +106,10 @@ class CompactorService:
                     return done
             except Conflict:
                 pass
-            except Gone as error:
+            except (Gone, NotFound) as error:
+                # Of a dropped collection this raises NotFound. Else an object was collected or
+                # swept under a slow attempt: a new one starts from a new snapshot.
+                self._world.logs.snapshot(collection_id)
                 gone += 1
                 if gone == _ATTEMPTS_MAX:  # Each attempt takes a new snapshot: this is damage.
                     raise Corrupt(str(error)) from error

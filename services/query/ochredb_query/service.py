@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -219,7 +220,9 @@ class QueryService:
         """Open a part before a version names it, if its collection is loaded."""
         loaded = self._loaded.get(collection_id)
         if loaded is not None:
-            loaded.prepare(manifest)
+            # Swept because its writer was slow: the commit will say so (Conflict).
+            with contextlib.suppress(NotFound):
+                loaded.prepare(manifest)
 
 
 def _has_open(view: View, sections: Sequence[str]) -> bool:

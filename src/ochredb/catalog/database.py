@@ -28,6 +28,7 @@ from ochredb.errors import OchreError, OutcomeUnknown, Unavailable
 Row = tuple[Any, ...]
 _DIALECT = sqlite.dialect(paramstyle="named")
 _BUSY_TIMEOUT_S = 30.0
+_VACUUM_PAGES = 100  # Freed in one transaction.
 _ABANDONED: list[Any] = []  # Connections of a parent process: never closed, never collected.
 
 
@@ -268,10 +269,22 @@ class SqliteDatabase:
                 raise _translated(error) from error
 
     def release_free_pages(self, pages_max: int) -> None:
-        """Give up to `pages_max` free pages back to the file system (auto_vacuum=INCREMENTAL)."""
-        with self.write() as session:
-            assert isinstance(session, SqliteSession)
-            session.connection.execute(f"PRAGMA incremental_vacuum({pages_max})").fetchall()
+        """Give up to `pages_max` free pages back to the file system (auto_vacuum=INCREMENTAL).
+
+        In short transactions, and page by page: the driver steps such a statement once only.
+        """
+        while pages_max > 0:
+            with self.read() as session:
+                assert isinstance(session, SqliteSession)
+                free = int(session.connection.execute("PRAGMA freelist_count").fetchone()[0])
+            count = min(free, pages_max, _VACUUM_PAGES)
+            if count == 0:
+                return
+            with self.write() as session:
+                assert isinstance(session, SqliteSession)
+                for _ in range(count):
+                    session.connection.execute("PRAGMA incremental_vacuum(1)")
+            pages_max -= count
 
     def close(self) -> None:
         if self._pid != os.getpid():

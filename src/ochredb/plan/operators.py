@@ -20,7 +20,7 @@ from ochredb.plan.filter import evaluate
 from ochredb.segment import Rows, SegmentView, View
 from ochredb.types import Bools, Field, Float32s, Records
 from ochredb.vectors.distance import Space
-from ochredb.vectors.scan import finish, nearest
+from ochredb.vectors.scan import Estimates, estimates, finish, limit_of
 from ochredb.where import Where
 
 _T = TypeVar("_T")
@@ -99,22 +99,41 @@ class Nearest:
             hits = Page(self.count, 0).run(view, selections)
             return Hits(hits.segments, hits.rows, np.full(len(hits.rows), np.nan, np.float32))
         numbers = {id(item): number for number, item in enumerate(view.segments)}
-        found = []
+        found: list[tuple[int, Rows, Float32s, SegmentView]] = []
+        scans: list[tuple[int, Estimates, SegmentView]] = []
         for selection in selections:
             cancel.check()
-            rows, distances = self._search(query, selection)
-            if len(rows):
-                found.append((numbers[id(selection.view)], rows, distances, selection))
-        if not found:
-            empty = np.empty(0, np.int64)
-            return Hits(empty, empty, np.empty(0, np.float32))
+            item, number = selection.view, numbers[id(selection.view)]
+            rows = self._by_graph(query, selection) if self.uses_graph(selection) else None
+            if rows is None:
+                estimated = estimates(self.space, query, item.segment, selection.rows())
+                scans.append((number, estimated, item))
+            else:
+                distances = finish(self.space, query, item.segment, rows, self.count)
+                found.append((number, *distances, item))
+        if scans:
+            # One limit for all scanned segments: exact distances only for what can still answer.
+            limit = limit_of([estimated for _, estimated, _ in scans], self.count)
+            for number, estimated, item in scans:
+                rows = estimated.within(limit)
+                if len(rows):
+                    found.append(
+                        (number, *finish(self.space, query, item.segment, rows, self.count), item)
+                    )
+        return self._merged(found)
+
+    def _merged(self, found: list[tuple[int, Rows, Float32s, SegmentView]]) -> Hits:
         if len(found) == 1:
             number, rows, distances, _ = found[0]
             return Hits(np.full(len(rows), number), rows, distances)
-        segments = np.repeat([item[0] for item in found], [len(item[1]) for item in found])
-        rows = np.concatenate([item[1] for item in found])
-        distances = np.concatenate([item[2] for item in found])
-        seqs = np.concatenate([item[3].view.segment.seqs[item[1]] for item in found])
+        none = np.empty(0, np.int64)
+        segments = np.repeat(
+            np.array([number for number, *_ in found], np.int64),
+            np.array([len(rows) for _, rows, _, _ in found], np.int64),
+        )
+        rows = np.concatenate([none, *(rows for _, rows, _, _ in found)])
+        distances = np.concatenate([np.empty(0, np.float32), *(item[2] for item in found)])
+        seqs = np.concatenate([none, *(view.segment.seqs[rows] for _, rows, _, view in found)])
         order = np.lexsort((seqs, distances))[: self.count]
         return Hits(segments[order], rows[order], distances[order])
 
@@ -140,14 +159,6 @@ class Nearest:
             ef = max(self.ef, cost.fetch_count(self.count, share))
             return cost.graph_us(segment.graph_labels, dimension, ef)
         return cost.scan_us(selection.count, len(segment), dimension)
-
-    def _search(self, query: Float32s, selection: Selection) -> tuple[Rows, Float32s]:
-        segment = selection.view.segment
-        if self.uses_graph(selection):
-            rows = self._by_graph(query, selection)
-            if rows is not None:
-                return finish(self.space, query, segment, rows, self.count)
-        return nearest(self.space, query, segment, selection.rows(), self.count)
 
     def _by_graph(self, query: Float32s, selection: Selection) -> Rows | None:
         """Candidates from the graph, widened until enough survive; None: scan instead (I10)."""

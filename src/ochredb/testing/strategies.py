@@ -30,19 +30,24 @@ _SEED = 20_240_229
 
 ID_POOL = (
     *(f"id-{number}" for number in range(24)),
-    "a", "A", "é", "e\u0301", "漢字", "🦀", "with space", "a/b", "%2B+", '"', "\\", "\u0000", "null",
+    "a", "A", "é", "e\u0301", "漢字", "🦀", "with space", "a/b", "%2B+", '"', "\\", "\u0000",
+    "null",
 )  # fmt: skip
 ids = st.one_of(st.sampled_from(ID_POOL), st.sampled_from(ID_POOL), st.text("abé", min_size=1))
+
+
+def _generator(*seed: int) -> np.random.Generator:  # noqa: TID251 - built from a seed
+    return np.random.Generator(np.random.PCG64(seed))  # noqa: TID251
 
 
 def vector(direction: int, length: float, perturbation: float, variant: int, dim: int) -> Float32s:
     """float32[dim]; direction 0 is the zero vector, every other is fixed by its number."""
     if direction == 0:
         return np.zeros(dim, np.float32)
-    values = np.random.default_rng((_SEED, direction, dim)).standard_normal(dim)
+    values = _generator(_SEED, direction, dim).standard_normal(dim)
     values /= np.linalg.norm(values)
     if perturbation:
-        noise = np.random.default_rng((_SEED, variant, dim, 1)).standard_normal(dim)
+        noise = _generator(_SEED, variant, dim, 1).standard_normal(dim)
         values += perturbation * noise
     return (length * values).astype(np.float32)
 
@@ -124,8 +129,9 @@ def metadatas(*, nulls: bool) -> st.SearchStrategy[Json | None]:
 # -- filters
 
 PATTERNS = (
-    "red", "[Rr]ed", "^the", "qu[a-z]+k", "tow.r", r"\d{4}", r"\d+-\d\d", "(?i)RED", "fox$", "a\\.b",
-    "Straße|naïve", "(quick )?brown", "日本", "", "x*", "(red|blue).*tower", r"\bfox\b", "[^a-z]",
+    "red", "[Rr]ed", "^the", "qu[a-z]+k", "tow.r", r"\d{4}", r"\d+-\d\d", "(?i)RED", "fox$",
+    "a\\.b", "Straße|naïve", "(quick )?brown", "日本", "", "x*", "(red|blue).*tower",
+    r"\bfox\b", "[^a-z]",
     r"\\d", "🦀", "q.{3}k", r"\s\s",
 )  # fmt: skip
 NEEDLES = (

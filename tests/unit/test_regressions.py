@@ -1,0 +1,44 @@
+"""Errors that were found once, each as the smallest test that shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from ochredb.parts.manifest import Manifest
+from ochredb_compactor.config import CompactorConfig
+from ochredb_node.node import Node, NodeConfig
+
+_COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
+_HEADERS = {"content-type": "application/json"}
+
+
+def test_a_part_swept_before_its_commit_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """compact_now raised NotFound: opening the new part for readers found that it was gone."""
+    node = Node(NodeConfig(path=str(tmp_path / "store"), compactor=CompactorConfig(grace_s=0)))
+    node.start(background=False)
+    prepare = node.query.prepare
+    swept: list[int] = []
+
+    def sweep_first(collection: str, manifest: Manifest) -> None:
+        if not swept:
+            swept.append(node.compactor.collect_now(sweep_orphans=True))
+        prepare(collection, manifest)
+
+    monkeypatch.setattr(node.query, "prepare", sweep_first)
+    status, _, answer = node.handle("POST", _COLLECTIONS, "", _HEADERS, b'{"name": "abc"}')
+    assert status == 200
+    collection = orjson.loads(answer)["id"]
+    path = f"{_COLLECTIONS}/{collection}"
+    record = orjson.dumps({"ids": ["a"], "embeddings": [[1, 2]]})
+    assert node.handle("POST", f"{path}/add", "", _HEADERS, record)[0] == 201
+    assert node.handle("GET", f"{path}/count", "", {}, b"")[2] == b"1"  # Loads the collection.
+    node.compactor.compact_now(collection)
+    assert swept == [1]
+    assert node.query.indexing_status(collection).progress == 1.0
+    assert orjson.loads(node.handle("POST", f"{path}/get", "", _HEADERS, b"{}")[2])["ids"] == ["a"]
+    node.close()
