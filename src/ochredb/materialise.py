@@ -142,6 +142,9 @@ class TailSegment:
             rows[position] = row
         return rows
 
+    def has_open(self, names: Sequence[str]) -> bool:
+        return "metadata" not in names or "metadata" in self.__dict__
+
     def take_ids(self, rows: Rows) -> list[str]:
         ids = self._chunk.ids
         return [ids[row] for row in rows.tolist()]

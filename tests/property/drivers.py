@@ -16,12 +16,16 @@ from typing import Any, Protocol
 import orjson
 import pytest
 
+from ochredb import materialise
+from ochredb.parts import columns, deleted, graph, metadata_build, text, writer
+from ochredb.parts import ids as part_ids
 from ochredb.plan import cost
-from ochredb_compactor import scheduler
+from ochredb_compactor import gather, scheduler
 from ochredb_compactor.config import CompactorConfig
 from ochredb_frontend.app import App
 from ochredb_frontend.config import FrontendConfig
 from ochredb_frontend.server import Server, listen
+from ochredb_log.config import LogConfig
 from ochredb_node.node import Node, NodeConfig
 
 DATABASE = "/api/v2/tenants/default_tenant/databases/default_database"
@@ -30,9 +34,10 @@ _HEADERS = {"content-type": "application/json"}
 
 
 def node_config(path: str | None) -> NodeConfig:
-    """Garbage is collected at once; nothing is done in the background."""
+    """Garbage is collected at once; requests above 2 KiB are kept in objects."""
     return NodeConfig(
         path=path,
+        log=LogConfig(inline_bytes_max=2 << 10),
         frontend=FrontendConfig(allow_reset=True, read_threads=2, write_threads=2),
         compactor=CompactorConfig(grace_s=0, graph_threads=1),
     )
@@ -135,12 +140,39 @@ class PlannerProbe:
         self.graph_uses = 0
 
 
-def make_small(monkeypatch: pytest.MonkeyPatch, *, graphs: bool) -> PlannerProbe:
-    """Merges, graphs and their growth with tens of rows; with `graphs` the planner uses them."""
-    monkeypatch.setattr(scheduler, "GRAPH_ROWS_MIN", 8)
-    monkeypatch.setattr(scheduler, "GRAPH_COMPONENTS_MIN", 1)
-    monkeypatch.setattr(scheduler, "TIER_ROWS_MIN", 4)
-    monkeypatch.setattr(scheduler, "TIER_PARTS", 3)
+# Thresholds from which rows are merged, get graphs and text indexes, and are kept in objects.
+_THRESHOLDS: list[tuple[Any, str, int]] = [
+    (scheduler, "GRAPH_ROWS_MIN", 8),
+    (scheduler, "GRAPH_COMPONENTS_MIN", 1),
+    (scheduler, "TIER_ROWS_MIN", 4),
+    (scheduler, "TIER_PARTS", 3),
+    (writer, "TEXT_INDEX_ROWS_MIN", 4),
+    (writer, "PACKED_BYTES_MAX", 16 << 10),
+    (deleted, "INLINE_BYTES_MAX", 48),
+]
+# How much is done at a time: small, so that tens of rows cross the borders.
+_STEPS: list[tuple[Any, str, int]] = [
+    (materialise, "_CHUNK_ROWS_MIN", 16),
+    (columns, "_STEP_ROWS", 7),
+    (columns, "_LOOP_ROWS_MAX", 5),
+    (columns, "_SCAN_BYTES", 64),
+    (metadata_build, "_STEP_ROWS", 7),
+    (metadata_build, "_PENDING_MAX", 5),
+    (part_ids, "_STEP_ROWS", 7),
+    (text, "_STEP_ROWS", 16),
+    (text, "_STEP_BYTES", 1 << 10),
+    (graph, "_SUB_BATCH_ROWS", 7),
+    (gather, "_STEP_ROWS", 7),
+]
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch, *, graphs: bool, steps: bool) -> PlannerProbe:
+    """Merges, graphs and indexes with tens of rows.
+
+    graphs: the planner uses the graphs. steps: everything is also done in small steps.
+    """
+    for module, name, value in _THRESHOLDS + (_STEPS if steps else []):
+        monkeypatch.setattr(module, name, value)
     if graphs:
         monkeypatch.setattr(cost, "graph_us", lambda *_args: 0.0)
         monkeypatch.setattr(cost, "FILTERED_SCAN_US_MAX", 0.0)

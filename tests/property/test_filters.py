@@ -35,7 +35,7 @@ _LAYOUTS = ("tail", "parts", "mixture")
 @pytest.fixture(scope="module")
 def driver() -> Iterator[EmbeddedDriver]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        make_small(monkeypatch, graphs=False)
+        make_small(monkeypatch, graphs=False, steps=True)
         opened = EmbeddedDriver(None)
         yield opened
         opened.close()

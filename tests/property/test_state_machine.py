@@ -35,12 +35,9 @@ _PHASES = (Phase.generate, Phase.shrink) if _SHRINK else (Phase.generate,)
 
 
 def _run(machine: type[Machine], number: int) -> None:
-    def factory() -> Machine:
-        return machine()
-
-    seed(number)(factory)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        factory,
+    seed(number)(machine)
+    run_state_machine_as_test(
+        machine,
         settings=settings(
             max_examples=_EXAMPLES,
             stateful_step_count=_STEPS_PER_EXAMPLE + 1,  # The first creates a collection.
@@ -60,7 +57,7 @@ def _run(machine: type[Machine], number: int) -> None:
 def test_every_answer_equals_the_models(
     driver: str, graphs: bool, fresh: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(_DRIVERS[driver], make_small(monkeypatch, graphs=graphs))
+    run = Run(_DRIVERS[driver], make_small(monkeypatch, graphs=graphs, steps=fresh != graphs))
     number = int(os.environ.get("OCHREDB_STATE_SEED", "0")) or secrets.randbits(48)
     if not fresh:
         number = zlib.crc32(f"{driver} {graphs}".encode())

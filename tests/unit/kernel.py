@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from ochredb_compactor.config import CompactorConfig
 from ochredb_log.config import LogConfig
 from ochredb_node.node import Node, NodeConfig
 
+# Where processes that tests start must run, so that they can import `tests.unit`.
+ROOT = Path(__file__).resolve().parent.parent.parent
 ALL_FIELDS = Field.DOCUMENT | Field.EMBEDDING | Field.METADATA | Field.URI
 Metadata = dict[str, Any] | None
 

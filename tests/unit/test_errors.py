@@ -79,9 +79,7 @@ def test_the_docstring_draws_every_public_error() -> None:
 def test_the_kinds_are_pinned_and_none_is_an_alias() -> None:
     """Two kinds with equal rows would silently become one."""
     assert len(Kind) == len(Kind.__members__) == len(KINDS) == 14
-    found = {
-        kind.name: (kind.grpc, kind.http, kind.retryable, kind.chroma_name) for kind in Kind
-    }
+    found = {kind.name: (kind.grpc, kind.http, kind.retryable, kind.chroma_name) for kind in Kind}
     assert found == KINDS
 
 

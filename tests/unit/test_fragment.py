@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 from ochredb.errors import Corrupt, InvalidArgument
 from ochredb.fragment import check, decode, encode
 from ochredb.types import Op, Operations
-from tests.unit.kernel import operations
+
+from .kernel import operations
 
 _text = st.text(st.characters(codec="utf-8"), max_size=12)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ochredb.cancel import Cancel
-from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.logs import AppendRequest, BacklogLimits
 from ochredb.errors import (
     Conflict,
@@ -20,8 +19,6 @@ from ochredb.errors import (
     InvalidArgument,
     NotFound,
     OchreError,
-    OutcomeUnknown,
-    Unavailable,
     Unprocessable,
 )
 from ochredb.fragment import encode
@@ -31,7 +28,6 @@ from ochredb_node.node import Node
 
 from .kernel import (
     ManualClock,
-    add_rows,
     append,
     ids_of,
     make_collection,
@@ -93,7 +89,7 @@ def test_offsets_are_dense_and_requests_contiguous_with_eight_threads(
             assert mine == {(first, first + len(ids) - 1): ids for first, ids in log}
 
 
-class _SlowFirstFlush:
+class SlowFirstFlush:
     """Holds the first flush until as many requests as wanted are in the queue."""
 
     def __init__(self, node: Node, waiting: int) -> None:
@@ -102,7 +98,7 @@ class _SlowFirstFlush:
         self._append = node.logs.append
         self._monkey = pytest.MonkeyPatch()
 
-    def __enter__(self) -> _SlowFirstFlush:
+    def __enter__(self) -> SlowFirstFlush:
         self._monkey.setattr(self._node.logs, "append", self._slow)
         return self
 
@@ -120,7 +116,7 @@ class _SlowFirstFlush:
         return self._append(requests)
 
 
-def _together(calls: list[Callable[[], Appended]]) -> list[Appended | BaseException]:
+def _together(calls: Sequence[Callable[[], Appended]]) -> list[Appended | BaseException]:
     """Run calls at once, each in its own thread; what each returned or raised."""
     outcomes: list[Appended | BaseException] = [NotFound("not run")] * len(calls)
 
@@ -141,8 +137,9 @@ def _together(calls: list[Callable[[], Appended]]) -> list[Appended | BaseExcept
 
 def test_what_queues_up_during_a_flush_shares_the_next_one(node: Node) -> None:
     collection = make_collection(node)
-    calls = [lambda n=n: append(node, collection, _add(f"r{n}")) for n in range(9)]
-    with _SlowFirstFlush(node, 8) as slow:
+    requests = [_add(f"r{number}") for number in range(9)]
+    calls = [partial(append, node, collection, request) for request in requests]
+    with SlowFirstFlush(node, 8) as slow:
         outcomes = _together(calls)
     assert slow.flushes == [1, 8]
     offsets = sorted(item.first_offset for item in outcomes if isinstance(item, Appended))
@@ -159,7 +156,7 @@ def test_one_bad_request_in_a_flush_fails_alone(node: Node) -> None:
         lambda: append(node, "00000000-0000-7000-8000-000000000000", _add("lost")),
         lambda: append(node, collection, _add("late"), expect_last_offset=1),
     ]
-    with _SlowFirstFlush(node, 4):
+    with SlowFirstFlush(node, 4):
         outcomes = _together(calls)
     kinds = [type(item) for item in outcomes]
     # Whoever came first led alone; the expectation of offset 1 holds for no later request.
@@ -167,7 +164,8 @@ def test_one_bad_request_in_a_flush_fails_alone(node: Node) -> None:
     assert kinds[2] is InvalidArgument
     assert kinds[3] is NotFound
     assert "dimension of 2, got 3" in str(outcomes[2])
-    wanted = {"first", *(name for name, kind in zip(("holder", "good"), kinds[:2]) if kind)}
+    two = zip(("holder", "good"), kinds[:2], strict=True)
+    wanted = {"first", *(name for name, kind in two if kind is Appended)}
     assert wanted <= set(ids_of(node, collection))
     assert "bad" not in ids_of(node, collection)
 
@@ -183,7 +181,7 @@ def test_large_payloads_of_a_flush_go_to_one_object(tmp_path: Path) -> None:
             lambda: append(node, two, large[2]),
             lambda: append(node, two, _add("tiny")),
         ]
-        with _SlowFirstFlush(node, 4) as slow:
+        with SlowFirstFlush(node, 4) as slow:
             outcomes = _together(calls)
         assert all(isinstance(item, Appended) for item in outcomes)
         assert slow.flushes == [1, 4]
@@ -360,7 +358,9 @@ class TestEvaluated:
         with pytest.raises(NotFound):
             node.log.append_evaluated("nowhere", evaluate, cancel=Cancel())
 
-    def test_in_memory_a_read_in_progress_does_not_deadlock_with_it(self) -> None:
+    def test_in_memory_a_read_in_progress_does_not_deadlock_with_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The reader is stopped in the middle of its refresh, while the writer evaluates."""
         with running_node() as node:
             collection = make_collection(node)
@@ -373,7 +373,7 @@ class TestEvaluated:
                 go_on.wait(10)
                 return fragments(*arguments)
 
-            node.logs.fragments = slow  # type: ignore[method-assign]
+            monkeypatch.setattr(node.logs, "fragments", slow)
             reader = threading.Thread(target=ids_of, args=(node, collection), daemon=True)
 
             def evaluate() -> Operations:
@@ -393,152 +393,3 @@ class TestEvaluated:
             assert not writer.is_alive()
             assert not reader.is_alive()
             assert ids_of(node, collection) == []
-
-
-class TestUnknownOutcome:
-    """The commit's own result is lost: only a repeat with the same request id can tell (I8)."""
-
-    @pytest.mark.parametrize("landed", [False, True])
-    def test_it_is_resolved_by_a_repeat(self, tmp_path: Path, landed: bool) -> None:
-        with running_node(str(tmp_path)) as node:
-            collection = make_collection(node)
-            table_append, failures = node.logs.append, [1]
-
-            def lossy(requests: list[AppendRequest]) -> list[Appended | OchreError]:
-                if failures.pop() if failures else False:
-                    if landed:
-                        table_append(requests)
-                    raise OutcomeUnknown("the commit's answer was lost")
-                return table_append(requests)
-
-            node.logs.append = lossy  # type: ignore[method-assign]
-            answer = append(node, collection, _add("a", "b"))
-            assert (answer.first_offset, answer.last_offset) == (1, 2)
-            assert answer.repeated is landed
-            assert node.logs.snapshot(collection).last_offset == 2
-
-    def test_it_stays_unknown_while_the_repeat_fails(self, node: Node) -> None:
-        collection = make_collection(node)
-        errors = [Unavailable("still down"), OutcomeUnknown("lost")]
-
-        def broken(_requests: list[AppendRequest]) -> list[Appended | OchreError]:
-            raise errors.pop()
-
-        table_append = node.logs.append
-        node.logs.append = broken  # type: ignore[method-assign]
-        with pytest.raises(OutcomeUnknown):
-            append(node, collection, _add("a"), idempotency_key="k")
-        node.logs.append = table_append  # type: ignore[method-assign]
-        assert append(node, collection, _add("a"), idempotency_key="k").first_offset == 1
-
-
-def test_a_payload_swept_before_its_commit_is_written_again(tmp_path: Path) -> None:
-    """A writer that slept past the sweep loses nothing: it uploads again under a new key."""
-    clock = ManualClock()
-    with running_node(str(tmp_path), clock=clock, inline_bytes_max=0) as node:
-        collection = make_collection(node)
-        append(node, collection, _add("before"))
-        table_append = node.logs.append
-        slept = []
-
-        def sleepy(requests: list[AppendRequest]) -> list[Appended | OchreError]:
-            if not slept:
-                slept.append(requests[0].object_key)
-                clock.advance(3_600)
-                node.compactor.collect_now(sweep_orphans=True)
-            return table_append(requests)
-
-        node.logs.append = sleepy  # type: ignore[method-assign]
-        append(node, collection, _add("sleeper"))
-        assert slept[0] not in object_keys(node)
-        assert ids_of(node, collection) == ["before", "sleeper"]
-
-
-def test_a_failing_store_fails_the_flush_and_nothing_is_written(tmp_path: Path) -> None:
-    with running_node(str(tmp_path), inline_bytes_max=0) as node:
-        collection = make_collection(node)
-        create = node.store.create
-
-        def broken(key: str, data: Any) -> None:
-            raise Unavailable("disk on fire")
-
-        node.store.create = broken  # type: ignore[method-assign]
-        with pytest.raises(Unavailable, match="disk on fire"):
-            append(node, collection, _add("a"))
-        node.store.create = create  # type: ignore[method-assign]
-        assert append(node, collection, _add("b")).first_offset == 1
-
-
-def test_a_waiter_that_is_interrupted_does_not_stop_the_queue(node: Node) -> None:
-    """Ctrl-C while waiting: whoever comes next is still served."""
-    collection = make_collection(node)
-    wait = threading.Event.wait
-    victim: list[threading.Thread] = []
-
-    def interrupted(event: threading.Event, timeout: float | None = None) -> bool:
-        if victim and threading.current_thread() is victim[0] and timeout is None:
-            raise KeyboardInterrupt
-        return wait(event, timeout)
-
-    def append_and_be_interrupted() -> None:
-        with pytest.raises(KeyboardInterrupt):
-            append(node, collection, _add("interrupted"))
-
-    with _SlowFirstFlush(node, 2):
-        leader = threading.Thread(target=append, args=(node, collection, _add("leader")))
-        leader.start()
-        while not node.log._flushing:
-            wait(threading.Event(), 0.005)
-        victim.append(threading.Thread(target=append_and_be_interrupted))
-        monkey = pytest.MonkeyPatch()
-        monkey.setattr(threading.Event, "wait", interrupted)
-        try:
-            victim[0].start()
-            victim[0].join(10)
-        finally:
-            monkey.undo()
-        others = [
-            threading.Thread(target=append, args=(node, collection, _add(name)), daemon=True)
-            for name in ("x", "y")
-        ]
-        for thread in others:
-            thread.start()
-        for thread in (leader, *others):
-            thread.join(10)
-            assert not thread.is_alive()
-    assert set(ids_of(node, collection)) >= {"leader", "x", "y"}
-
-
-def test_operations_that_could_never_be_folded_are_refused(node: Node) -> None:
-    """DESIGN section 7: better than skipping them in every reader."""
-    collection = make_collection(node)
-    for request in (
-        operations(Op.ADD, ["a"]),
-        operations(Op.UPSERT, ["a"], documents=["text"]),
-        operations(Op.ADD, ["a", "b"], [[1.0], [2.0]], embedded=[True, False]),
-    ):
-        with pytest.raises(InvalidArgument, match="embedding"):
-            append(node, collection, request)
-    assert node.logs.snapshot(collection).last_offset == 0
-
-
-def test_log_time_never_goes_back(tmp_path: Path) -> None:
-    clock = ManualClock()
-    with running_node(str(tmp_path), clock=clock) as node:
-        collection = make_collection(node)
-        append(node, collection, _add("a"))
-        clock.advance(-1_000)
-        append(node, collection, _add("b"))
-        connection = sqlite3.connect(tmp_path / "ochredb.sqlite3")
-        times = [row[0] for row in connection.execute("SELECT time_us FROM fragments ORDER BY start")]
-        connection.close()
-        assert times == sorted(times)
-
-
-def test_a_dropped_collection_takes_no_more(node: Node) -> None:
-    collection = make_collection(node)
-    add_rows(node, collection, 0, 3)
-    node.namespace.delete_collection("default_tenant", "default_database", "records")
-    with pytest.raises(NotFound):
-        append(node, collection, _add("a"))
-    assert isinstance(node.database, SqliteDatabase)

@@ -44,10 +44,8 @@ def _requests(draw: st.DrawFn) -> Operations:
             return None
         return draw(st.lists(items, min_size=count, max_size=count))
 
-    vectors = draw(
-        st.lists(
-            st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=count, max_size=count
-        )
+    vectors: list[tuple[int, int]] | None = draw(
+        st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=count, max_size=count)
     )
     embedded = None
     if op is Op.UPDATE:
@@ -73,9 +71,7 @@ def _folded_into_part(fold: Fold, store: MemoryStore) -> Fold:
     base = [view for view in fold.base if view.live_count]
     chunks = fold.tail_live_rows()
     if chunks:
-        manifest = write_part(
-            store, IdSource().uuid7(), rows_of_tail(chunks), None, lambda: None
-        )
+        manifest = write_part(store, IdSource().uuid7(), rows_of_tail(chunks), None, lambda: None)
         part = Part(store, manifest, IndexSettings())
         base.append(SegmentView(part, None, manifest.rows, manifest.id))
     after = Fold(fold.version + 1, fold.last_offset, base)
@@ -181,9 +177,7 @@ def test_an_older_segment_of_a_chunk_finds_the_rows_that_it_had() -> None:
     fold = _fold(operations(Op.ADD, ["a", "b"], [[1], [2]]))
     older = fold.freeze().segments[0]
     for value in range(3, 6):
-        fold.apply(
-            fold.last_offset + 1, operations(Op.UPSERT, ["a", "c"], [[value], [value]])
-        )
+        fold.apply(fold.last_offset + 1, operations(Op.UPSERT, ["a", "c"], [[value], [value]]))
     fold.apply(fold.last_offset + 1, operations(Op.DELETE, ["b"]))
     assert older.segment.find_ids(["a", "b", "c"]).tolist() == [0, 1, -1]
     assert older.is_live(older.segment.find_ids(["a", "b", "c"])).tolist() == [True, True, False]
@@ -214,9 +208,7 @@ def test_a_view_keeps_its_vectors_while_the_chunk_grows_and_is_replaced() -> Non
 def test_a_segment_of_a_chunk_is_a_prefix() -> None:
     chunk = Chunk(1, 4)
     empty = TailSegment(chunk)
-    chunk.append(
-        ["a"], np.array([1]), np.zeros((1, 1), np.float32), [None], [None], [b'{"x":1}']
-    )
+    chunk.append(["a"], np.array([1]), np.zeros((1, 1), np.float32), [None], [None], [b'{"x":1}'])
     assert len(empty) == 0
     assert len(empty.documents) == 0
     assert empty.find_ids(["a"]).tolist() == [-1]

@@ -18,6 +18,8 @@ from ochredb.clock import SystemClock
 from ochredb.errors import InvalidArgument, Unavailable
 from ochredb.ids import IdSource
 
+from .kernel import ROOT
+
 
 def _open(root: Path) -> str:
     database, store_id = open_directory(str(root), SystemClock(), IdSource())
@@ -46,6 +48,7 @@ def test_eight_processes_create_one_store_at_once(tmp_path: Path) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=ROOT,
         )
         for _ in range(8)
     ]
@@ -79,7 +82,7 @@ def test_opening_again_keeps_the_store_and_imports_no_alembic(tmp_path: Path) ->
         assert store_id == {store_id!r}
         assert not any(name.startswith("alembic") for name in sys.modules)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT)
 
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from ochredb.catalog.schema import metadata
 from ochredb.errors import AlreadyExists, InvalidArgument, NotFound
 from ochredb.types import CollectionInfo, Op
 from ochredb_node.node import Node
-from tests.unit.kernel import add_rows, append, make_collection, operations, running_node
+
+from .kernel import add_rows, append, make_collection, operations, running_node
 
 
 @pytest.fixture
@@ -197,9 +198,7 @@ class TestDrops:
         collection = make_collection(node, name)
         add_rows(node, collection, 0, 3)
         node.compactor.compact_now(collection)
-        append(
-            node, collection, operations(Op.UPSERT, ["z"], [[1.0] * 4]), idempotency_key="k"
-        )
+        append(node, collection, operations(Op.UPSERT, ["z"], [[1.0] * 4]), idempotency_key="k")
         node.logs.quarantine(collection, 1, "no reason")
         return collection
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ochredb.errors import InvalidArgument, NotFound, Unavailable
 from ochredb.storage.directory import DirectoryStore
 from ochredb_node import node as node_module
 from ochredb_node.node import Node, NodeConfig, SharedNode
-from tests.unit.kernel import add_rows, ids_of, make_collection, running_node
+
+from .kernel import add_rows, ids_of, make_collection, running_node
 
 COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
@@ -84,7 +86,7 @@ class TestDirectory:
                 add_rows(node, make_collection(node), 0, 2)
         shutil.rmtree(tmp_path / "one" / "objects")
         shutil.copytree(tmp_path / "two" / "objects", tmp_path / "one" / "objects")
-        with pytest.raises(InvalidArgument, match="belongs to store .*, its objects to store"):
+        with pytest.raises(InvalidArgument, match=r"belongs to store .*, its objects to store"):
             Node(NodeConfig(path=str(tmp_path / "one"))).start()
 
     def test_a_catalog_without_its_objects_is_refused(self, tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ class TestEmbedded:
         writer.start()
         try:
             for number in range(4):
-                _in_child(lambda number=number: _add(shared, collection, f"child{number}"))
+                _in_child(partial(_add, shared, collection, f"child{number}"))
         finally:
             stop.set()
             writer.join()

@@ -12,8 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.kernel import (
+
+from ochredb.cancel import Cancel, Cancelled
+from ochredb.errors import Corrupt, DeadlineExceeded, InvalidArgument, NotFound
+from ochredb.peers import GetRequest, QueryRequest
+from ochredb.replay import Gone
+from ochredb.types import Field, Op, QueryAnswer, Records
+from ochredb.where import Compare
+from ochredb_node.node import Node
+from ochredb_query.config import QueryConfig
+
+from .kernel import (
     ALL_FIELDS,
+    ROOT,
     ManualClock,
     add_rows,
     all_rows,
@@ -25,15 +36,6 @@ from tests.unit.kernel import (
     rows_of,
     running_node,
 )
-
-from ochredb.cancel import Cancel, Cancelled
-from ochredb.errors import Corrupt, DeadlineExceeded, InvalidArgument, NotFound
-from ochredb.peers import GetRequest, QueryRequest
-from ochredb.replay import Gone
-from ochredb.types import Field, Op, QueryAnswer, Records
-from ochredb.where import Compare
-from ochredb_node.node import Node
-from ochredb_query.config import QueryConfig
 
 
 @pytest.fixture
@@ -92,6 +94,7 @@ def test_another_process_s_writes_are_read_at_once(tmp_path: Path) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=ROOT,
         )
         assert other.stdin is not None
         assert other.stdout is not None
@@ -167,17 +170,17 @@ def test_a_snapshot_that_is_gone_is_planned_again(
     """Between the snapshot and the fragments, a compaction trims the log."""
     collection = make_collection(node)
     add_rows(node, collection, 0, 5)
-    fragments, raced = node.logs.fragments, []
+    fragments, raced = node.logs.fragments, [False]
 
     def race(*arguments: Any) -> Any:
-        if not raced:
-            raced.append(True)
+        if not raced[0]:
+            raced[0] = True
             node.compactor.compact_now(collection)
         return fragments(*arguments)
 
     monkeypatch.setattr(node.logs, "fragments", race)
     assert ids_of(node, collection) == [f"id-{i}" for i in range(5)]
-    assert raced
+    assert raced == [True]
 
 
 def test_a_version_that_is_dropped_while_it_is_opened_is_planned_again(
@@ -186,11 +189,11 @@ def test_a_version_that_is_dropped_while_it_is_opened_is_planned_again(
     collection = make_collection(node)
     add_rows(node, collection, 0, 5)
     node.compactor.compact_now(collection)
-    parts, raced = node.versions.parts, []
+    parts, raced = node.versions.parts, [False]
 
     def race(*arguments: Any) -> Any:
-        if not raced:
-            raced.append(True)
+        if not raced[0]:
+            raced[0] = True
             for number in (5, 10):
                 add_rows(node, collection, number, 5)
                 node.compactor.compact_now(collection)
@@ -198,21 +201,23 @@ def test_a_version_that_is_dropped_while_it_is_opened_is_planned_again(
 
     monkeypatch.setattr(node.versions, "parts", race)
     assert len(ids_of(node, collection)) == 15
-    assert raced
+    assert raced == [True]
 
 
-def test_an_object_collected_before_its_first_use_is_planned_again(node: Node) -> None:
+def test_an_object_collected_before_its_first_use_is_planned_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A read that held its view longer than the grace period gets the next version's answer."""
     collection = make_collection(node)
     add_rows(node, collection, 0, 5)
     node.compactor.compact_now(collection)
     node.query._loaded.clear()
-    view_of, raced = node.query._view, []
+    view_of, raced = node.query._view, [False]
 
     def late(*arguments: Any) -> Any:
         found = view_of(*arguments)
-        if not raced:
-            raced.append(True)
+        if not raced[0]:
+            raced[0] = True
             append(node, collection, operations(Op.DELETE, [f"id-{i}" for i in range(5)]))
             for number in (5, 10):
                 add_rows(node, collection, number, 5)
@@ -221,7 +226,7 @@ def test_an_object_collected_before_its_first_use_is_planned_again(node: Node) -
             node.compactor.collect_now(sweep_orphans=False)
         return found
 
-    node.query._view = late  # type: ignore[method-assign]
+    monkeypatch.setattr(node.query, "_view", late)
     before = object_keys(node)
     assert ids_of(node, collection) == [f"id-{i}" for i in range(5, 15)]
     assert not before & object_keys(node)
@@ -252,9 +257,10 @@ def test_a_hole_in_the_log_is_damage_only_if_a_new_snapshot_has_it_too(node: Nod
         session.connection.execute("DELETE FROM fragments WHERE start = 2")  # type: ignore[attr-defined]
     with pytest.raises(Corrupt, match="offset 2"):
         ids_of(node, collection)
+    snapshot = node.logs.snapshot(collection)
+    loaded = node.query._load(collection, snapshot)
     with pytest.raises(Gone):
-        snapshot = node.logs.snapshot(collection)
-        node.query._load(collection, snapshot).refresh(snapshot)
+        loaded.refresh(snapshot)
 
 
 def test_a_damaged_inline_fragment_is_not_served(node: Node) -> None:

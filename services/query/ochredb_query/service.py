@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from ochredb.cancel import Cancel
@@ -17,20 +19,20 @@ from ochredb.clock import Clock
 from ochredb.configuration import index_settings
 from ochredb.errors import Corrupt, InvalidArgument, NotFound, Unavailable
 from ochredb.parts.manifest import Manifest
-from ochredb.parts.reader import Part
 from ochredb.peers import GetRequest, QueryRequest
+from ochredb.plan import cost
 from ochredb.plan.operators import Filter, Nearest, Page, Project, Selection
 from ochredb.replay import Gone
 from ochredb.segment import View
 from ochredb.storage.base import LocalStore
 from ochredb.types import Field, IndexingStatus, QueryAnswer, Records, Snapshot
+from ochredb.where import Where
+from ochredb_query import quick
 from ochredb_query.config import QueryConfig
 from ochredb_query.loaded import LoadedCollection
 
 _T = TypeVar("_T")
 _ATTEMPTS_MAX = 20
-_QUICK_QUERIES_MAX = 4
-_QUICK_RESULTS_MAX = 200
 
 
 class QueryService:
@@ -94,34 +96,19 @@ class QueryService:
                 self._loaded.move_to_end(collection_id)
         if request is None:
             return lambda _cancel: view.count
+        limit_us = self._config.quick_us
         if isinstance(request, GetRequest):
-            opened = ("record_batch",) if request.ids is None else ("record_batch", "id_index")
-            if not _has_open(view, opened):
+            selections = quick.get_selections(view, request, limit_us)
+            if selections is None:
                 return None
-            wanted = len(request.ids) if request.ids is not None else request.limit
-            if request.where is not None or wanted is None or wanted > _QUICK_RESULTS_MAX:
-                return None
-            return lambda cancel: _get(view, request, cancel)
-        return self._quick_query(view, loaded, request)
-
-    def _quick_query(
-        self, view: View, loaded: LoadedCollection, request: QueryRequest
-    ) -> Callable[[Cancel], QueryAnswer] | None:
-        queries = len(request.embeddings)
-        if request.where is not None or request.ids is not None or queries > _QUICK_QUERIES_MAX:
-            return None
-        if request.n_results > _QUICK_RESULTS_MAX or not loaded.graphs_are_loaded:
-            return None
-        if not _has_open(view, ("record_batch", "vectors")):
+            return partial(_page, view, request, selections)
+        if not loaded.graphs_are_loaded:
             return None
         step = _nearest(loaded, request)
-        cost_us = sum(
-            step.estimate_us(Selection(item, item.live, item.live_count, False))
-            for item in view.segments
-        )
-        if cost_us * queries > self._config.quick_us:
+        selections = quick.query_selections(view, request, step, limit_us)
+        if selections is None:
             return None
-        return lambda cancel: _query(view, loaded, request, cancel)
+        return partial(_search, view, step, request, selections)
 
     # -- views
 
@@ -225,22 +212,18 @@ class QueryService:
                 loaded.prepare(manifest)
 
 
-def _has_open(view: View, sections: Sequence[str]) -> bool:
-    """Whether these are open in every part: opening them reads and verifies whole objects."""
-    return all(
-        item.segment.has_open(sections) for item in view.segments if isinstance(item.segment, Part)
-    )
-
-
-def _filter(ids: list[str] | None, where: object) -> Filter:
-    return Filter(where, None if ids is None else tuple(dict.fromkeys(ids)))  # type: ignore[arg-type]
+def _filter(ids: list[str] | None, where: Where | None) -> Filter:
+    return Filter(where, None if ids is None else tuple(dict.fromkeys(ids)))
 
 
 def _get(view: View, request: GetRequest, cancel: Cancel) -> Records:
     if request.limit == 0:
-        selections: list[Selection] = []
-    else:
-        selections = _filter(request.ids, request.where).run(view, cancel)
+        return _page(view, request, [], cancel)
+    selections = _filter(request.ids, request.where).run(view, cancel)
+    return _page(view, request, selections, cancel)
+
+
+def _page(view: View, request: GetRequest, selections: list[Selection], cancel: Cancel) -> Records:
     hits = Page(request.limit, request.offset).run(view, selections)
     cancel.check()
     return Project(request.fields).run(view, hits)
@@ -248,11 +231,23 @@ def _get(view: View, request: GetRequest, cancel: Cancel) -> Records:
 
 def _nearest(loaded: LoadedCollection, request: QueryRequest) -> Nearest:
     settings = loaded.settings
-    return Nearest(settings.space, request.n_results, settings.ef_search, request.exact)
+    ef = math.ceil(settings.ef_search * cost.EF_MARGIN)
+    return Nearest(settings.space, request.n_results, ef, request.exact)
 
 
 def _query(
     view: View, loaded: LoadedCollection, request: QueryRequest, cancel: Cancel
+) -> QueryAnswer:
+    selections = _filter(request.ids, request.where).run(view, cancel) if request.n_results else []
+    return _search(view, _nearest(loaded, request), request, selections, cancel)
+
+
+def _search(
+    view: View,
+    step: Nearest,
+    request: QueryRequest,
+    selections: list[Selection],
+    cancel: Cancel,
 ) -> QueryAnswer:
     dimension = request.embeddings.shape[1]
     if view.dimension is not None and len(request.embeddings) and dimension != view.dimension:
@@ -260,8 +255,7 @@ def _query(
     if request.ids and request.n_results and view.count and not _any_lives(view, request.ids):
         # Official clients' tests want an error here; of several ids, the ones that live answer.
         raise InvalidArgument("Error finding id: none of the given ids exists in the collection")
-    step, project = _nearest(loaded, request), Project(request.fields)
-    selections = _filter(request.ids, request.where).run(view, cancel) if request.n_results else []
+    project = Project(request.fields)
     answer = QueryAnswer(records=[], distances=[])
     for query in request.embeddings:
         cancel.check()

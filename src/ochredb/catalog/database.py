@@ -5,7 +5,10 @@ SQLite rules that are easy to break, and why they stand:
   between processes by 30 to 1, with seconds at the tail.
 * Nothing here opens the database, its -wal or its -shm by path: closing such a descriptor would
   drop the process's POSIX locks and lose committed writes.
-* After `fork` the child forgets the parent's connections without closing them.
+* Before `fork` every connection is closed: SQLite keeps a table of the process's locks, which a
+  child would inherit without holding them (reproduced: the parent's last close then removed the
+  write-ahead log under the child's feet). If that was not possible, the child forgets the parent's
+  connections without closing them.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy.dialects import sqlite
@@ -29,7 +32,9 @@ Row = tuple[Any, ...]
 _DIALECT = sqlite.dialect(paramstyle="named")
 _BUSY_TIMEOUT_S = 30.0
 _VACUUM_PAGES = 100  # Freed in one transaction.
+_FORK_WAIT_S = 2.0
 _ABANDONED: list[Any] = []  # Connections of a parent process: never closed, never collected.
+_DATABASES: weakref.WeakSet[SqliteDatabase] = weakref.WeakSet()
 
 
 class Session(Protocol):
@@ -107,24 +112,56 @@ class SqliteDatabase:
     def __init__(self, path: str | None, *, write_lock_path: str | None = None) -> None:
         self._path = path
         self._write_lock_path = write_lock_path
+        self._closed = False
         self._reset()
+        _DATABASES.add(self)
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._idle: deque[SqliteSession] = deque()
+        self._pool = threading.Condition()  # Guards the next three.
+        self._connections: list[sqlite3.Connection] = []
+        self._idle: list[SqliteSession] = []
+        self._reading = 0
         self._checkpointer: SqliteSession | None = None
         self._checkpoint_lock = threading.Lock()
         self._lock = threading.RLock()
-        self._connections: list[sqlite3.Connection] = []
-        self._connections_lock = threading.Lock()
         self._writer: SqliteSession | None = None
         self._write_lock_fd = -1
-        self._closed = False
+        self._held_over_fork: list[Any] = []
+        self._open = threading.Event()  # Clear while a fork waits: whoever comes waits behind it.
+        self._open.set()
 
-    def _after_fork(self) -> None:
+    def before_fork(self) -> None:
+        """Wait for what is in progress, close every connection, and keep new ones from opening."""
+        self._open.clear()
+        for lock in (self._lock, self._checkpoint_lock, self._pool):
+            if not lock.acquire(timeout=_FORK_WAIT_S):
+                return
+            self._held_over_fork.append(lock)
+        if self._path is None or (self._writer and self._writer.connection.in_transaction):
+            return
+        if self._pool.wait_for(lambda: self._reading == 0, _FORK_WAIT_S):
+            self._close_connections()
+
+    def after_fork_in_parent(self) -> None:
+        self._open.set()
+        while self._held_over_fork:
+            self._held_over_fork.pop().release()
+
+    def _close_connections(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+        self._idle.clear()
+        self._writer = self._checkpointer = None
+
+    def after_fork(self) -> None:
         if self._path is None:
             # The child's copy of an in-memory database is private memory: safe to go on with.
             self._pid, self._lock = os.getpid(), threading.RLock()
+            self._pool, self._checkpoint_lock = threading.Condition(), threading.Lock()
+            self._held_over_fork = []
+            self._open.set()
             if self._writer is not None and self._writer.connection.in_transaction:
                 self._writer.connection.execute("ROLLBACK")  # Of a thread that stayed behind.
             return
@@ -154,13 +191,15 @@ class SqliteDatabase:
             connection.execute(f"PRAGMA {pragma}")
         if query_only:
             connection.execute("PRAGMA query_only=ON")
-        with self._connections_lock:
+        with self._pool:
             self._connections.append(connection)
         return SqliteSession(connection)
 
     def _check(self) -> None:
         if self._pid != os.getpid():
-            self._after_fork()
+            self.after_fork()
+        if not self._open.is_set():
+            self._open.wait(3 * _FORK_WAIT_S)
         if self._closed:
             raise Unavailable("the catalog is closed")
 
@@ -172,16 +211,18 @@ class SqliteDatabase:
                 yield self._memory_session()
             return
         self._check()
-        idle = self._idle
         try:
-            try:
-                session = idle.pop()
-            except IndexError:
-                session = self._connect(query_only=True)
+            with self._pool:
+                session = self._idle.pop() if self._idle else self._connect(query_only=True)
+                self._reading += 1
             try:
                 yield session
             finally:
-                idle.append(session)
+                with self._pool:
+                    self._reading -= 1
+                    self._idle.append(session)
+                    if self._held_over_fork:
+                        self._pool.notify_all()
         except sqlite3.Error as error:
             raise _translated(error) from error
 
@@ -288,13 +329,11 @@ class SqliteDatabase:
 
     def close(self) -> None:
         if self._pid != os.getpid():
-            self._after_fork()
+            self.after_fork()
         with self._lock:
             self._closed = True
-            with self._connections_lock:
-                for connection in self._connections:
-                    connection.close()
-                self._connections.clear()
+            with self._pool:
+                self._close_connections()
             if self._write_lock_fd >= 0:
                 os.close(self._write_lock_fd)
                 self._write_lock_fd = -1
@@ -304,3 +343,18 @@ def _translated(error: sqlite3.Error) -> OchreError:
     """SQLite's error as one of ours. Full disk, read-only and I/O errors changed nothing."""
     code = getattr(error, "sqlite_errorname", None) or type(error).__name__
     return Unavailable(f"the catalog is unavailable: {error} ({code})")
+
+
+def _for_all(work: Callable[[SqliteDatabase], None]) -> Callable[[], None]:
+    def run() -> None:
+        for database in list(_DATABASES):
+            work(database)
+
+    return run
+
+
+os.register_at_fork(
+    before=_for_all(SqliteDatabase.before_fork),
+    after_in_parent=_for_all(SqliteDatabase.after_fork_in_parent),
+    after_in_child=_for_all(SqliteDatabase.after_fork),
+)

@@ -12,6 +12,9 @@ import math
 FILTERED_SCAN_US_MAX = 8_000.0
 # Below this share of matching rows a graph is never asked: most of what it visits would be dropped.
 GRAPH_SHARE_MIN = 0.05
+# A graph is searched with a candidate list longer than `ef_search` by this factor: ours is built by
+# several threads and grown, and shall not find less than one built in one go.
+EF_MARGIN = 1.25
 # How many more candidates than asked for are recomputed exactly, at least.
 OVERFETCH_ROWS = 16
 

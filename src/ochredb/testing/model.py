@@ -173,7 +173,8 @@ class CollectionModel:
             if self.dimension not in (None, len(query)):
                 raise dimension_refusal(self.dimension, len(query))
         given = body.get("ids")
-        if queries and given and self.records and self.records.keys().isdisjoint(given):
+        asked = queries and body.get("n_results", 10) and self.records
+        if asked and given and self.records.keys().isdisjoint(given):
             # Of several ids those that are there answer; official clients want an error if none is.
             raise Refusal(400, "InvalidArgumentError", "Error finding id")
         ids = self.matching(body)
@@ -310,7 +311,7 @@ def matches(where: Json, record: Record) -> bool:
         case "$not_contains":
             return not _list_contains(value, operand)
         case _:
-            return _is_number(value) and _orders(value, operator, operand)
+            return value is not None and _is_number(value) and _orders(value, operator, operand)
 
 
 def matches_document(where: Json, record: Record) -> bool:

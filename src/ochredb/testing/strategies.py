@@ -1,7 +1,8 @@
 """Hypothesis strategies for requests: small pools, so that ids, values and vectors collide.
 
-Vectors are made from few directions, lengths from 1e-3 to 1e4 and tiny perturbations: duplicates,
-near-duplicates, zero vectors. Documents and filters share words, so that filters select something.
+Vectors are made from few directions, lengths from 1e-3 to 1e4 (and 1e-20) and tiny perturbations:
+duplicates, near-duplicates, zero vectors. Documents and filters share words, so that filters
+select something.
 Regular expressions are only such as Python's `re` and RE2 read alike.
 """
 
@@ -21,7 +22,7 @@ Json = dict[str, Any]
 Float32s = NDArray[np.float32]
 
 SPACES = ("l2", "cosine", "ip")
-LENGTHS = (1e-3, 0.5, 1.0, 1.0, 37.0, 1e4)
+LENGTHS = (1e-20, 1e-3, 0.5, 1.0, 1.0, 37.0, 1e4)
 _DIRECTIONS = 6
 _PERTURBATIONS = (0.0, 0.0, 1e-7, 1e-4, 0.1)
 _SEED = 20_240_229
@@ -262,6 +263,8 @@ def queries(draw: st.DrawFn, dim: int, *, names: Any = ids) -> Json:
     body = draw(_selections(names))
     items = draw(st.lists(vectors(dim), max_size=3))
     body["query_embeddings"] = [float32_list(item) for item in items]
+    if items and draw(st.sampled_from([False] * 11 + [True])):
+        body["query_embeddings"][0][0] = 1e39  # Beyond float32: its distances are null.
     if draw(booleans):
         body["n_results"] = draw(st.sampled_from([0, 1, 2, 3, 5, 10, 17, 50, 1000]))
     body["include"] = [*draw(st.one_of(st.just(_EVERYTHING), _includes)), "distances"]

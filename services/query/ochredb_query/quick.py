@@ -1,0 +1,90 @@
+"""Which reads may be answered on an event loop: predicted to be short, and sure not to wait.
+
+Everything here errs on the side of "no": a read that is refused runs in the pool, a tenth of a
+millisecond slower. Indexes that were not used before are never opened here (that reads, verifies
+and may wait), and documents are never searched (their cost depends on what is in them).
+"""
+
+from __future__ import annotations
+
+from ochredb.cancel import Cancel
+from ochredb.peers import GetRequest, QueryRequest
+from ochredb.plan.operators import Filter, Nearest, Selection
+from ochredb.segment import View
+from ochredb.where import (
+    And,
+    Compare,
+    DocumentContains,
+    DocumentMatches,
+    IdIn,
+    ListContains,
+    OneOf,
+    Or,
+    Where,
+)
+
+QUERIES_MAX = 4
+RESULTS_MAX = 200
+IDS_MAX = 200
+_NODE_US, _NODE_ROW_US = 15.0, 0.0004  # One predicate over a segment; measured, rounded up.
+
+
+def get_selections(view: View, request: GetRequest, limit_us: float) -> list[Selection] | None:
+    """The rows of a get that is quick, or None."""
+    wanted = len(request.ids) if request.ids is not None else request.limit
+    if wanted is None or wanted > RESULTS_MAX:
+        return None
+    return _selections(view, request.ids, request.where, ("record_batch",), limit_us)
+
+
+def query_selections(
+    view: View, request: QueryRequest, step: Nearest, limit_us: float
+) -> list[Selection] | None:
+    """The rows of a query that is quick, filter and search together, or None."""
+    queries = len(request.embeddings)
+    if queries > QUERIES_MAX or request.n_results > RESULTS_MAX:
+        return None
+    opened = ("record_batch", "vectors")
+    selections = _selections(view, request.ids, request.where, opened, limit_us)
+    if selections is None:
+        return None
+    search_us = sum(step.estimate_us(selection) for selection in selections)
+    return selections if search_us * queries <= limit_us else None
+
+
+def _selections(
+    view: View,
+    ids: list[str] | None,
+    where: Where | None,
+    opened: tuple[str, ...],
+    limit_us: float,
+) -> list[Selection] | None:
+    if where is not None:
+        nodes = _metadata_nodes(where)
+        if nodes is None:
+            return None
+        filter_us = sum(
+            nodes * (_NODE_US + _NODE_ROW_US * len(item.segment)) for item in view.segments
+        )
+        if filter_us > limit_us / 2:
+            return None
+        opened = (*opened, "metadata")
+    if ids is not None:
+        if len(ids) > IDS_MAX:
+            return None
+        opened = (*opened, "id_index")
+    if not all(item.segment.has_open(opened) for item in view.segments):
+        return None
+    return Filter(where, None if ids is None else tuple(dict.fromkeys(ids))).run(view, Cancel())
+
+
+def _metadata_nodes(where: Where) -> int | None:
+    """How many nodes a filter on metadata has; None if it looks at documents or ids."""
+    match where:
+        case DocumentContains() | DocumentMatches() | IdIn():
+            return None
+        case And(children) | Or(children):
+            counts = [_metadata_nodes(child) for child in children]
+            return None if None in counts else 1 + sum(filter(None, counts))
+        case Compare() | OneOf() | ListContains():
+            return 1

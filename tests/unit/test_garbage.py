@@ -1,0 +1,313 @@
+"""Garbage and orphans: what is referenced is never deleted, what is not is (I6)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ochredb.catalog.objects import Swept
+from ochredb.errors import Conflict
+from ochredb.types import Op
+from ochredb_compactor import garbage
+from ochredb_compactor.compaction import compact
+from ochredb_compactor.world import World
+from ochredb_node.node import Node
+
+from .kernel import (
+    ManualClock,
+    add_rows,
+    all_rows,
+    append,
+    ids_of,
+    make_collection,
+    object_keys,
+    operations,
+    running_node,
+)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def node(clock: ManualClock) -> Iterator[Node]:
+    with running_node(clock=clock) as node:
+        yield node
+
+
+def _world(node: Node) -> World:
+    return node.compactor._world
+
+
+def _no_step() -> None:
+    pass
+
+
+def _delete(node: Node, collection: str, *ids: str) -> None:
+    append(node, collection, operations(Op.DELETE, ids))
+
+
+def _fold(node: Node, collection: str) -> None:
+    node.compactor.fold_now(collection)
+
+
+class TestGarbage:
+    """An object is deleted a grace period after its last reference went, and never before (I6)."""
+
+    @pytest.fixture
+    def node(self, clock: ManualClock) -> Iterator[Node]:
+        with running_node(clock=clock, inline_bytes_max=0, grace_s=60) as node:
+            yield node
+
+    def _referenced(self, node: Node) -> set[str]:
+        keys: set[str] = set()
+        with node.database.read() as session:
+            connection = session.connection  # type: ignore[attr-defined]
+            keys.update(key for (key,) in connection.execute("SELECT key FROM object_references"))
+        return keys
+
+    def test_a_fragment_object_outlives_its_compaction_by_the_grace(
+        self, node: Node, clock: ManualClock
+    ) -> None:
+        collection = make_collection(node)
+        add_rows(node, collection, 0, 5)
+        (fragment,) = object_keys(node)
+        assert self._referenced(node) == {fragment}
+        clock.advance(1_000)
+        assert node.compactor.collect_now(sweep_orphans=True) == 0
+        _fold(node, collection)
+        assert fragment not in self._referenced(node)
+        clock.advance(59)
+        assert node.compactor.collect_now(sweep_orphans=True) == 0
+        assert fragment in object_keys(node)
+        clock.advance(2)
+        assert node.compactor.collect_now(sweep_orphans=True) == 1
+        assert fragment not in object_keys(node)
+        assert len(ids_of(node, collection)) == 5
+
+    def test_nothing_referenced_is_ever_deleted_and_the_rest_is(
+        self, node: Node, clock: ManualClock
+    ) -> None:
+        """Exact set of objects after quiescence: those of the newest two versions."""
+        names = ["one", "two", "three"]
+        collections = [make_collection(node, name) for name in names]
+        for step in range(24):
+            collection = collections[step % 3]
+            add_rows(node, collection, 10 * step, 10)
+            if step % 4 == 1:
+                _delete(node, collection, f"id-{10 * step}")
+            if step % 2:
+                _fold(node, collection)
+            if step % 5 == 0:
+                node.compactor.compact_now(collection)
+            clock.advance(25)
+            node.compactor.collect_now(sweep_orphans=step % 3 == 0)
+            assert self._referenced(node) <= object_keys(node)
+        expected = [all_rows(node, collection) for collection in collections]
+        for collection in collections:
+            node.compactor.compact_now(collection)
+        node.namespace.delete_collection("default_tenant", "default_database", "three")
+        for _ in range(2):
+            clock.advance(61)
+            node.compactor.collect_now(sweep_orphans=True)
+        assert object_keys(node) == self._referenced(node)
+        kept = {
+            item.key
+            for collection in collections[:2]
+            for version in range(2)
+            for part in node.versions.parts(
+                collection, node.logs.snapshot(collection).version - version
+            )
+            for item in part.manifest.objects
+        }
+        assert object_keys(node) == kept
+        assert [all_rows(node, collection) for collection in collections[:2]] == expected[:2]
+
+    def test_a_key_shared_by_two_collections_stays_for_the_other(
+        self, node: Node, clock: ManualClock
+    ) -> None:
+        collection = make_collection(node)
+        add_rows(node, collection, 0, 5)
+        (key,) = object_keys(node)
+        with node.database.write() as session:
+            connection = session.connection  # type: ignore[attr-defined]
+            connection.execute(
+                "INSERT INTO object_references VALUES (?, 'fragment', 'other', 1)", (key,)
+            )
+        node.namespace.delete_collection("default_tenant", "default_database", "records")
+        clock.advance(1_000)
+        assert node.compactor.collect_now(sweep_orphans=True) == 0
+        assert object_keys(node) == {key}
+
+    def test_an_object_being_deleted_cannot_be_referred_to(
+        self, node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        collection = make_collection(node)
+        add_rows(node, collection, 0, 5)
+        _fold(node, collection)
+        clock.advance(100)
+        (key,) = _world(node).objects.mark_due(clock.now_us(), 10)
+        from ochredb.catalog.objects import refer
+
+        with pytest.raises(Conflict, match="being deleted"), node.database.write() as session:
+            refer(session, [key], kind="fragment", collection=collection, number=1)
+
+    def test_what_a_crashed_collector_marked_is_deleted_by_the_next(
+        self, node: Node, clock: ManualClock
+    ) -> None:
+        collection = make_collection(node)
+        add_rows(node, collection, 0, 5)
+        _fold(node, collection)
+        clock.advance(100)
+
+        class Crash(Exception):
+            pass
+
+        def crash() -> None:
+            raise Crash
+
+        with pytest.raises(Crash):
+            garbage.collect(_world(node), crash)
+        assert garbage.collect(_world(node), _no_step) == 1
+        assert len(object_keys(node)) == 1
+        assert _world(node).objects.count() == 1
+
+
+class TestOrphans:
+    """Objects that a crash left without a row (I6)."""
+
+    def _orphan(self, node: Node, number: int = 0) -> str:
+        key = f"parts/{node.ids.uuid7()}/packed"
+        node.store.create(key, b"left behind %d" % number)
+        return key
+
+    def test_only_old_ones_are_swept(self, node: Node, clock: ManualClock) -> None:
+        orphan = self._orphan(node)
+        assert garbage.find_orphans(_world(node)) == ([], 1)
+        clock.advance(61)
+        fresh = self._orphan(node)
+        assert garbage.find_orphans(_world(node)) == ([orphan], 2)
+        assert garbage.sweep(_world(node), _no_step) == 1
+        assert object_keys(node) == {fresh}
+
+    def test_a_sweep_that_would_take_too_much_is_refused(
+        self, node: Node, clock: ManualClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """More than a fifth of the store without a row: rather the catalog is the wrong one."""
+        for number in range(101):
+            self._orphan(node, number)
+        clock.advance(61)
+        with caplog.at_level(logging.ERROR):
+            assert garbage.sweep(_world(node), _no_step) == 0
+        assert "refused: 101 of 101" in caplog.text
+        assert len(object_keys(node)) == 101
+
+    def test_a_commit_that_names_a_swept_object_conflicts_for_days(
+        self, node: Node, clock: ManualClock
+    ) -> None:
+        """The writer slept past the sweep: its part is gone, and so is its right to name it."""
+        collection = make_collection(node)
+        add_rows(node, collection, 0, 10)
+        world = _world(node)
+        written: list[str] = []
+        introduce = world.before_commit
+        assert introduce is not None
+
+        def oversleep(_collection: str, manifest: Any) -> None:
+            written.extend(item.key for item in manifest.objects)
+            clock.advance(3_600)
+            assert garbage.sweep(world, _no_step) == 1
+            clock.advance(3 * 86_400)
+            garbage.collect(world, _no_step)
+            garbage.sweep(world, _no_step)
+
+        object.__setattr__(world, "before_commit", oversleep)
+        lease = world.jobs.acquire(collection, "compact", "elsewhere/1/sleeper", 1e9)
+        assert lease is not None
+        with pytest.raises(Swept, match="new key"):
+            compact(world, lease, _no_step)
+        assert not object_keys(node) & set(written)
+        object.__setattr__(world, "before_commit", introduce)
+        assert compact(world, lease, _no_step) == 1
+        assert len(ids_of(node, collection)) == 10
+
+    def test_the_memory_of_a_sweep_ends(self, node: Node, clock: ManualClock) -> None:
+        self._orphan(node)
+        clock.advance(61)
+        garbage.sweep(_world(node), _no_step)
+        assert _world(node).objects.count() == 1
+        clock.advance(8 * 86_400)
+        garbage.sweep(_world(node), _no_step)
+        assert _world(node).objects.count() == 0
+
+    def test_one_that_comes_back_after_power_loss_is_swept_again(
+        self, node: Node, clock: ManualClock
+    ) -> None:
+        key = self._orphan(node)
+        clock.advance(61)
+        assert garbage.sweep(_world(node), _no_step) == 1
+        node.store.create(key, b"unlinking it was not durable")
+        clock.advance(61)
+        assert garbage.sweep(_world(node), _no_step) == 1
+        assert object_keys(node) == set()
+
+    def test_an_object_that_is_committed_while_the_sweep_looks_stays(
+        self, node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        collection = make_collection(node)
+        add_rows(node, collection, 0, 10)
+        world = _world(node)
+        condemn = world.objects.condemn
+
+        def commit_first(keys: Any, now_us: int) -> list[str]:
+            go_on.set()
+            committed.wait(10)
+            return condemn(keys, now_us)
+
+        go_on, committed = threading.Event(), threading.Event()
+        monkeypatch.setattr(world.objects, "condemn", commit_first)
+        sweeper = threading.Thread(target=garbage.sweep, args=(world, _no_step))
+
+        def sweep_meanwhile(_collection: str, _manifest: Any) -> None:
+            clock.advance(61)
+            sweeper.start()
+            assert go_on.wait(10)
+
+        object.__setattr__(world, "before_commit", sweep_meanwhile)
+        lease = world.jobs.acquire(collection, "compact", "elsewhere/1/writer", 1e9)
+        assert lease is not None
+        assert compact(world, lease, _no_step) == 1
+        committed.set()
+        sweeper.join(10)
+        assert len(ids_of(node, collection)) == 10
+
+
+def test_a_store_in_a_directory_ends_with_exactly_the_referenced_files(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    with running_node(str(tmp_path), clock=clock, inline_bytes_max=0) as node:
+        collection = make_collection(node)
+        for number in range(6):
+            add_rows(node, collection, 10 * number, 10)
+            node.compactor.compact_now(collection)
+        clock.advance(61)
+        node.compactor.collect_now(sweep_orphans=True)
+        clock.advance(61)
+        node.compactor.collect_now(sweep_orphans=True)
+        current = {
+            item.key
+            for version in (0, 1)
+            for part in node.versions.parts(
+                collection, node.logs.snapshot(collection).version - version
+            )
+            for item in part.manifest.objects
+        }
+        assert object_keys(node) == current
+        assert len(ids_of(node, collection)) == 60
