@@ -109,7 +109,10 @@ class TailSegment:
     graph_labels = 0
 
     def __init__(self, chunk: Chunk) -> None:
-        self._chunk = chunk
+        # Not the chunk itself: it keeps its newest segment, and a cycle would outlive the fold.
+        self._ids, self._row_of, self._previous = chunk.ids, chunk.row_of, chunk.previous
+        self._documents, self._uris = chunk.documents, chunk.uris
+        self._metadatas = chunk.metadatas
         self._count = chunk.count
         self._lock = threading.RLock()
         self.dimension = int(chunk.vectors.shape[1])
@@ -126,14 +129,14 @@ class TailSegment:
 
     @lazy
     def documents(self) -> BytesColumn:
-        return BytesColumn.from_list(self._chunk.documents[: self._count])
+        return BytesColumn.from_list(self._documents[: self._count])
 
     @lazy
     def metadata(self) -> MetadataIndex:
-        return MetadataIndex.build(self._chunk.metadatas[: self._count])
+        return MetadataIndex.build(self._metadatas[: self._count])
 
     def find_ids(self, ids: Sequence[str]) -> Rows:
-        row_of, previous = self._chunk.row_of, self._chunk.previous
+        row_of, previous = self._row_of, self._previous
         rows = np.empty(len(ids), np.int64)
         for position, name in enumerate(ids):
             row = row_of.get(name, -1)
@@ -146,19 +149,19 @@ class TailSegment:
         return "metadata" not in names or "metadata" in self.__dict__
 
     def take_ids(self, rows: Rows) -> list[str]:
-        ids = self._chunk.ids
+        ids = self._ids
         return [ids[row] for row in rows.tolist()]
 
     def take_documents(self, rows: Rows) -> list[str | None]:
-        documents = self._chunk.documents
+        documents = self._documents
         return [documents[row] for row in rows.tolist()]
 
     def take_uris(self, rows: Rows) -> list[str | None]:
-        uris = self._chunk.uris
+        uris = self._uris
         return [uris[row] for row in rows.tolist()]
 
     def take_metadatas(self, rows: Rows) -> list[bytes | None]:
-        metadatas = self._chunk.metadatas
+        metadatas = self._metadatas
         return [metadatas[row] for row in rows.tolist()]
 
 

@@ -11,6 +11,8 @@ from ochredb.fragment import decode
 from ochredb.storage.base import ObjectStore
 from ochredb.types import Operations
 
+_PAGE_FRAGMENTS = 128  # Fetched at once: bounds the inline payloads in memory to some 32 MiB.
+
 
 class Gone(OchreError):
     """Part of the log is below its floor: the snapshot is too old, plan again on a new one."""
@@ -24,19 +26,23 @@ def read_operations(
     `first` must be the start and `last` the end of a fragment. Raises Gone if a fragment is not
     there any more, Corrupt if its bytes are damaged.
     """
-    if first > last:
-        return
     expected = first
-    for place in table.fragments(collection, first, last):
-        if place.start != expected:
+    while expected <= last:
+        places = table.fragments(collection, expected, last, _PAGE_FRAGMENTS)
+        if not places:
             raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
-        operations = decode(_payload(store, collection, place))
-        if len(operations) != place.stop - place.start + 1:
-            raise Corrupt(f"fragment {place.start} of collection {collection} has a wrong length")
-        yield place.start, operations
-        expected = place.stop + 1
-    if expected != last + 1:
-        raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
+        for place in places:
+            if place.start != expected:
+                raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
+            operations = decode(_payload(store, collection, place))
+            if len(operations) != place.stop - place.start + 1:
+                raise Corrupt(
+                    f"fragment {place.start} of collection {collection} has a wrong length"
+                )
+            yield place.start, operations
+            expected = place.stop + 1
+    if first <= last and expected != last + 1:
+        raise Gone(f"offset {last} of collection {collection} is no end of a fragment")
 
 
 def _payload(store: ObjectStore, collection: str, place: FragmentPlace) -> bytes:

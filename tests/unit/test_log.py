@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ochredb import replay
 from ochredb.cancel import Cancel
 from ochredb.catalog.logs import AppendRequest, BacklogLimits
 from ochredb.errors import (
@@ -393,3 +394,19 @@ class TestEvaluated:
             assert not writer.is_alive()
             assert not reader.is_alive()
             assert ids_of(node, collection) == []
+
+
+def test_a_long_log_is_read_in_pages_without_holes(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "_PAGE_FRAGMENTS", 3)
+    collection = make_collection(node)
+    for number in range(8):
+        append(node, collection, _add(*(f"{number}-{i}" for i in range(1 + number % 2))))
+    log = _log(node, collection)
+    assert [first for first, _ in log] == [1, 2, 4, 5, 7, 8, 10, 11]
+    with node.database.write() as session:
+        connection = session.connection  # type: ignore[attr-defined]
+        connection.execute("DELETE FROM fragments WHERE start = 7")
+    with pytest.raises(replay.Gone, match="offset 7"):
+        _log(node, collection)

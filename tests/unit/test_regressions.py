@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 
+from ochredb.cancel import Cancel
 from ochredb.parts.manifest import Manifest
+from ochredb.peers import QueryRequest
+from ochredb.types import QueryAnswer
 from ochredb_compactor.config import CompactorConfig
 from ochredb_node.node import Node, NodeConfig
 
@@ -30,15 +34,36 @@ def test_a_part_swept_before_its_commit_is_written_again(
         prepare(collection, manifest)
 
     monkeypatch.setattr(node.query, "prepare", sweep_first)
-    status, _, answer = node.handle("POST", _COLLECTIONS, "", _HEADERS, b'{"name": "abc"}')
-    assert status == 200
-    collection = orjson.loads(answer)["id"]
-    path = f"{_COLLECTIONS}/{collection}"
-    record = orjson.dumps({"ids": ["a"], "embeddings": [[1, 2]]})
-    assert node.handle("POST", f"{path}/add", "", _HEADERS, record)[0] == 201
-    assert node.handle("GET", f"{path}/count", "", {}, b"")[2] == b"1"  # Loads the collection.
+    collection = _one_record(node)
     node.compactor.compact_now(collection)
     assert swept == [1]
     assert node.query.indexing_status(collection).progress == 1.0
-    assert orjson.loads(node.handle("POST", f"{path}/get", "", _HEADERS, b"{}")[2])["ids"] == ["a"]
+    path = f"{_COLLECTIONS}/{collection}/get"
+    assert orjson.loads(node.handle("POST", path, "", _HEADERS, b"{}")[2])["ids"] == ["a"]
     node.close()
+
+
+def test_a_quick_query_for_no_results_is_empty() -> None:
+    """It was 500: the limit of an empty set of rows was asked for. Only over HTTP, on the loop."""
+    node = Node(NodeConfig())
+    node.start(background=False)
+    collection = _one_record(node)
+    request = QueryRequest(embeddings=np.ones((2, 2), np.float32), n_results=0)
+    answer = node.query.quick(collection, request)
+    assert answer is not None
+    found = answer(Cancel())
+    assert isinstance(found, QueryAnswer)
+    assert [records.ids for records in found.records] == [[], []]
+    node.close()
+
+
+def _one_record(node: Node) -> str:
+    """The id of a new collection that readers have loaded; its record is "a", [1, 2]."""
+    status, _, answer = node.handle("POST", _COLLECTIONS, "", _HEADERS, b'{"name": "abc"}')
+    assert status == 200
+    collection = str(orjson.loads(answer)["id"])
+    path = f"{_COLLECTIONS}/{collection}"
+    record = orjson.dumps({"ids": ["a"], "embeddings": [[1, 2]]})
+    assert node.handle("POST", f"{path}/add", "", _HEADERS, record)[0] == 201
+    assert node.handle("GET", f"{path}/count", "", {}, b"")[2] == b"1"
+    return collection

@@ -13,7 +13,6 @@ from ochredb.errors import Conflict
 from ochredb.materialise import Fold
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts.manifest import Manifest
-from ochredb.parts.reader import Part
 from ochredb.parts.writer import write_part
 from ochredb.replay import read_operations
 from ochredb.segment import SegmentView
@@ -36,7 +35,7 @@ def compact(world: World, lease: Lease, step: Callable[[], None]) -> int | None:
     current = world.versions.parts(collection, snapshot.version)
     base = [
         SegmentView(
-            Part(world.store, item.manifest, settings),
+            world.parts.open(item.manifest, settings),
             item.live_mask(world.store),
             item.live_rows,
             item.manifest.id,

@@ -44,7 +44,7 @@ def merge(world: World, lease: Lease, plan: MergePlan, step: Callable[[], None])
     if len(inputs) != len(wanted):
         raise Conflict("an input of the merge is gone")
     masks = [item.live_mask(world.store) for item in inputs]
-    parts = [Part(world.store, item.manifest, settings) for item in inputs]
+    parts = [world.parts.open(item.manifest, settings) for item in inputs]
     rows = [
         np.arange(len(part)) if mask is None else np.flatnonzero(mask)
         for part, mask in zip(parts, masks, strict=True)

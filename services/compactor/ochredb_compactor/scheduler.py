@@ -18,7 +18,10 @@ from ochredb_compactor.config import CompactorConfig
 GRAPH_COMPONENTS_MIN = 640_000  # rows x dimension from which a graph beats a scan (0.1 ms).
 GRAPH_ROWS_MIN = 2_000
 GRAPH_PART_ROWS_MAX = 4_000_000
-GROW_SHARE = 0.25  # Grow under load only by this share: each growth rewrites the part.
+# Each growth rewrites the part: under load grow by this share, when writes pause by the smaller
+# one. Fewer flat rows than that stay flat, and are scanned.
+GROW_SHARE = 0.25
+GROW_SHARE_IDLE = 0.05
 DEAD_SHARE_MAX = 0.2
 TIER_PARTS = 4
 TIER_FACTOR = 4
@@ -61,7 +64,7 @@ def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
         )
         if target is None:
             return MergePlan(_ids(flats), None, True)
-        if idle or _live(flats) >= GROW_SHARE * target.live_rows:
+        if _live(flats) >= (GROW_SHARE_IDLE if idle else GROW_SHARE) * target.live_rows:
             return MergePlan(_ids([target, *flats]), target.manifest.id, True)
     for part in flats:
         if part.manifest.rows >= TIER_ROWS_MIN and _dead_share(part) > 2 * DEAD_SHARE_MAX:

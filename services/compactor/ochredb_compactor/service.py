@@ -32,6 +32,7 @@ _POLL_IDLE_S = 1.0
 _RETRY_S_MAX = 60.0
 _IDLE_FOR_MERGE_S = 1.0
 _ATTEMPTS_MAX = 10
+_TRIM_AFTER_S = 5.0
 
 
 class _Stopped(Exception):
@@ -152,7 +153,9 @@ class CompactorService:
             raise
         keeper.stop()
         jobs.end(lease)
-        self._trim()
+        self._job_ended_s = self._world.clock.monotonic_s()
+        if kind == "merge":
+            self._trim()
 
     # -- the threads
 
@@ -227,7 +230,7 @@ class CompactorService:
         else:
             self._failures.pop(key, None)
 
-    _collected_s = _swept_s = _idle_s = 0.0
+    _collected_s = _swept_s = _idle_s = _job_ended_s = 0.0
 
     def _housekeep(self) -> None:
         now, config = self._world.clock.monotonic_s(), self._world.config
@@ -237,6 +240,9 @@ class CompactorService:
                 self._on_idle()
             except OchreError as error:  # A full disk, for one: collecting may be what helps.
                 log.warning("housekeeping failed: %s", error)
+        if self._job_ended_s and now - self._job_ended_s >= _TRIM_AFTER_S:
+            self._job_ended_s = 0.0
+            self._trim()  # By now readers have let go of what the jobs replaced.
         if now - self._collected_s >= config.collect_period_s:
             self._collected_s = now
             collect(self._world, self._step)
@@ -297,8 +303,9 @@ def owner_is_dead(owner: str) -> bool:
     A number that was given to another process meanwhile only means waiting for the lease's end; a
     wrong "dead" (another container with this host name) only means double work: the fence decides.
     """
-    host, pid, *_ = owner.split("/")
-    if host != socket.gethostname():
+    host, _, rest = owner.partition("/")
+    pid = rest.partition("/")[0]
+    if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)

@@ -13,6 +13,7 @@ from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
 from ochredb.ids import IdSource
 from ochredb.parts.manifest import Manifest
+from ochredb.parts.open_parts import OpenParts
 from ochredb.storage.base import LocalStore
 from ochredb_compactor.config import CompactorConfig
 
@@ -32,5 +33,6 @@ class World:
     jobs: Jobs
     clock: Clock
     ids: IdSource
+    parts: OpenParts
     config: CompactorConfig
     before_commit: Callable[[str, Manifest], None] = lambda _collection, _manifest: None

@@ -25,6 +25,7 @@ from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from ochredb.ids import IdSource
+from ochredb.parts.open_parts import OpenParts
 from ochredb.storage.base import LocalStore
 from ochredb.storage.directory import DirectoryStore
 from ochredb.storage.memory import MemoryStore
@@ -102,6 +103,10 @@ class Node:
     def namespace(self) -> Namespace:
         return Namespace(self.database, self.clock, self.ids)
 
+    @cached_property
+    def open_parts(self) -> OpenParts:
+        return OpenParts(self.store)
+
     # -- roles
 
     @cached_property
@@ -119,7 +124,13 @@ class Node:
     @cached_property
     def query(self) -> QueryService:
         return QueryService(
-            self.logs, self.versions, self.namespace, self.store, self.clock, self.config.query
+            self.logs,
+            self.versions,
+            self.namespace,
+            self.store,
+            self.open_parts,
+            self.clock,
+            self.config.query,
         )
 
     @cached_property
@@ -133,6 +144,7 @@ class Node:
             jobs=Jobs(self.database, self.clock),
             clock=self.clock,
             ids=self.ids,
+            parts=self.open_parts,
             config=self.config.compactor,
             before_commit=self.query.prepare,
         )

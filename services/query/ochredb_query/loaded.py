@@ -14,6 +14,7 @@ from ochredb.configuration import IndexSettings
 from ochredb.errors import NotFound
 from ochredb.materialise import Fold
 from ochredb.parts.manifest import Manifest
+from ochredb.parts.open_parts import OpenParts
 from ochredb.parts.reader import Part
 from ochredb.replay import Gone, read_operations
 from ochredb.segment import SegmentView, View
@@ -34,10 +35,12 @@ class LoadedCollection:
         logs: LogTable,
         versions: VersionTable,
         store: LocalStore,
+        open_parts: OpenParts,
     ) -> None:
         self.collection_id = collection_id
         self.settings, self.revision = settings, revision
         self._logs, self._versions, self._store = logs, versions, store
+        self._open_parts = open_parts
         self._lock = threading.Lock()
         self._fold: Fold | None = None
         self._parts: dict[str, Part] = {}
@@ -97,7 +100,7 @@ class LoadedCollection:
         for item in version_parts:
             part = self._parts.get(item.manifest.id) or self._prepared.get(item.manifest.id)
             try:
-                part = part or Part(self._store, item.manifest, self.settings)
+                part = part or self._open_parts.open(item.manifest, self.settings)
                 live = item.live_mask(self._store)
             except NotFound as error:
                 raise Gone(f"version {snapshot.version}: {error}") from error
@@ -108,7 +111,7 @@ class LoadedCollection:
 
     def prepare(self, manifest: Manifest) -> None:
         """Open a part that a coming version will name, graph and all, before reads need it."""
-        part = Part(self._store, manifest, self.settings)
+        part = self._open_parts.open(manifest, self.settings)
         part.warm()
         self._prepared[manifest.id] = part
 

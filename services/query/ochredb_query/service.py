@@ -19,6 +19,7 @@ from ochredb.clock import Clock
 from ochredb.configuration import index_settings
 from ochredb.errors import Corrupt, InvalidArgument, NotFound, Unavailable
 from ochredb.parts.manifest import Manifest
+from ochredb.parts.open_parts import OpenParts
 from ochredb.peers import GetRequest, QueryRequest
 from ochredb.plan import cost
 from ochredb.plan.operators import Filter, Nearest, Page, Project, Selection
@@ -44,11 +45,13 @@ class QueryService:
         versions: VersionTable,
         namespace: Namespace,
         store: LocalStore,
+        open_parts: OpenParts,
         clock: Clock,
         config: QueryConfig,
     ) -> None:
         self._logs, self._versions, self._namespace = logs, versions, namespace
-        self._store, self._clock, self._config = store, clock, config
+        self._store, self._open_parts = store, open_parts
+        self._clock, self._config = clock, config
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, LoadedCollection] = OrderedDict()
 
@@ -170,6 +173,7 @@ class QueryService:
                     self._logs,
                     self._versions,
                     self._store,
+                    self._open_parts,
                 )
                 self._loaded[collection_id] = loaded
             else:
@@ -185,23 +189,25 @@ class QueryService:
         """Forget collections, least recently used first, until the memory budget is kept.
 
         The last one used stays even if it alone is above the budget: it would be loaded again at
-        once. Also forgets dropped ones. Called now and then by the node; cost: one look at each.
+        once. Also forgets dropped ones, and moves views of replaced versions on: they hold the
+        tail that became a part. Called now and then by the node; cost: one look at each.
         """
         with self._lock:
             items = list(self._loaded.items())
         total, keep = 0, True
         for collection_id, loaded in reversed(items):
+            try:
+                snapshot = self._logs.snapshot(collection_id)
+            except NotFound:
+                self.drop(collection_id)
+                continue
             keep = keep and (total == 0 or total + loaded.memory_bytes <= self._config.memory_bytes)
             total += loaded.memory_bytes
-            if not keep or not self._exists(collection_id):
+            if not keep:
                 self.drop(collection_id)
-
-    def _exists(self, collection_id: str) -> bool:
-        try:
-            self._logs.snapshot(collection_id)
-        except NotFound:
-            return False
-        return True
+            elif loaded.view is not None and loaded.view.version < snapshot.version:
+                with contextlib.suppress(Gone):  # Replaced again meanwhile: next time.
+                    loaded.refresh(snapshot)
 
     def prepare(self, collection_id: str, manifest: Manifest) -> None:
         """Open a part before a version names it, if its collection is loaded."""

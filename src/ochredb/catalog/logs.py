@@ -101,6 +101,7 @@ _RANGE = Statement(
         fragments.c.start <= bindparam("last"),
     )
     .order_by(fragments.c.start)
+    .limit(bindparam("limit"))
 )
 _DUE = Statement(
     select(
@@ -328,10 +329,10 @@ class LogTable:
         with self._db.read() as session:
             return _first_answer(session, collection, key, request_hash)
 
-    def fragments(self, collection: str, first: int, last: int) -> list[FragmentPlace]:
-        """The fragments that start within [first, last], in order; the caller checks for holes."""
+    def fragments(self, collection: str, first: int, last: int, limit: int) -> list[FragmentPlace]:
+        """The first fragments that start within [first, last]; the caller checks for holes."""
         with self._db.read() as session:
-            rows = session.all(_RANGE, collection=collection, first=first, last=last)
+            rows = session.all(_RANGE, collection=collection, first=first, last=last, limit=limit)
         return [
             FragmentPlace(
                 start=start,

@@ -8,7 +8,6 @@ in the catalog; a mismatch raises Corrupt naming the object, and nothing of it i
 from __future__ import annotations
 
 import contextlib
-import mmap
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ class VerifiedObject:
     """One mapped object; `verify` checks the blocks that a byte range touches, each once."""
 
     def __init__(self, store: LocalStore, info: ObjectInfo) -> None:
-        self.key = info.key
+        self.key, self._store = info.key, store
         self.view = store.map(info.key)
         if self.view.nbytes != info.size:
             raise Corrupt(f"{info.key} has {self.view.nbytes} bytes instead of {info.size}")
@@ -72,9 +71,7 @@ class VerifiedObject:
 
     def forget_pages(self) -> None:
         """Let go of resident pages (they stay in the page cache): after a pass over everything."""
-        if isinstance(self.view.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            with contextlib.suppress(ValueError, OSError):  # Advice; some file systems refuse it.
-                self.view.obj.madvise(mmap.MADV_DONTNEED)
+        self._store.forget_pages(self.view)
 
 
 class Part:

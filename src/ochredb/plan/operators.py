@@ -95,6 +95,8 @@ class Nearest:
 
     def run(self, query: Float32s, view: View, selections: list[Selection], cancel: Cancel) -> Hits:
         """query: float32[d]. If it is not finite, distances are NaN and rows come in seq order."""
+        if self.count == 0:
+            return self._merged([])
         if not np.isfinite(query).all():
             hits = Page(self.count, 0).run(view, selections)
             return Hits(hits.segments, hits.rows, np.full(len(hits.rows), np.nan, np.float32))

@@ -98,6 +98,14 @@ class Mappable(Protocol):
         """
         ...
 
+    def forget_pages(self, view: memoryview) -> None:
+        """Let go of a mapped object's resident pages; they stay in the page cache.
+
+        view: a whole object as `map` gave it. Its content is unchanged; reading it faults the
+        pages in again.
+        """
+        ...
+
     def path(self, key: str) -> str | None:
         """The local file that holds the object (if it exists), or None if the store has no files.
 

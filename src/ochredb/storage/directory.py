@@ -136,6 +136,9 @@ class DirectoryStore:
         except OSError as error:
             raise _unavailable("map", path, error) from error
 
+    def forget_pages(self, view: memoryview) -> None:
+        files.forget_pages(view)
+
     def path(self, key: str) -> str | None:
         return self._path(key)
 

@@ -15,12 +15,15 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 _BUFFERS_PER_CALL_MAX = 1024  # IOV_MAX on Linux and macOS.
 _BYTES_PER_READ_MAX = 1 << 30
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _MAP_SHARED = 1
+_MADV_DONTNEED = 4  # Linux; elsewhere `madvise` may refuse it, which only keeps the pages.
 _PROT_READ = 1
 
 
@@ -164,6 +167,14 @@ def map_read_only(descriptor: int) -> memoryview:
     # threads may still be reading, and the kernel unmaps everything anyway.
     weakref.finalize(content, libc.munmap, address, size).atexit = False
     return memoryview(content).cast("B").toreadonly()
+
+
+def forget_pages(view: memoryview) -> None:
+    """Drop the resident pages of a view that `map_read_only` made; for a shared file mapping that
+    loses nothing. It is advice: a system that does not take it keeps the pages."""
+    if view.nbytes:
+        address = np.frombuffer(view, np.uint8).ctypes.data
+        _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(view.nbytes), _MADV_DONTNEED)
 
 
 @functools.cache

@@ -63,6 +63,9 @@ class MemoryStore:
     def map(self, key: str) -> memoryview:
         return memoryview(self.get(key))
 
+    def forget_pages(self, view: memoryview) -> None:
+        """Nothing is mapped: the view is the object itself."""
+
     def path(self, key: str) -> str | None:
         check_key(key)
         return None

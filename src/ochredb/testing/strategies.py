@@ -2,8 +2,7 @@
 
 Vectors are made from few directions, lengths from 1e-3 to 1e4 (and 1e-20) and tiny perturbations:
 duplicates, near-duplicates, zero vectors. Documents and filters share words, so that filters
-select something.
-Regular expressions are only such as Python's `re` and RE2 read alike.
+select something. Regular expressions are only such as Python's `re` and RE2 read alike.
 """
 
 from __future__ import annotations

@@ -1,0 +1,33 @@
+"""The parts that are open in this process, shared by everybody who needs the same one.
+
+What a part has verified and loaded (its blocks, its indexes, its graph) is worth sharing: a
+compaction that looks up ids in a large part need not check it again. Nothing is kept alive here: a
+part goes when its last user does.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from ochredb.configuration import IndexSettings
+from ochredb.parts.manifest import Manifest
+from ochredb.parts.reader import Part
+from ochredb.storage.base import LocalStore
+
+
+class OpenParts:
+    """Thread-safe."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._parts: weakref.WeakValueDictionary[str, Part] = weakref.WeakValueDictionary()
+
+    def open(self, manifest: Manifest, settings: IndexSettings) -> Part:
+        """The part, opened now if nobody has it. Cost: nothing is read before it is used."""
+        with self._lock:
+            part = self._parts.get(manifest.id)
+            if part is None:
+                part = self._parts[manifest.id] = Part(self._store, manifest, settings)
+            return part
