@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 
+import ochredb_node.cli as cli
 from ochredb_compactor.config import CompactorConfig
-from ochredb_node import cli
 from ochredb_node.node import NodeConfig
 from ochredb_node.settings import Settings
 
@@ -27,7 +27,8 @@ def node_config(settings: Settings) -> NodeConfig:
         collect_period_s=0.2,
         sweep_period_s=0.5,
     )
-    return dataclasses.replace(as_set(settings), compactor=eager)
+    plain: NodeConfig = as_set(settings)
+    return dataclasses.replace(plain, compactor=eager)
 
 
 if __name__ == "__main__":

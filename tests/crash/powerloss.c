@@ -9,8 +9,9 @@
  *
  * The log starts with the whole tree as the first process found it (that is durable), followed by
  * one record per sync: for a file the ranges written since its last sync, for a directory its
- * entries. A later process with the same log (after a kill without power loss) goes on with it. A record is on the log before the sync returns; one that is cut off by kill -9 is
- * ignored, since then its sync did not return. Real syncs are not made: the machine stays up.
+ * entries. A later process with the same log (after a kill without power loss) goes on with it. A
+ * record is on the log before the sync returns; one that is cut off by kill -9 is ignored, since
+ * then its sync did not return. Real syncs are not made: the machine stays up.
  *
  * Files are told apart by inode number and time of birth, because numbers are used again. Writes
  * through a memory map, and by several processes to one file, are not seen.
@@ -129,7 +130,8 @@ static mode_t identify(int directory, const char *name, int flags, Id *id, uint6
         /* /proc, for example; a tree on such a file system is refused at the start. */
         status.stx_btime.tv_sec = 0, status.stx_btime.tv_nsec = 0;
     }
-    id->inode = status.stx_ino ^ ((uint64_t)makedev(status.stx_dev_major, status.stx_dev_minor) << 40);
+    id->inode = status.stx_ino ^
+             ((uint64_t)makedev(status.stx_dev_major, status.stx_dev_minor) << 40);
     id->birth = (uint64_t)status.stx_btime.tv_sec * 1000000000ull + status.stx_btime.tv_nsec;
     if (size) *size = status.stx_size;
     return type;
@@ -381,13 +383,15 @@ ssize_t writev(int fd, const struct iovec *parts, int count) {
     RETURN_NOTED(real_writev(fd, parts, count), note_write(fd, 0, (uint64_t)result, 1));
 }
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
-    RETURN_NOTED(real_pwrite(fd, data, size, at), note_write(fd, (uint64_t)at, (uint64_t)result, 0));
+    RETURN_NOTED(real_pwrite(fd, data, size, at),
+                 note_write(fd, (uint64_t)at, (uint64_t)result, 0));
 }
 ssize_t pwrite(int fd, const void *data, size_t size, off_t at) {
     return pwrite64(fd, data, size, at);
 }
 ssize_t pwritev64(int fd, const struct iovec *parts, int count, off64_t at) {
-    RETURN_NOTED(real_pwritev(fd, parts, count, at), note_write(fd, (uint64_t)at, (uint64_t)result, 0));
+    RETURN_NOTED(real_pwritev(fd, parts, count, at),
+                 note_write(fd, (uint64_t)at, (uint64_t)result, 0));
 }
 ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t at) {
     return pwritev64(fd, parts, count, at);

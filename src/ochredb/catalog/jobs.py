@@ -106,13 +106,16 @@ class Jobs:
         """Extend the lease; False if it has been taken over."""
         with self._db.write() as session:
             until = self._clock.now_us() + int(ttl_s * 1e6)
-            return session.run(
-                _RENEW,
-                job_collection=lease.collection,
-                job_kind=lease.kind,
-                held_fence=lease.fence,
-                new_until=until,
-            ) > 0
+            return (
+                session.run(
+                    _RENEW,
+                    job_collection=lease.collection,
+                    job_kind=lease.kind,
+                    held_fence=lease.fence,
+                    new_until=until,
+                )
+                > 0
+            )
 
     def end(self, lease: Lease, error: str | None = None) -> None:
         """Give the lease back; `error` is kept for whoever looks."""

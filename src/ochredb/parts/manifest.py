@@ -72,9 +72,7 @@ class Manifest:
             "graph_labels": self.graph_labels,
             "seq_min": self.seq_min,
             "seq_max": self.seq_max,
-            "objects": [
-                [o.key, o.size, f"{o.checksum:016x}", o.has_table] for o in self.objects
-            ],
+            "objects": [[o.key, o.size, f"{o.checksum:016x}", o.has_table] for o in self.objects],
             "sections": {k: [p.object, p.start, p.stop] for k, p in self.sections.items()},
         }
         return orjson.dumps(document).decode()

@@ -104,13 +104,20 @@ class Part:
             return known
 
     def section(self, name: str) -> memoryview | None:
-        """A section's verified bytes, or None if the part does not have it."""
+        """A section's verified bytes, or None if the part does not have it.
+
+        Checking touches every page; of a large section most are not needed soon, so they are let
+        go of.
+        """
         place = self.manifest.sections.get(name)
         if place is None:
             return None
         found = self._object(place.object)
         with self._lock:
-            return found.verify(place.start, place.stop)
+            data = found.verify(place.start, place.stop)
+        if data.nbytes > BLOCK_BYTES:
+            found.forget_pages()
+        return data
 
     def _required(self, name: str) -> memoryview:
         data = self.section(name)
@@ -128,9 +135,6 @@ class Part:
             raise Corrupt(f"the records of part {self.id} are no Arrow file: {error}") from error
         if tuple(batch.schema.names) != _RECORDS or batch.num_rows != len(self):
             raise Corrupt(f"the records of part {self.id} have another shape")
-        place = self.manifest.sections["records"]
-        if place.stop - place.start > BLOCK_BYTES:
-            self._object(place.object).forget_pages()
         return batch
 
     @lazy
@@ -211,7 +215,6 @@ class Part:
             graph = HnswGraph.load(path, self._settings, self.manifest.dimension, self.graph_rows)
         if graph.labels != self.manifest.graph_labels:
             raise Corrupt(f"the graph of part {self.id} has {graph.labels} labels")
-        self._object(self.manifest.sections["graph"].object).forget_pages()
         return graph
 
     @contextlib.contextmanager

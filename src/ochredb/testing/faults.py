@@ -96,6 +96,9 @@ class FaultyStore:
         self._end("get", key, fault)
         return view
 
+    def forget_pages(self, view: memoryview) -> None:
+        self._inner.forget_pages(view)
+
     def path(self, key: str) -> str | None:
         return self._inner.path(key)
 
