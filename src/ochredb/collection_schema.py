@@ -305,7 +305,7 @@ def _enabled(types: Json, value_type: str, index: str) -> bool:
 
 
 def schema_problem(schema: Json) -> str | None:
-    """Why a parsed schema breaks the rules of REST_CONTRACT section 4, or None."""
+    """Why a parsed schema breaks the rules of rest-contract section 4, or None."""
     if "source_attached_function_id" in schema:
         return "Cannot set source_attached_function_id. This field is reserved for system use."
     defaults, keys = schema["defaults"], schema["keys"]

@@ -2,7 +2,7 @@
 
 A client may configure by `configuration` (hnsw or spann parameters, embedding function), by
 `schema`, or by legacy `hnsw:*` keys in the metadata. The outcome is one schema, of which
-`configuration_json` is a view; both are stored and returned as REST_CONTRACT section 4 shows.
+`configuration_json` is a view; both are stored and returned as rest-contract section 4 shows.
 
     configuration_json, schema_json = resolve(None, {"hnsw": {"space": "ip"}}, None, num_threads=2)
     index_settings(configuration_json).space   # "ip"

@@ -17,7 +17,7 @@
     │   └── OutcomeUnknown  503  it may have happened: repeat with the same idempotency key
     └── DeadlineExceeded    504  out of time
 
-`chroma_name` is the error name on the wire (REST_CONTRACT section 2). Anything outside this tree
+`chroma_name` is the error name on the wire (rest-contract section 2). Anything outside this tree
 that reaches an edge is a bug and is reported as Internal.
 """
 

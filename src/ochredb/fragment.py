@@ -18,7 +18,7 @@ _VERSION_KEY, _OP_KEY = b"ochredb.fragment", b"op"
 
 
 def check(operations: Operations) -> None:
-    """Refuse what could never be folded (DESIGN section 7), before it is in the log for ever."""
+    """Refuse what could never be folded, before it is in the log for ever."""
     if operations.op in (Op.ADD, Op.UPSERT) and (
         operations.embeddings is None
         or (operations.embedded is not None and not operations.embedded.all())

@@ -1,6 +1,6 @@
 """Operations over records: the one place that says what add, update, upsert and delete mean.
 
-The tail of a read, compaction, replay and the tests all fold with `Fold` (DESIGN section 7):
+The tail of a read, compaction, replay and the tests all fold with `Fold`:
 add is ignored if the id lives; update is ignored if it does not; absent fields stay unchanged;
 metadata merges key by key and a null removes the key; upsert is add or update; delete ends the
 record and its seq. A record's `seq` is the offset at which it was inserted; updates keep it.

@@ -3,7 +3,7 @@
 A record's metadata is stored as one JSON object in bytes (None: no metadata). Its values are
 strings, int64, float64, booleans, or lists of one of them. Integers beyond int64 become floats; a
 list that mixes integers and floats becomes floats; an empty list is the absence of its key.
-Refusals are REST_CONTRACT's: 422 for a wrong shape, 400 for a wrong key, 501 for sparse vectors.
+Refusals are rest-contract's: 422 for a wrong shape, 400 for a wrong key, 501 for sparse vectors.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ METADATA_TYPES = (
 class CollectionInfo:
     """A collection as the catalog knows it.
 
-    configuration, schema: the JSON objects of REST_CONTRACT section 4, as stored.
+    configuration, schema: the JSON objects of rest-contract section 4, as stored.
     dimension: None until the first write that has an embedding.
     revision: grows with each rename or change of metadata or configuration.
     """
@@ -83,7 +83,7 @@ class CollectionInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What one read sees: a version and the end of the log (DESIGN section 9). One catalog row.
+    """What one read sees: a version and the end of the log. One catalog row.
 
     The log holds offsets floor_offset+1 .. next_offset-1; those up to `indexed_offset` are in the
     version's parts, the others are the tail.

@@ -1,6 +1,6 @@
 """The filter language: its syntax tree. Parsing is in `where_parse`, evaluation in `plan.filter`.
 
-A filter is a tree of frozen nodes. Semantics are REST_CONTRACT section 8: negated comparisons also
+A filter is a tree of frozen nodes. Semantics are rest-contract section 8: negated comparisons also
 match records that lack the key or hold another type; int and float compare numerically, exactly;
 bool is never a number; `Contains` on a list is type-strict.
 """

@@ -3,7 +3,7 @@
     parse_where({"$and": [{"year": {"$gte": 1990}}, {"#document": {"$contains": "war"}}]})
     combine(parse_where(body.get("where")), parse_where_document(body.get("where_document")))
 
-The language is REST_CONTRACT section 8. An object has exactly one key: `$and` or `$or` with a list
+The language is rest-contract section 8. An object has exactly one key: `$and` or `$or` with a list
 of any length, or a condition. Anything else is refused with 400, as is what exceeds the limits
 below, so that no request can make a filter arbitrarily costly. Integers beyond int64 become floats.
 Patterns are RE2's syntax, which has no look-around and no back-references; its `\\d`, `\\w` and

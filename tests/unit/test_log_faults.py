@@ -159,7 +159,7 @@ def test_a_waiter_that_is_interrupted_does_not_stop_the_queue(node: Node) -> Non
 
 
 def test_operations_that_could_never_be_folded_are_refused(node: Node) -> None:
-    """DESIGN section 7: better than skipping them in every reader."""
+    """ARCHITECTURE.md: better than skipping them in every reader."""
     collection = make_collection(node)
     for request in (
         operations(Op.ADD, ["a"]),

@@ -1,1 +1,1 @@
-"""The compactor role: compaction, merges, garbage collection (DESIGN section 8)."""
+"""The compactor role: compaction, merges, garbage collection."""

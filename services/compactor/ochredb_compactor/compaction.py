@@ -1,4 +1,4 @@
-"""Compaction: fold a collection's tail into a new part (DESIGN section 8)."""
+"""Compaction: fold a collection's tail into a new part."""
 
 from __future__ import annotations
 

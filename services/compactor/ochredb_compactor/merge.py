@@ -1,4 +1,4 @@
-"""Merging: several parts into one, committed by rebase (DESIGN section 8).
+"""Merging: several parts into one, committed by rebase.
 
 A merge may take long, so it does not compare the version it started from: under the lock it
 requires its input parts to be there still, translates rows that were deleted meanwhile through the

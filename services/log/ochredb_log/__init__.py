@@ -1,1 +1,1 @@
-"""The log role: group commit of requests into fragments (DESIGN section 6)."""
+"""The log role: group commit of requests into fragments."""

@@ -5,7 +5,7 @@ otherwise it waits, and the leader's successor takes everything that has queued 
 lone writer pays one commit, and a crowd shares one.
 
 Unknown outcome: if the commit's own result is lost, the caller gets OutcomeUnknown and may repeat
-with the same idempotency key; the repeat takes the row lock before it looks (DESIGN section 6.4).
+with the same idempotency key; the repeat takes the row lock before it looks.
 """
 
 from __future__ import annotations

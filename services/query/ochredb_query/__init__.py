@@ -1,1 +1,1 @@
-"""The query role: strong reads over parts and tail (DESIGN section 9)."""
+"""The query role: strong reads over parts and tail."""

@@ -1,4 +1,4 @@
-"""Reads: snapshot, view, operators (DESIGN section 9; I4, I5, I10)."""
+"""Reads: snapshot, view, operators (I4, I5, I10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every mutable fact of a store, in SQL (DESIGN section 5).
+"""Every mutable fact of a store, in SQL.
 
 `schema` names the tables once, in SQLAlchemy Core; `database` runs compiled statements on the
 driver's own connection; each other module holds one aggregate: `namespace` (tenants, databases,

@@ -1,4 +1,4 @@
-"""Where the catalog's SQL runs: the port, and SQLite (DESIGN section 5, "SQLite").
+"""Where the catalog's SQL runs: the port, and SQLite.
 
 SQLite rules that are easy to break, and why they stand:
 * Writers queue on `flock(write.lock)` before BEGIN IMMEDIATE: the busy handler alone is unfair

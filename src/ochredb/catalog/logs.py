@@ -1,4 +1,4 @@
-"""Each collection's log in SQL: appends, snapshots, fragments (DESIGN sections 5 and 6).
+"""Each collection's log in SQL: appends, snapshots, fragments.
 
 One append transaction locks the `logs` row, decides by data whether the request is refused, takes
 the offset range and inserts the fragment row that points at its bytes. So a committed `next_offset`

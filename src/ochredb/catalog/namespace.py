@@ -1,6 +1,6 @@
 """Tenants, databases and collections: names and what is configured about them.
 
-Messages are REST_CONTRACT's (section 3); official clients match their text.
+Messages are those of rest-contract section 3; official clients match their text.
 """
 
 from __future__ import annotations

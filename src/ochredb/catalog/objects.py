@@ -1,4 +1,4 @@
-"""Objects and who keeps them alive: references, and the life of an object's row (DESIGN section 8).
+"""Objects and who keeps them alive: references, and the life of an object's row.
 
 An object's row is `live` until garbage collection marks it `deleting`, which is final. The
 transaction that removes an object's last reference stamps `unreferenced_us`; the grace period

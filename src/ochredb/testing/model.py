@@ -281,7 +281,7 @@ def _type_name(value: Any) -> str:
     return _TYPE_NAMES[type(value[0] if type(value) is list else value)]
 
 
-# -- filters, on the JSON of requests (REST_CONTRACT section 8)
+# -- filters, on the JSON of requests (rest-contract section 8)
 
 
 def matches(where: Json, record: Record) -> bool:

@@ -2,7 +2,7 @@
 
     matches(parse_where({"year": {"$ne": 1999}}), ReferenceRecord(id="a"))   # True
 
-Every other evaluator is tested against this one. Semantics: REST_CONTRACT section 8.
+Every other evaluator is tested against this one. Semantics: rest-contract section 8.
 """
 
 from __future__ import annotations
