@@ -32,7 +32,7 @@ _POLL_IDLE_S = 1.0
 _RETRY_S_MAX = 60.0
 _IDLE_FOR_MERGE_S = 1.0
 _ATTEMPTS_MAX = 10
-_TRIM_AFTER_S = 5.0
+_TRIM_AFTER_S = (5.0, 30.0)
 
 
 class _Stopped(Exception):
@@ -43,10 +43,20 @@ class CompactorService:
     """`ochredb.peers.Compactor` in this process, and its background threads."""
 
     def __init__(
-        self, world: World, owner: str, *, on_idle: Callable[[], None] = lambda: None
+        self,
+        world: World,
+        owner: str,
+        *,
+        on_idle: Callable[[], None] = lambda: None,
+        on_quiet: Callable[[], None] = lambda: None,
     ) -> None:
-        """owner: unique to this process. on_idle: called about once a second (housekeeping)."""
-        self._world, self._owner, self._on_idle = world, owner, on_idle
+        """owner: unique to this process. on_idle: called about once a second (housekeeping).
+
+        on_quiet: called some seconds after the last job, to let go of what it left behind.
+        """
+        self._world, self._owner = world, owner
+        self._on_idle, self._on_quiet = on_idle, on_quiet
+        self._trims_due_s: list[float] = []
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -153,7 +163,8 @@ class CompactorService:
             raise
         keeper.stop()
         jobs.end(lease)
-        self._job_ended_s = self._world.clock.monotonic_s()
+        now = self._world.clock.monotonic_s()
+        self._trims_due_s = [now + delay_s for delay_s in _TRIM_AFTER_S]
         if kind == "merge":
             self._trim()
 
@@ -230,7 +241,7 @@ class CompactorService:
         else:
             self._failures.pop(key, None)
 
-    _collected_s = _swept_s = _idle_s = _job_ended_s = 0.0
+    _collected_s = _swept_s = _idle_s = 0.0
 
     def _housekeep(self) -> None:
         now, config = self._world.clock.monotonic_s(), self._world.config
@@ -240,9 +251,10 @@ class CompactorService:
                 self._on_idle()
             except OchreError as error:  # A full disk, for one: collecting may be what helps.
                 log.warning("housekeeping failed: %s", error)
-        if self._job_ended_s and now - self._job_ended_s >= _TRIM_AFTER_S:
-            self._job_ended_s = 0.0
-            self._trim()  # By now readers have let go of what the jobs replaced.
+        if self._trims_due_s and now >= self._trims_due_s[0]:
+            self._trims_due_s = self._trims_due_s[1:]
+            self._on_quiet()  # By now readers have let go of what the jobs replaced.
+            self._trim()
         if now - self._collected_s >= config.collect_period_s:
             self._collected_s = now
             collect(self._world, self._step)

@@ -148,7 +148,9 @@ class Node:
             config=self.config.compactor,
             before_commit=self.query.prepare,
         )
-        return CompactorService(world, self.owner, on_idle=self._housekeep)
+        return CompactorService(
+            world, self.owner, on_idle=self._housekeep, on_quiet=self.query.forget_pages
+        )
 
     @cached_property
     def frontend(self) -> Frontend:

@@ -115,6 +115,11 @@ class LoadedCollection:
         part.warm()
         self._prepared[manifest.id] = part
 
+    def forget_pages(self) -> None:
+        """See `QueryService.forget_pages`."""
+        for part in list(self._parts.values()):
+            part.forget_pages()
+
     def forget(self) -> None:
         """Drop what is held in memory; the next read loads it again."""
         with self._lock:

@@ -209,6 +209,13 @@ class QueryService:
                 with contextlib.suppress(Gone):  # Replaced again meanwhile: next time.
                     loaded.refresh(snapshot)
 
+    def forget_pages(self) -> None:
+        """Let go of the resident pages of what is mapped; they stay in the page cache."""
+        with self._lock:
+            items = list(self._loaded.values())
+        for loaded in items:
+            loaded.forget_pages()
+
     def prepare(self, collection_id: str, manifest: Manifest) -> None:
         """Open a part before a version names it, if its collection is loaded."""
         loaded = self._loaded.get(collection_id)

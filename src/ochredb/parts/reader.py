@@ -231,6 +231,12 @@ class Part:
             file.flush()
             yield file.name
 
+    def forget_pages(self) -> None:
+        """Let go of the resident pages of this part's objects; they stay in the page cache."""
+        with self._lock:
+            for item in self._objects.values():
+                item.forget_pages()
+
     def has_open(self, names: Sequence[str]) -> bool:
         """Whether these attributes have been used before, so that using them costs no reading."""
         return all(name in self.__dict__ for name in names)
