@@ -46,6 +46,7 @@ class LoadedCollection:
         self._parts: dict[str, Part] = {}
         self._prepared: dict[str, Part] = {}
         self.view: View | None = None
+        self.touched = True  # Read since the flag was last cleared.
 
     def is_current(self, snapshot: Snapshot) -> bool:
         """Whether the newest view shows the snapshot exactly, under its configuration."""

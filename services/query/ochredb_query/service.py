@@ -97,6 +97,7 @@ class QueryService:
         with self._lock:
             if collection_id in self._loaded:
                 self._loaded.move_to_end(collection_id)
+                loaded.touched = True
         if request is None:
             return lambda _cancel: view.count
         limit_us = self._config.quick_us
@@ -160,6 +161,7 @@ class QueryService:
             loaded = self._loaded.get(collection_id)
             if loaded is not None and loaded.revision == snapshot.revision:
                 self._loaded.move_to_end(collection_id)
+                loaded.touched = True
                 return loaded
         info = self._namespace.get_collection_by_id(collection_id)
         settings = index_settings(info.configuration)
@@ -205,7 +207,10 @@ class QueryService:
             total += loaded.memory_bytes
             if not keep:
                 self.drop(collection_id)
-            elif loaded.view is not None and loaded.view.version < snapshot.version:
+                continue
+            # Only if nobody reads: readers refresh by themselves, and must not wait for us.
+            idle, loaded.touched = not loaded.touched, False
+            if idle and loaded.view is not None and loaded.view.version < snapshot.version:
                 with contextlib.suppress(Gone):  # Replaced again meanwhile: next time.
                     loaded.refresh(snapshot)
 
