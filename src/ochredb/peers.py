@@ -61,6 +61,13 @@ class Log(Protocol):
         """Append what `evaluate` returns, computed while no other write can land."""
         ...
 
+    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> None:
+        """Bind an idempotency key to a request that found nothing to do.
+
+        Raises NotFound (collection), InvalidArgument (the key belongs to another request).
+        """
+        ...
+
     def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
         """The first answer to a request with this idempotency key, if it was applied.
 

@@ -136,6 +136,15 @@ class Records:
     metadatas: list[bytes | None] | None = None
     embeddings: Float32s | None = None  # float32[n, d]
 
+    @property
+    def size_bytes(self) -> int:
+        """Roughly what this takes in an answer: characters and bytes of all columns."""
+        size = sum(map(len, self.ids))
+        for column in (self.documents, self.uris, self.metadatas):
+            if column is not None:
+                size += sum(len(value) for value in column if value is not None)
+        return size + (0 if self.embeddings is None else 8 * self.embeddings.size)
+
 
 @dataclass(slots=True)
 class QueryAnswer:

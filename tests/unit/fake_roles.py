@@ -229,6 +229,9 @@ class FakeLog:
     def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
         return None
 
+    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> None:
+        self._world.require(collection_id)
+
 
 class FakeQuery:
     """Returns records in order of insertion; all distances are exact."""

@@ -8,7 +8,9 @@ from typing import Any
 import orjson
 import pytest
 
+from ochredb.catalog.logs import BacklogLimits
 from ochredb_node.node import Node, NodeConfig
+from ochredb_query import service
 
 ROOT = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
@@ -85,6 +87,43 @@ def test_a_delete_by_filter_repeated_with_its_key_deletes_nothing_more(client: C
     other = {"where": {"kind": "y"}}
     assert client.post("delete", other, idempotency_key="k2")[0] == 422
     assert client.post("delete", delete)[1] == {"deleted": 1}
+
+
+def test_a_delete_by_filter_that_found_nothing_is_remembered_too(client: Client) -> None:
+    delete = {"where": {"kind": "x"}}
+    assert client.post("delete", delete, idempotency_key="k3")[1] == {"deleted": 0}
+    client.add("a")
+    assert client.post("delete", delete, idempotency_key="k3")[1] == {"deleted": 0}
+    assert client.ids() == ["a"]
+
+
+def test_an_answer_that_would_fill_memory_is_refused(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.post("add", {"ids": ["a"], "embeddings": [[0, 1]], "documents": ["x" * 10_000]})
+    query = {"query_embeddings": [[0, 1]] * 100, "n_results": 1}
+    assert client.post("query", query)[0] == 200
+    monkeypatch.setattr(service, "_ANSWER_BYTES_MAX", 100_000)
+    status, body = client.post("query", query)
+    assert status == 413 and "query_embeddings" in body["message"]
+    assert client.post("query", {**query, "include": ["distances"]})[0] == 200
+
+
+def test_one_request_larger_than_the_backlog_is_taken_into_an_empty_one() -> None:
+    node = Node(NodeConfig(backlog=BacklogLimits(tail_rows_max=10)))
+    node.start(background=False)
+    client = Client(node)
+    collection = client.path.rsplit("/", 1)[1]
+    for prefix in "ab":
+        assert client.add(*(f"{prefix}{number}" for number in range(9)))[0] == 201
+        node.compactor.compact_now(collection)
+    client.add("last")
+    status, _ = client.post("delete", {"where": {"kind": "x"}})
+    assert status == 429
+    node.compactor.compact_now(collection)
+    assert client.post("delete", {"where": {"kind": "x"}}) == (200, {"deleted": 19})
+    assert client.ids() == []
+    node.close()
 
 
 def test_modified_metadata_of_nulls_only_is_no_metadata(client: Client) -> None:

@@ -281,6 +281,8 @@ class CompactorService:
                         self._compact(work.collection, step)
         except _Stopped:
             log.info("closing with operations left in the log; they are durable")
+        except OchreError as error:  # A full disk, for one.
+            log.warning("closing with operations left in the log; they are durable: %s", error)
 
 
 class _Keeper:

@@ -9,14 +9,44 @@ import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ochredb_frontend.app import App
 
 KEEP_ALIVE_S = 65  # Longer than the 40 s for which clients keep connections.
 _BACKLOG = 2048
+_HEAD_BYTES_MAX = 64 << 10  # Request line and headers, beyond what arrived with them.
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\n"
+    b"connection: close\r\n\r\n"
+)
 # Threads that hold the GIL give it up after this long: with writers beside readers, the 99th
 # percentile of reads halves against Python's default of 5 ms.
 _SWITCH_INTERVAL_S = 0.0005
+
+
+class _BoundedHead(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself would buffer a request's head without end."""
+
+    _in_head = True
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_BYTES_MAX + len(data):
+                self.transport.write(_HEAD_TOO_LARGE)
+                self.transport.close()
+                return
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -75,6 +105,7 @@ class Server:
         self._app, self._sock = app, sock
         config = uvicorn.Config(
             app,
+            http=_BoundedHead,
             log_level=log_level,
             log_config=None,
             access_log=False,

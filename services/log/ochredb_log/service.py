@@ -153,6 +153,10 @@ class LogService:
         """See `ochredb.peers.Log.repeated`."""
         return self._table.repeated(collection_id, key, request_hash)
 
+    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> None:
+        """See `ochredb.peers.Log.record_nothing`."""
+        self._table.record_nothing(collection_id, key, request_hash)
+
     def _request(
         self,
         collection_id: str,

@@ -7,6 +7,7 @@ node per directory and process, counted, and reopens it after a fork.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import socket
 import threading
@@ -40,6 +41,8 @@ from ochredb_log.config import LogConfig
 from ochredb_log.service import LogService
 from ochredb_query.config import QueryConfig
 from ochredb_query.service import QueryService
+
+log = logging.getLogger("ochredb.node")
 
 _STORE_ID_KEY = "store_id"
 _IDEMPOTENCY_RETENTION_S = 24 * 3600.0
@@ -218,6 +221,8 @@ class Node:
         try:
             self.compactor.stop()
             self.database.checkpoint()
+        except Unavailable as error:  # A full disk: what is acknowledged is durable without this.
+            log.warning("closed without a checkpoint: %s", error)
         finally:
             self.database.close()
 

@@ -17,7 +17,7 @@ from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
 from ochredb.configuration import index_settings
-from ochredb.errors import Corrupt, InvalidArgument, NotFound, Unavailable
+from ochredb.errors import Corrupt, InvalidArgument, NotFound, TooLarge, Unavailable
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
 from ochredb.peers import GetRequest, QueryRequest
@@ -34,6 +34,7 @@ from ochredb_query.loaded import LoadedCollection
 
 _T = TypeVar("_T")
 _ATTEMPTS_MAX = 20
+_ANSWER_BYTES_MAX = 256 << 20
 
 
 class QueryService:
@@ -275,12 +276,20 @@ def _search(
         raise InvalidArgument("Error finding id: none of the given ids exists in the collection")
     project = Project(request.fields)
     answer = QueryAnswer(records=[], distances=[])
+    size_bytes = 0
     for query in request.embeddings:
         cancel.check()
         hits = step.run(query, view, selections, cancel)
         assert hits.distances is not None
         answer.records.append(project.run(view, hits))
         answer.distances.append(hits.distances)
+        # One large document may answer every query vector: a small request, a huge answer.
+        size_bytes += answer.records[-1].size_bytes
+        if size_bytes > _ANSWER_BYTES_MAX:
+            raise TooLarge(
+                f"query_embeddings: the answer is larger than the maximum of {_ANSWER_BYTES_MAX} "
+                "bytes; ask for fewer results, fewer vectors or less in `include`"
+            )
     return answer
 
 

@@ -7,6 +7,7 @@ Filters are left to the server: it parses them anyway, and there is one grammar.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -222,6 +223,8 @@ def check_metadata(metadata: Any) -> None:
                 f"the metadata value of {key!r} must be a str, int, float, bool, list or None, "
                 f"not {_show(value)}"
             )
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"the metadata value of {key!r} must be finite, not {value}")
 
 
 def _check_metadata_list(key: str, values: list[Any]) -> None:

@@ -253,7 +253,9 @@ class LogTable:
                 f"the collection changed: expected last offset {request.expect_last_offset}, "
                 f"found {next_offset - 1}"
             )
-        if next_offset - 1 - indexed_offset + request.count > self._limits.tail_rows_max:
+        # Into an empty tail goes whatever it is, or a large request could never be taken.
+        pending = next_offset - 1 - indexed_offset
+        if pending > 0 and pending + request.count > self._limits.tail_rows_max:
             raise Exhausted(
                 f"the collection has {next_offset - 1 - indexed_offset} operations that are not "
                 f"yet indexed (limit {self._limits.tail_rows_max})"
@@ -328,6 +330,26 @@ class LogTable:
         """The first answer to a client's key, looked up without the lock. Raises Unprocessable."""
         with self._db.read() as session:
             return _first_answer(session, collection, key, request_hash)
+
+    def record_nothing(self, collection: str, key: str, request_hash: bytes) -> None:
+        """Bind a client's key to a request that found nothing to do: an empty range of offsets.
+
+        Raises NotFound (collection), Unprocessable (the key belongs to another request).
+        """
+        with self._db.write() as session:
+            row = session.one(_LOCK, collection=collection)
+            if row is None:
+                raise NotFound(f"Collection [{collection}] does not exist.")
+            if _first_answer(session, collection, key, request_hash) is None:
+                session.run(
+                    _INSERT_IDEMPOTENT,
+                    collection=collection,
+                    key=key,
+                    request_hash=request_hash,
+                    first_offset=row[2],
+                    last_offset=row[2] - 1,
+                    time_us=max(self._clock.now_us(), row[5]),
+                )
 
     def fragments(self, collection: str, first: int, last: int, limit: int) -> list[FragmentPlace]:
         """The first fragments that start within [first, last]; the caller checks for holes."""
