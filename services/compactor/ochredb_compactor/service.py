@@ -326,7 +326,7 @@ def owner_is_dead(owner: str) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # Somebody else's process, but it is there.
     return False
 
 

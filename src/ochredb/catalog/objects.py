@@ -76,7 +76,6 @@ _FORGET_SWEPT = Statement(
         objects.c.state == "swept", objects.c.unreferenced_us <= bindparam("cutoff_us")
     )
 )
-_ALL_LIVE = Statement(select(objects.c.key).where(objects.c.state == "live"))
 
 
 class Swept(Conflict):
@@ -166,10 +165,6 @@ class ObjectTable:
         with self._db.read() as session:
             row = session.one(_COUNT)
         return int(row[0]) if row else 0
-
-    def live_keys(self) -> set[str]:
-        with self._db.read() as session:
-            return {key for (key,) in session.all(_ALL_LIVE)}
 
     def condemn(self, keys: Sequence[str], now_us: int) -> list[str]:
         """Insert `swept` rows for orphans; returns those that nobody has introduced meanwhile."""
