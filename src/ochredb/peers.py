@@ -83,6 +83,7 @@ class GetRequest:
 
     ids: None = all; duplicates collapse, unknown ones are skipped.
     limit: None = no limit.
+    explain: answer with the executed plan too.
     """
 
     ids: list[str] | None = None
@@ -90,6 +91,7 @@ class GetRequest:
     limit: int | None = None
     offset: int = 0
     fields: Field = Field.DOCUMENT | Field.METADATA
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,9 @@ class QueryRequest:
 
     embeddings: float32[q, d]; may hold non-finite values, whose distances are then NaN.
     exact: never use an approximate index.
+    explain: answer with the executed plan too.
+    target_recall: share of the true nearest that an approximate index shall find, in [0, 1);
+        0: as the collection's `ef_search` gives; None: the process's setting.
     """
 
     embeddings: Float32s
@@ -106,6 +111,8 @@ class QueryRequest:
     where: Where | None = None
     fields: Field = Field.DOCUMENT | Field.METADATA
     exact: bool = False
+    explain: bool = False
+    target_recall: float | None = None
 
 
 class Query(Protocol):

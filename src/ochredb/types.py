@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ochredb.explain import PlanStep
+
 Float32s = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Int64s = NDArray[np.int64]
@@ -135,6 +137,7 @@ class Records:
     uris: list[str | None] | None = None
     metadatas: list[bytes | None] | None = None
     embeddings: Float32s | None = None  # float32[n, d]
+    plan: PlanStep | None = None  # What was executed, if the request asked for it.
 
     @property
     def size_bytes(self) -> int:
@@ -152,6 +155,7 @@ class QueryAnswer:
 
     records: list[Records]
     distances: list[Float32s]  # float32[k], ascending.
+    plan: PlanStep | None = None  # What was executed, if the request asked for it.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
