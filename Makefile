@@ -19,8 +19,11 @@ export ANONYMIZED_TELEMETRY := False
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint type imports test unit sim sim-long crash crash-long conformance
-.PHONY: official js bench bench-quick demo lock clean
+.PHONY: official js filters-long bench bench-quick bench-report demo lock clean
 .DELETE_ON_ERROR:
+# One size of `make bench` alone.
+BENCH_SIZES := bench-20k-128 bench-20k-768 bench-100k-128 bench-many
+.PHONY: $(BENCH_SIZES)
 
 # Says what is missing before pip says it at length.
 define check_machine
@@ -99,6 +102,9 @@ sim-long: $(READY) ## The same, 100,000 steps; a failure prints its seed (OCHRED
 	OCHREDB_STATE_STEPS=100000 $(RUN)/python -m pytest -q -n auto \
 	  tests/property/test_state_machine.py
 
+filters-long: $(READY) ## 20,000 generated filters against the reference evaluator, half an hour.
+	OCHREDB_FILTERS=20000 $(RUN)/python -m pytest -q -s tests/property/test_filters.py
+
 crash: $(READY) ## kill -9 and power loss during writes, then compare; 100 rounds each.
 	$(RUN)/python -m pytest -q -n auto tests/crash
 
@@ -116,11 +122,17 @@ js: $(READY) $(JS_READY) ## The official JavaScript client against our server.
 	OCHREDB_REQUIRE_CLIENTS=js $(RUN)/python -m pytest -q tests/api/test_official_clients.py \
 	  -k javascript
 
-bench: $(READY) $(PEER_READY) ## Measure beside the official server; some minutes, quiet machine.
-	$(RUN)/python bench/run.py --name full -- --n 20000 --dims 128
+bench: $(READY) $(PEER_READY) ## Measure beside the official server, every size; half an hour.
+	$(RUN)/python bench/run.py --full
 
 bench-quick: $(READY) $(PEER_READY) ## The same with 5,000 records, a minute or two.
-	$(RUN)/python bench/run.py --name quick -- --quick
+	$(RUN)/python bench/run.py --size quick
+
+$(BENCH_SIZES): bench-%: $(READY) $(PEER_READY)
+	$(RUN)/python bench/run.py --size $*
+
+bench-report: $(READY) ## Tables, pictures and the README's figures anew from bench/results.
+	$(RUN)/python bench/run.py --write-up-only
 
 demo: $(READY) ## Store and search the standard library's docstrings; ends by itself.
 	$(RUN)/python examples/stdlib_search.py

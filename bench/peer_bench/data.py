@@ -137,8 +137,14 @@ class Data:
             for start in range(0, n, BATCH)
         ]
 
-    def query(self, i: int, where: Any = None, where_document: Any = None) -> bytes:
-        """Return the body of the query for vector i."""
+    def query(
+        self,
+        i: int,
+        where: Any = None,
+        where_document: Any = None,
+        extra: dict[str, Any] | None = None,
+    ) -> bytes:
+        """Return the body of the query for vector i; `extra` are further fields."""
         return orjson.dumps(
             {
                 "ids": None,
@@ -147,5 +153,6 @@ class Data:
                 "where": where,
                 "where_document": where_document,
                 "include": ["metadatas", "distances"],
+                **(extra or {}),
             }
         )

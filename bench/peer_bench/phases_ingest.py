@@ -1,10 +1,9 @@
-"""Writing: acknowledged, queryable, indexed; memory and disk afterwards; queries while writing."""
+"""Writing in slices: acknowledged, queryable; memory and disk; queries while others write."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import statistics
 import threading
 import time
 
@@ -31,6 +30,7 @@ def ingest(
     """
     collections, first_query_s = {}, {}
     parts = {label: Slice() for label in bench.labels}
+    refused_s: dict[str, Latencies] = {label: [] for label in bench.labels}
     bodies: dict[bool, list[bytes]] = {}
     encoding = {
         server.label: server.base64 if base64_encoded is None else base64_encoded
@@ -49,7 +49,8 @@ def ingest(
             work = bodies[encoding[label]][start : start + piece]
             requests = [server.connection.build("POST", path + "/add", body) for body in work]
             count = min(n, (start + len(work)) * BATCH) - start * BATCH
-            latencies, wall_s, server_s, client_s = run_threads(server, writers, send_all(requests))
+            worker = send_all(requests, refused_s[label])
+            latencies, wall_s, server_s, client_s = run_threads(server, writers, worker)
             if start + piece >= batches:  # At once: a later query would find the work done.
                 first_query_s[label] = one_query(server, path, data)
             drain_s, drain_cpu_s = server.drain(collections[label])
@@ -69,6 +70,8 @@ def ingest(
     for percent in (50, 95):
         latency = {label: part.percentile_ms(percent) for label, part in parts.items()}
         bench.row("ingest", f"{head}: batch p{percent}", "ms", "low", latency)
+    refused = {label: float(len(some)) for label, some in refused_s.items()}
+    bench.row("ingest", f"{head}: 429 answers", "", "low", refused)
     bench.note_cores(f"ingest {head}", parts)
     return collections
 
@@ -93,76 +96,6 @@ def footprint(bench: Bench, when: str) -> None:
     if any(server.directory for server in bench.servers):
         disk = {server.label: server.disk() / 1e6 for server in bench.servers}
         bench.row("footprint", f"disk {when}", "MB", "low", disk)
-
-
-def indexed(bench: Bench, data: Data) -> None:
-    """Whole ingests, uninterrupted, until indexing_status says that nothing is left.
-
-    Whole ones: in slices a background indexer would work for free in the other server's time.
-    """
-    name = f"bench{data.dim}_indexed"
-    bodies: dict[bool, list[bytes]] = {}
-    parts = {label: Slice() for label in bench.labels}
-    wait_s: dict[str, list[float]] = {label: [] for label in bench.labels}
-    for number in range(bench.options.indexed_rounds):
-        for server in bench.order(number):
-            if server.base64 not in bodies:
-                bodies[server.base64] = data.batches(data.n, server.base64)
-            collection = server.fresh(name)
-            path = f"{ROOT}/{collection}/add"
-            writes = [server.connection.build("POST", path, body) for body in bodies[server.base64]]
-            server.tells_progress = True
-            latencies, wall_s, server_s, client_s = run_threads(server, 1, send_all(writes))
-            drain_s, drain_cpu_s = server.drain(collection, 900)
-            if not server.tells_progress:
-                drain_s = 0.0
-            wait_s[server.label].append(drain_s)
-            parts[server.label].add(
-                latencies, wall_s + drain_s, server_s + drain_cpu_s, client_s, data.n
-            )
-            server.drop(name)
-    rounds = bench.options.indexed_rounds
-    whole = {label: part.count / part.wall_s for label, part in parts.items()}
-    acked = {
-        label: part.count / (part.wall_s - sum(wait_s[label])) for label, part in parts.items()
-    }
-    waited = {label: statistics.mean(seconds) for label, seconds in wait_s.items()}
-    head = "1 writer: first request"
-    bench.row("indexed", f"{head} -> indexed", "rec/s", "high", whole, rounds)
-    bench.row("indexed", f"{head} -> last ack", "rec/s", "high", acked, rounds)
-    bench.row("indexed", "last ack -> indexed", "s", "low", waited)
-    bench.cpu_row("indexed", "server CPU until indexed", "us/rec", parts, 1e6)
-    bench.note_cores("indexed", parts)
-
-
-def settle(bench: Bench, data: Data, collections: Collections | None) -> None:
-    """Memory and disk right after an ingest, and again some time after all is indexed.
-
-    collections: those of an ingest that has just ended; None makes some.
-    """
-    name = f"bench{data.dim}_settle"
-    used = collections or bench.load(data, name, data.n)
-    has_processes = any(server.pid for server in bench.servers)
-    has_disk = any(server.directory for server in bench.servers)
-
-    def take(when: str) -> None:
-        for what, measure, known in (
-            ("RSS", Server.rss, has_processes),
-            ("RssAnon", Server.rss_anonymous, has_processes),
-            ("disk", Server.disk, has_disk),
-        ):
-            if known:
-                values = {server.label: measure(server) / 1e6 for server in bench.servers}
-                bench.row("settle", f"{what} {when}", "MB", "low", values)
-
-    take("right after ingest")
-    for server in bench.servers:
-        server.drain(used[server.label], 900)
-    bench.log(f"settling {bench.options.settle_s:g} s")
-    time.sleep(bench.options.settle_s)
-    take("settled")
-    if collections is None:
-        bench.drop(name)
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""A collection in use: mixed writes and reads, read-your-writes, many collections, cold start."""
+"""A collection in use: mixed writes and reads, read-your-writes, cold start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from .bench import Bench
-from .data import NEAREST, Data, Floats, encode
+from .data import Data, encode
 from .http_client import Connection, check
 from .servers import ROOT, Server
 from .slices import Latencies, Slice, Worker, run_threads
@@ -19,7 +19,6 @@ from .slices import Latencies, Slice, Worker, run_threads
 Collections = dict[str, str]  # Label of a server -> id of its collection.
 MIX_WORKERS = 4
 MIX_PLAN = 400  # Operations that a slice cycles over.
-MANY_RECORDS, MANY_DIM, MANY_STEP = 100, 128, 25
 
 
 def mix(bench: Bench, data: Data, collections: Collections) -> None:
@@ -143,96 +142,23 @@ def read_your_writes(bench: Bench, data: Data, collections: Collections) -> None
     bench.row("ryw", "stale answers", "", "low", {k: float(v) for k, v in stale.items()})
 
 
-def many(bench: Bench, data: Data) -> None:
-    """Many small collections: create and fill them, then query some for the first time."""
-    m = bench.options.many
-    rng = np.random.default_rng(31)
-    x = rng.standard_normal((m, MANY_RECORDS, MANY_DIM)).astype(np.float32)
-    x /= np.linalg.norm(x, axis=2, keepdims=True)
-    parts = {label: Slice() for label in bench.labels}
-    ids: dict[str, dict[int, str]] = {label: {} for label in bench.labels}
-    rss_before = {server.label: server.rss() / 1e6 for server in bench.servers}
-    for number, start in enumerate(range(0, m, MANY_STEP)):
-        for server in bench.order(number):
-            some = range(start, min(m, start + MANY_STEP))
-            for j in some:
-                server.drop(f"bench_many_{j}")
-            bodies = {j: data.batch(0, MANY_RECORDS, server.base64, x[j], f"m{j}-") for j in some}
-            worker = many_worker(bodies, ids[server.label])
-            parts[server.label].add(*run_threads(server, 1, worker))
-    for server in bench.servers:  # Of the last one only: asking each could load it.
-        server.drain(ids[server.label][m - 1])
-    time.sleep(1)
-    pick = rng.permutation(m)[:100].tolist()
-    first_s, right = first_queries(bench, ids, x, pick)
-    rate = {label: part.count / part.wall_s for label, part in parts.items()}
-    bench.row("many", f"create + add {MANY_RECORDS}", "collections/s", "high", rate, m)
-    name = f"create + add {MANY_RECORDS}: server CPU"
-    bench.cpu_row("many", name, "ms/collection", parts, 1e3)
-    for percent in (50, 99):
-        values = {label: 1e3 * float(np.percentile(v, percent)) for label, v in first_s.items()}
-        bench.row("many", f"first query p{percent}", "ms", "low", values, len(pick))
-    found = {label: count / len(pick) for label, count in right.items()}
-    bench.row("many", "first query finds its record", "", "eq", found, len(pick))
-    if any(server.pid for server in bench.servers):
-        rss_after = {server.label: server.rss() / 1e6 for server in bench.servers}
-        bench.row("many", "RSS before", "MB", "low", rss_before)
-        bench.row("many", "RSS after", "MB", "low", rss_after)
-    bench.note_cores("many", parts)
-    bench.drop(*(f"bench_many_{j}" for j in range(m)))
-
-
-def many_worker(bodies: dict[int, bytes], ids: dict[int, str]) -> Worker:
-    def worker(connection: Connection, _: int, latencies_s: Latencies) -> None:
-        for j, body in bodies.items():
-            start_s = time.perf_counter()
-            ids[j] = connection.call("POST", ROOT, {"name": f"bench_many_{j}"})["id"]
-            check(*connection.send(connection.build("POST", f"{ROOT}/{ids[j]}/add", body)), "add")
-            latencies_s.append(time.perf_counter() - start_s)
-
-    return worker
-
-
-def first_queries(
-    bench: Bench, ids: dict[str, dict[int, str]], x: Floats, pick: list[int]
-) -> tuple[dict[str, Latencies], dict[str, int]]:
-    """Return, per server, the seconds of each first query and how many found their record."""
-    seconds: dict[str, Latencies] = {label: [] for label in bench.labels}
-    right = dict.fromkeys(bench.labels, 0)
-    for start in range(0, len(pick), 10):
-        for server in bench.order(start // 10):
-            for j in pick[start : start + 10]:
-                query = {
-                    "query_embeddings": [x[j][7].tolist()],
-                    "n_results": NEAREST,
-                    "include": ["metadatas", "distances"],
-                }
-                path = f"{ROOT}/{ids[server.label][j]}/query"
-                request = server.connection.build("POST", path, orjson.dumps(query))
-                start_s = time.perf_counter()
-                status, body = server.connection.send(request)
-                seconds[server.label].append(time.perf_counter() - start_s)
-                check(status, body, "query")
-                right[server.label] += orjson.loads(body)["ids"][0][:1] == [f"m{j}-{7:08d}"]
-    return seconds, right
-
-
 def cold(bench: Bench, data: Data, collection_name: str) -> None:
-    """From the start of the process to its first answered query; three starts, page cache warm."""
+    """From the start of the process to its first answered query; page cache warm."""
     commands = dict(
         zip(bench.labels, (bench.options.cold_cmd_a, bench.options.cold_cmd_b), strict=False)
     )
     listening: dict[str, list[float]] = {label: [] for label in bench.labels}
     answered: dict[str, list[float]] = {label: [] for label in bench.labels}
-    for _ in range(3):
-        for server in bench.servers:
+    for number in range(bench.options.cold_rounds):
+        for server in bench.order(number):
             if commands[server.label]:
                 up_s, first_s = one_start(server, commands[server.label], collection_name, data)
                 listening[server.label].append(up_s)
                 answered[server.label].append(first_s)
     for metric, times in (("start -> listening", listening), ("start -> first query", answered)):
         values = {label: 1e3 * statistics.median(some) for label, some in times.items() if some}
-        bench.row("cold", metric, "ms", "low", values)
+        starts = min(len(some) for some in times.values() if some)
+        bench.row("cold", metric, "ms", "low", values, starts)
 
 
 def one_start(server: Server, command: str, name: str, data: Data) -> tuple[float, float]:

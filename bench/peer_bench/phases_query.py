@@ -18,11 +18,23 @@ QUERIES_MAX = 200  # Of the slower phases.
 
 def queries(bench: Bench, data: Data, collections: Collections) -> None:
     """Ten nearest of the whole collection, one client and eight, and recall."""
+    neighbours(bench, data, collections, "query", with_extra=True)
+
+
+def target(bench: Bench, data: Data, collections: Collections) -> None:
+    """The same without further fields: what a user gets who asks for nothing special."""
+    neighbours(bench, data, collections, "target", with_extra=False)
+
+
+def neighbours(
+    bench: Bench, data: Data, collections: Collections, group: str, with_extra: bool
+) -> None:
     wanted = exact(data.x, data.q)
-    requests = bench.query_requests(data, collections, range(data.query_count))
+    numbers = range(data.query_count)
+    requests = bench.query_requests(data, collections, numbers, with_extra=with_extra)
     for threads in (1, 8):
         name = f"knn recall@{NEAREST} (c={threads})"
-        bench.timed("query", "knn", requests, threads, wanted.__getitem__, name)
+        bench.timed(group, "knn", requests, threads, wanted.__getitem__, name)
 
 
 def filters(bench: Bench, data: Data, collections: Collections) -> None:
@@ -83,29 +95,18 @@ def gets(bench: Bench, data: Data, collections: Collections) -> None:
 
 def spaces(bench: Bench, data: Data) -> None:
     """Cosine and ip, with norms of 0.7 to 1.3: for unit vectors every space has the same order."""
-    n = max(BATCH, data.n // 2)
+    n = min(data.n, bench.options.spaces_n or max(BATCH, data.n // 2))
     norm = np.random.default_rng(23).uniform(0.7, 1.3, n).astype(np.float32)
     x = data.x[:n] * norm[:, None]
     for space, truth in (("cosine", data.x[:n]), ("ip", x)):
         name = f"bench{data.dim}_{space}"
         configuration = functools.partial(configured, space)
         collections = bench.load(data, name, n, configuration, x)
-        requests = bench.query_requests(data, collections, range(data.query_count))
+        numbers = range(data.query_count)
+        requests = bench.query_requests(data, collections, numbers, with_extra=True)
         bench.timed("spaces", f"{space} knn", requests, 8, exact(truth, data.q).__getitem__)
         bench.drop(name)
 
 
 def configured(space: str, _: Server) -> dict[str, Any]:
     return {"hnsw": {"space": space}}
-
-
-def target(bench: Bench, data: Data) -> None:
-    """Neighbours again, each server in the configuration that reaches an equal recall."""
-    name = f"bench{data.dim}_target"
-    collections = bench.load(data, name, data.n, lambda server: server.target)
-    wanted = exact(data.x, data.q)
-    requests = bench.query_requests(data, collections, range(data.query_count))
-    for threads in (1, 8):
-        recall_name = f"knn recall@{NEAREST} (c={threads})"
-        bench.timed("target", "knn", requests, threads, wanted.__getitem__, recall_name)
-    bench.drop(name)

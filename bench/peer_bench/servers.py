@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -33,11 +34,11 @@ class Server:
         directory: str | None = None,
         encoding: str = "auto",
         hnsw: dict[str, Any] | None = None,
-        target: dict[str, Any] | None = None,
+        query_extra: dict[str, Any] | None = None,
     ) -> None:
         self.label, self.url, self.pid, self.directory = label, url.rstrip("/"), pid, directory
         self.encoding, self.hnsw = encoding, hnsw
-        self.target = target  # Extra configuration of its collection in the phase `target`.
+        self.query_extra = query_extra or {}  # Fields it gets in `query` and `spaces`.
         self.tells_progress = True  # Until indexing_status answers with an error.
         self.connection = Connection(self.url)
         self.base64 = False
@@ -66,13 +67,15 @@ class Server:
     def find(self, name: str) -> str:
         return str(self.connection.call("GET", f"{ROOT}/{name}")["id"])
 
-    def unindexed(self, collection: str) -> int:
+    def unindexed(self, collection: str, connection: Connection | None = None) -> int:
         """Return how many operations are still to be indexed.
 
         0 for a server without indexing_status: it is taken to be indexed at the acknowledgement.
+        connection: for a caller in a thread of its own.
         """
+        connection = connection or self.connection
         path = f"{ROOT}/{collection}/indexing_status"
-        status, body = self.connection.send(self.connection.build("GET", path))
+        status, body = connection.send(connection.build("GET", path))
         if status >= 400:
             self.tells_progress = False
             return 0
@@ -88,6 +91,15 @@ class Server:
                 break
             time.sleep(DRAIN_POLL_S)
         return time.perf_counter() - start_s, self.cpu() - cpu_s
+
+    def counter(self, name: str) -> float | None:
+        """Return a sum out of its /metrics; None when it has no such thing."""
+        status, body = self.connection.send(self.connection.build("GET", "/metrics"))
+        found = None
+        for line in body.decode(errors="replace").splitlines() if status == 200 else ():
+            if re.match(rf"{re.escape(name)}[ {{]", line):
+                found = (found or 0.0) + float(line.rpartition(" ")[2])
+        return found
 
     def processes(self) -> list[psutil.Process]:
         """Return the server's process and its children; empty when no pid is known."""

@@ -88,10 +88,11 @@ def run_threads(
     return [one for some in latencies for one in some], wall_s, server_s, client_s
 
 
-def send_all(requests: Sequence[bytes]) -> Worker:
+def send_all(requests: Sequence[bytes], refused_s: Latencies | None = None) -> Worker:
     """Return a worker whose threads together send every request once.
 
-    A 429 is repeated after a pause, which is part of the request's latency.
+    A 429 is repeated after a pause, which is part of the request's latency; `refused_s` gets the
+    time of each, so that its length says how many there were.
     """
     waiting, lock = iter(requests), threading.Lock()
 
@@ -103,6 +104,8 @@ def send_all(requests: Sequence[bytes]) -> Worker:
                 return
             start_s = time.perf_counter()
             while (answer := connection.send(request))[0] == 429:
+                if refused_s is not None:
+                    refused_s.append(time.perf_counter())
                 time.sleep(BACK_PRESSURE_PAUSE_S)
             latencies_s.append(time.perf_counter() - start_s)
             check(*answer, "write")

@@ -8,61 +8,12 @@
 [['1']]
 """
 
-from ochredb.api.admin import AdminAPI
-from ochredb.api.client import (
-    AdminClient,
-    Client,
-    ClientAPI,
-    EphemeralClient,
-    HttpClient,
-    PersistentClient,
-)
-from ochredb.api.collection import Collection
-from ochredb.api.configuration import (
-    CollectionConfiguration,
-    CreateCollectionConfiguration,
-    UpdateCollectionConfiguration,
-)
-from ochredb.api.exceptions import (
-    AuthorizationError,
-    BatchSizeExceededError,
-    ChromaAuthError,
-    ChromaError,
-    DuplicateIDError,
-    IDAlreadyExistsError,
-    InternalError,
-    InvalidArgumentError,
-    InvalidDimensionException,
-    InvalidHTTPVersion,
-    InvalidUUIDError,
-    NotFoundError,
-    QuotaError,
-    RateLimitError,
-    UniqueConstraintError,
-    VersionMismatchError,
-)
-from ochredb.api.settings import Settings, TokenTransportHeader
-from ochredb.api.types import (
-    DEFAULT_DATABASE,
-    DEFAULT_TENANT,
-    URI,
-    CollectionMetadata,
-    Documents,
-    Embeddings,
-    GetResult,
-    IDs,
-    Include,
-    Metadata,
-    Metadatas,
-    QueryResult,
-    ReadLevel,
-    UpdateCollectionMetadata,
-    UpdateMetadata,
-    URIs,
-    Where,
-    WhereDocument,
-)
-from ochredb.embedding_functions import EmbeddingFunction
+# ruff: noqa: F405
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ochredb.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -117,3 +68,19 @@ __all__ = [
     "WhereDocument",
     "__version__",
 ]
+
+_SUBPACKAGES = ("api", "embedding_functions")
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: a server imports this package too, and needs nothing of the client.
+    if name in __all__:
+        value = globals()[name] = getattr(importlib.import_module("ochredb.public"), name)
+        return value
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"ochredb.{name}")
+    raise AttributeError(f"module 'ochredb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

@@ -2,15 +2,47 @@
 
 Randomness is an argument (`IdSource` takes a `random.Random`), so a seeded run names the same
 things the same way. After a fork the child must draw other numbers than its parent: the default
-source reads the operating system's generator, which has no state to copy.
+source hands out the operating system's random bytes, and a child forgets those of its parent.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 import uuid
 
 from ochredb.clock import Clock, SystemClock
+
+_STOCK_BYTES = 4_096
+
+
+class _SystemBits:
+    """Bits of the operating system's generator, fetched in stock. Thread-safe.
+
+    A system call for each would give the interpreter away, and getting it back can take a while.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._stock, self._used = b"", 0
+
+    def getrandbits(self, count: int) -> int:
+        size = -(-count // 8)
+        with self._lock:
+            if self._used + size > len(self._stock):
+                self._stock, self._used = os.urandom(_STOCK_BYTES), 0
+            start = self._used
+            self._used += size
+            drawn = self._stock[start : self._used]
+        return int.from_bytes(drawn, "little") >> (8 * size - count)
+
+
+_SYSTEM_BITS = _SystemBits()
 
 
 class IdSource:
@@ -18,7 +50,7 @@ class IdSource:
 
     def __init__(self, clock: Clock | None = None, rng: random.Random | None = None) -> None:
         self._clock = clock or SystemClock()
-        self._rng = rng or random.SystemRandom()
+        self._rng = rng or _SYSTEM_BITS
 
     def uuid7(self) -> str:
         milliseconds = self._clock.now_us() // 1000 & (1 << 48) - 1

@@ -5,164 +5,44 @@ add is ignored if the id lives; update is ignored if it does not; absent fields 
 metadata merges key by key and a null removes the key; upsert is add or update; delete ends the
 record and its seq. A record's `seq` is the offset at which it was inserted; updates keep it.
 
-Rows are appended to chunks, never changed: a new state of a record is a new row, and the old row is
-marked dead. So a View frozen earlier stays valid while folding goes on, and freezing costs one
-small copy per chunk. Vectors move as blocks; strings are Python objects only here, in the bounded
-tail.
+Rows are appended to chunks (see `ochredb.tail`), never changed: a new state of a record is a new
+row, and the old row is marked dead. So a View frozen earlier stays valid while folding goes on.
+Fragments are folded in batches: what lies in parts is looked up once for all ids of a batch.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from typing import TypeVar
 
 import numpy as np
 
-from ochredb.lazy import lazy
 from ochredb.metadata import merge_metadata
-from ochredb.parts.columns import BytesColumn
-from ochredb.parts.metadata import MetadataIndex
-from ochredb.segment import Graph, Rows, Segment, SegmentView, View
-from ochredb.types import Float32s, Int64s, Op, Operations
+from ochredb.segment import Rows, Segment, SegmentView, View
+from ochredb.tail import Chunk, TailSegment
+from ochredb.types import Float32s, Op, Operations
 
 _T = TypeVar("_T")
-Place = tuple[int, int]  # (index of a chunk, or ~index of a base segment; row)
+Fragment = tuple[int, Operations]  # First offset, operations.
 _CHUNK_ROWS_MIN = 256
+_CHUNK_BYTES_MAX = 16 << 20  # Of vectors: growing copies no more than this at once.
+_BATCH_ROWS = 2_000  # Operations that share one look-up in the parts.
 
 
-class Chunk:
-    """Append-only rows of the tail; rows that a view shows never change."""
+@dataclass(frozen=True, slots=True)
+class _InBase:
+    """A record that lives in a part: which part, its row, and what an update keeps of it."""
 
-    def __init__(self, dimension: int, capacity: int) -> None:
-        self.count = 0
-        self.ids: list[str] = []
-        self.documents: list[str | None] = []
-        self.uris: list[str | None] = []
-        self.metadatas: list[bytes | None] = []
-        self.row_of: dict[str, int] = {}
-        self.previous: dict[int, int] = {}  # Row -> earlier row of the same id in this chunk.
-        self.vectors = np.empty((capacity, dimension), np.float32)
-        self.seqs = np.empty(capacity, np.int64)
-        self.live = np.ones(capacity, np.bool_)
-        self.dead_count = 0
-        self._segment: TailSegment | None = None
-
-    def _reserve(self, count: int) -> None:
-        capacity = len(self.seqs)
-        if self.count + count <= capacity:
-            return
-        capacity = max(2 * capacity, self.count + count)
-        # Views hold the old arrays: grow by replacing, not in place.
-        vectors = np.empty((capacity, self.vectors.shape[1]), np.float32)
-        vectors[: self.count] = self.vectors[: self.count]
-        seqs = np.empty(capacity, np.int64)
-        seqs[: self.count] = self.seqs[: self.count]
-        live = np.ones(capacity, np.bool_)
-        live[: self.count] = self.live[: self.count]
-        self.vectors, self.seqs, self.live = vectors, seqs, live
-
-    def append(
-        self,
-        ids: list[str],
-        seqs: Int64s,
-        vectors: Float32s,
-        documents: list[str | None],
-        uris: list[str | None],
-        metadatas: list[bytes | None],
-    ) -> None:
-        """Append rows with distinct ids; the caller has marked their older rows dead."""
-        count, first = len(ids), self.count
-        self._reserve(count)
-        self.vectors[first : first + count] = vectors
-        self.seqs[first : first + count] = seqs
-        if not self.row_of.keys().isdisjoint(ids):
-            for row, name in enumerate(ids, first):
-                if (earlier := self.row_of.get(name)) is not None:
-                    self.previous[row] = earlier
-        self.row_of.update(zip(ids, range(first, first + count), strict=True))
-        self.ids += ids
-        self.documents += documents
-        self.uris += uris
-        self.metadatas += metadatas
-        self.count = first + count
-
-    def kill(self, row: int) -> None:
-        self.live[row] = False
-        self.dead_count += 1
-
-    def freeze(self) -> SegmentView:
-        """The rows and their liveness now. Cost: a copy of the mask if a row is dead."""
-        segment = self._segment
-        if segment is None or len(segment) != self.count:
-            segment = self._segment = TailSegment(self)
-        live = self.live[: self.count].copy() if self.dead_count else None
-        return SegmentView(segment, live, self.count - self.dead_count)
+    number: int
+    row: int
+    seq: int
+    uri: str | None
+    metadata: bytes | None
 
 
-class TailSegment:
-    """The first n rows of a chunk as a Segment; indexes are built on first use."""
-
-    sorted_by_seq = False
-    text = None
-    graph: Graph | None = None
-    graph_labels = 0
-
-    def __init__(self, chunk: Chunk) -> None:
-        # Not the chunk itself: it keeps its newest segment, and a cycle would outlive the fold.
-        self._ids, self._row_of, self._previous = chunk.ids, chunk.row_of, chunk.previous
-        self._documents, self._uris = chunk.documents, chunk.uris
-        self._metadatas = chunk.metadatas
-        self._count = chunk.count
-        self._lock = threading.RLock()
-        self.dimension = int(chunk.vectors.shape[1])
-        self.vectors: Float32s = chunk.vectors[: chunk.count]
-        self.seqs: Int64s = chunk.seqs[: chunk.count]
-
-    def __len__(self) -> int:
-        return self._count
-
-    @lazy
-    def squared_norms(self) -> Float32s:
-        norms: Float32s = np.einsum("nd,nd->n", self.vectors, self.vectors)
-        return norms
-
-    @lazy
-    def documents(self) -> BytesColumn:
-        return BytesColumn.from_list(self._documents[: self._count])
-
-    @lazy
-    def metadata(self) -> MetadataIndex:
-        return MetadataIndex.build(self._metadatas[: self._count])
-
-    def find_ids(self, ids: Sequence[str]) -> Rows:
-        row_of, previous = self._row_of, self._previous
-        rows = np.empty(len(ids), np.int64)
-        for position, name in enumerate(ids):
-            row = row_of.get(name, -1)
-            while row >= self._count:  # Appended after this segment was frozen.
-                row = previous.get(row, -1)
-            rows[position] = row
-        return rows
-
-    def has_open(self, names: Sequence[str]) -> bool:
-        return "metadata" not in names or "metadata" in self.__dict__
-
-    def take_ids(self, rows: Rows) -> list[str]:
-        ids = self._ids
-        return [ids[row] for row in rows.tolist()]
-
-    def take_documents(self, rows: Rows) -> list[str | None]:
-        documents = self._documents
-        return [documents[row] for row in rows.tolist()]
-
-    def take_uris(self, rows: Rows) -> list[str | None]:
-        uris = self._uris
-        return [uris[row] for row in rows.tolist()]
-
-    def take_metadatas(self, rows: Rows) -> list[bytes | None]:
-        metadatas = self._metadatas
-        return [metadatas[row] for row in rows.tolist()]
+Place = tuple[int, int] | _InBase  # (Index of a chunk, row), or in a part.
 
 
 class Fold:
@@ -175,27 +55,51 @@ class Fold:
         self.version = version
         self.indexed_offset = indexed_offset
         self.last_offset = indexed_offset
-        self.base = list(base)
+        self._base = list(base)
+        self._base_dead: list[list[int]] = [[] for _ in base]  # Rows not yet in the masks.
+        self._base_deleted: set[str] = set()  # Ids deleted while they lived in a part.
+        self._found: dict[str, _InBase] = {}  # Of the batch being folded, before it began.
         self.chunks: list[Chunk] = []
         self.dimension: int | None = base[0].segment.dimension if base else None
-        self._base_owned = [False] * len(self.base)  # Masks copied since the last freeze.
         self._rows = 0
 
     def apply(self, first_offset: int, operations: Operations) -> None:
         """Fold one fragment. The caller has checked that the log has no hole before it."""
-        assert first_offset == self.last_offset + 1, "fragments are folded in order"
-        if operations.op is not Op.NOOP:
-            if operations.dimension is not None and self.dimension is None:
-                self.dimension = operations.dimension
-            for start, stop in _runs_of_distinct(operations.ids):
-                self._apply_distinct(first_offset + start, operations, start, stop)
-        self.last_offset = first_offset + len(operations) - 1
+        self.apply_batch([(first_offset, operations)])
+
+    def apply_all(self, fragments: Iterable[Fragment]) -> Iterable[int]:
+        """Fold fragments as they come, in batches; yields the last offset folded after each."""
+        batch: list[Fragment] = []
+        rows = 0
+        for fragment in fragments:
+            batch.append(fragment)
+            rows += len(fragment[1])
+            if rows >= _BATCH_ROWS:
+                self.apply_batch(batch)
+                yield self.last_offset
+                batch, rows = [], 0
+        if batch:
+            self.apply_batch(batch)
+            yield self.last_offset
+
+    def apply_batch(self, batch: Sequence[Fragment]) -> None:
+        """Fold consecutive fragments. Cost: about 2 µs per operation and some 10 µs per part."""
+        self._found = self._find_in_base([operations for _, operations in batch])
+        for first_offset, operations in batch:
+            assert first_offset == self.last_offset + 1, "fragments are folded in order"
+            if operations.op is not Op.NOOP:
+                if operations.dimension is not None and self.dimension is None:
+                    self.dimension = operations.dimension
+                for start, stop in _runs_of_distinct(operations.ids):
+                    self._apply_distinct(first_offset + start, operations, start, stop)
+            self.last_offset = first_offset + len(operations) - 1
+        self._found = {}
 
     def freeze(self) -> View:
         """The state as of `last_offset`, immutable."""
-        self._base_owned = [False] * len(self.base)
         segments = [view for view in self.base if view.live_count]
-        segments += [chunk.freeze() for chunk in self.chunks if chunk.count > chunk.dead_count]
+        for chunk in self.chunks:
+            segments += chunk.freeze()
         return View(
             version=self.version,
             indexed_offset=self.indexed_offset,
@@ -204,6 +108,21 @@ class Fold:
             segments=tuple(segments),
             count=sum(view.live_count for view in segments),
         )
+
+    @property
+    def base(self) -> list[SegmentView]:
+        """The parts, with the rows that live in them now."""
+        for number, dead in enumerate(self._base_dead):
+            if not dead:
+                continue
+            view = self._base[number]
+            live = np.ones(len(view.segment), np.bool_) if view.live is None else view.live.copy()
+            live[dead] = False
+            self._base[number] = SegmentView(
+                view.segment, live, view.live_count - len(dead), view.part_id
+            )
+            dead.clear()
+        return self._base
 
     @property
     def tail_rows(self) -> int:
@@ -221,9 +140,11 @@ class Fold:
         ids = operations.ids if stop - start == len(operations) else operations.ids[start:stop]
         places = self._locate(ids)
         if operations.op is Op.DELETE:
-            for place in places:
+            for name, place in zip(ids, places, strict=True):
                 if place is not None:
                     self._kill(place)
+                    if isinstance(place, _InBase):
+                        self._base_deleted.add(name)
             return
         if operations.op is not Op.UPDATE:
             new = [i for i, place in enumerate(places) if place is None]
@@ -232,7 +153,7 @@ class Fold:
         if operations.op is not Op.ADD:
             changed = [i for i, place in enumerate(places) if place is not None]
             if changed:
-                self._change(operations, start, changed, places)
+                self._change(operations, start, changed, [places[i] for i in changed])
 
     def _insert(self, first: int, operations: Operations, start: int, new: list[int]) -> None:
         """Append records that did not exist; `new` counts from `start`."""
@@ -259,50 +180,136 @@ class Fold:
         self._rows += len(new)
 
     def _change(
-        self, operations: Operations, start: int, changed: list[int], places: list[Place | None]
+        self,
+        operations: Operations,
+        start: int,
+        changed: Sequence[int],
+        places: Sequence[Place | None],
     ) -> None:
-        """Append the new states of records that exist, and mark their old rows dead."""
-        assert self.dimension is not None
-        count = len(changed)
-        vectors = np.empty((count, self.dimension), np.float32)
-        seqs = np.empty(count, np.int64)
-        ids: list[str] = []
-        documents: list[str | None] = []
-        uris: list[str | None] = []
+        """Append the new states of records that exist, and mark their old rows dead.
+
+        changed: int[m], counted from `start`; places: where each of them lives.
+        """
+        picked = [start + i for i in changed]
+        whole = len(picked) == len(operations)
+        documents = list(_pick(operations.documents, picked, whole))
+        uris = list(_pick(operations.uris, picked, whole))
+        changes = _pick(operations.metadatas, picked, whole)
+        seqs: list[int] = []
         metadatas: list[bytes | None] = []
-        for position, i in enumerate(changed):
-            place = places[i]
-            assert place is not None
-            segment, row = self._segment(place), np.array([place[1]], np.int64)
-            at = start + i
-            ids.append(operations.ids[at])
-            seqs[position] = segment.seqs[place[1]]
-            given = operations.embeddings is not None and (
-                operations.embedded is None or bool(operations.embedded[at])
-            )
-            if given:
-                assert operations.embeddings is not None
-                vectors[position] = operations.embeddings[at]
+        undocumented: list[tuple[int, _InBase]] = []
+        for position, place in enumerate(places):
+            if isinstance(place, _InBase):
+                seq, uri, metadata = place.seq, place.uri, place.metadata
+                if documents[position] is None:
+                    undocumented.append((position, place))
             else:
-                vectors[position] = segment.vectors[place[1]]
-            document = operations.documents[at] if operations.documents else None
-            uri = operations.uris[at] if operations.uris else None
-            change = operations.metadatas[at] if operations.metadatas else None
-            documents.append(segment.take_documents(row)[0] if document is None else document)
-            uris.append(segment.take_uris(row)[0] if uri is None else uri)
-            base = segment.take_metadatas(row)[0]
-            metadatas.append(base if change is None else merge_metadata(base, change))
-        for i in changed:
-            place = places[i]
+                assert place is not None
+                chunk, row = self.chunks[place[0]], place[1]
+                seq, uri, metadata = int(chunk.seqs[row]), chunk.uris[row], chunk.metadatas[row]
+                if documents[position] is None:
+                    documents[position] = chunk.documents[row]
+            seqs.append(seq)
+            if uris[position] is None:
+                uris[position] = uri
+            change = changes[position]
+            metadatas.append(metadata if change is None else merge_metadata(metadata, change))
+        for segment, positions, rows in self._by_part(undocumented):
+            for position, text in zip(positions, segment.take_documents(rows), strict=True):
+                documents[position] = text
+        vectors = self._changed_vectors(operations, picked, places)
+        ids = operations.ids if whole else [operations.ids[i] for i in picked]
+        for place in places:
             assert place is not None
             self._kill(place)
-        self._open_chunk().append(ids, seqs, vectors, documents, uris, metadatas)
-        self._rows += count
+        self._open_chunk().append(
+            ids, np.array(seqs, np.int64), vectors, documents, uris, metadatas
+        )
+        self._rows += len(picked)
+
+    def _changed_vectors(
+        self, operations: Operations, picked: list[int], places: Sequence[Place | None]
+    ) -> Float32s:
+        """float32[m, d]: the given vectors, and the stored ones where none is given."""
+        given, embedded = operations.embeddings, operations.embedded
+        if given is not None and embedded is None:
+            return given if len(picked) == len(given) else given[picked]
+        assert self.dimension is not None
+        vectors = np.empty((len(picked), self.dimension), np.float32)
+        kept = np.ones(len(picked), np.bool_)
+        if given is not None and embedded is not None:
+            kept = ~embedded[picked]
+            vectors[~kept] = given[picked][~kept]
+        in_parts: list[tuple[int, _InBase]] = []
+        for position in np.flatnonzero(kept).tolist():
+            place = places[position]
+            assert place is not None
+            if isinstance(place, _InBase):
+                in_parts.append((position, place))
+            else:
+                vectors[position] = self.chunks[place[0]].vectors[place[1]]
+        for segment, positions, rows in self._by_part(in_parts):
+            vectors[positions] = segment.vectors[rows]
+        return vectors
+
+    def _by_part(
+        self, places: Sequence[tuple[int, _InBase]]
+    ) -> list[tuple[Segment, list[int], Rows]]:
+        """(part, positions, int64 rows) for each part that these (position, place) name."""
+        grouped: dict[int, list[tuple[int, int]]] = {}
+        for position, place in places:
+            grouped.setdefault(place.number, []).append((position, place.row))
+        return [
+            (
+                self._base[number].segment,
+                [position for position, _ in items],
+                np.array([row for _, row in items], np.int64),
+            )
+            for number, items in grouped.items()
+        ]
 
     # -- where records are
 
+    def _find_in_base(self, batch: Sequence[Operations]) -> dict[str, _InBase]:
+        """The records in parts that the batch names and the tail has not replaced or deleted."""
+        if not self._base:
+            return {}
+        names: set[str] = set()
+        with_values = False  # An update needs what it keeps of the old record.
+        for operations in batch:
+            if operations.op is not Op.NOOP:
+                names.update(operations.ids)
+                with_values = with_values or operations.op in (Op.UPDATE, Op.UPSERT)
+        for known in (self._base_deleted, *(chunk.row_of for chunk in self.chunks)):
+            names = {name for name in names if name not in known}
+        found: dict[str, _InBase] = {}
+        self._find_names(sorted(names), with_values, found)
+        return found
+
+    def _find_names(self, names: list[str], with_values: bool, found: dict[str, _InBase]) -> None:
+        for number, view in enumerate(self._base):
+            if not names:
+                return
+            if view.live_count == 0:
+                continue
+            rows = view.segment.find_ids(names)
+            is_here = view.is_live(rows)
+            if not is_here.any():
+                continue
+            here, rows = list(compress(names, is_here.tolist())), rows[is_here]
+            seqs: list[int] = [0] * len(here)
+            uris: list[str | None] = [None] * len(here)
+            metadatas: list[bytes | None] = [None] * len(here)
+            if with_values:
+                seqs = view.segment.seqs[rows].tolist()
+                uris = view.segment.take_uris(rows)
+                metadatas = view.segment.take_metadatas(rows)
+            places = map(_InBase, [number] * len(here), rows.tolist(), seqs, uris, metadatas)
+            found.update(zip(here, places, strict=True))
+            names = list(compress(names, (~is_here).tolist()))  # An id lives once.
+
     def _locate(self, ids: list[str]) -> list[Place | None]:
-        """Where each id lives: (chunk or ~base index, row)."""
+        """Where each id lives."""
         places: list[Place | None] = [None] * len(ids)
         unknown: Sequence[int] = range(len(ids))
         for number in range(len(self.chunks) - 1, -1, -1):
@@ -319,45 +326,25 @@ class Fold:
                     places[i] = (number, row)
                 # A dead newest row means that the record is gone: older places are dead too.
             unknown = rest
-        if not unknown:
-            return places
-        names = ids if len(unknown) == len(ids) else [ids[i] for i in unknown]
-        for number, view in enumerate(self.base):
-            rows = view.segment.find_ids(names)
-            for position in np.flatnonzero(view.is_live(rows)).tolist():
-                places[unknown[position]] = (~number, int(rows[position]))
+        if self._found:
+            for i in unknown:
+                place = self._found.get(ids[i])
+                if place is not None and ids[i] not in self._base_deleted:
+                    places[i] = place
         return places
 
-    def _segment(self, place: Place) -> Segment:
-        number = place[0]
-        if number < 0:
-            return self.base[~number].segment
-        chunk = self.chunks[number]
-        segment = chunk._segment
-        if segment is None or len(segment) <= place[1]:
-            segment = chunk._segment = TailSegment(chunk)
-        return segment
-
     def _kill(self, place: Place) -> None:
-        number, row = place
-        if number >= 0:
-            self.chunks[number].kill(row)
-            return
-        view = self.base[~number]
-        live = view.live
-        if not self._base_owned[~number]:
-            live = np.ones(len(view.segment), np.bool_) if live is None else live.copy()
-            self._base_owned[~number] = True
-        assert live is not None
-        live[row] = False
-        self.base[~number] = SegmentView(view.segment, live, view.live_count - 1, view.part_id)
+        if isinstance(place, _InBase):
+            self._base_dead[place.number].append(place.row)
+        else:
+            self.chunks[place[0]].kill(place[1])
 
     def _open_chunk(self) -> Chunk:
-        """The chunk for the next rows. Chunks grow with the tail, so they stay few."""
-        rows_max = max(_CHUNK_ROWS_MIN, self._rows // 8)
+        """The chunk for the next rows."""
+        assert self.dimension is not None
+        rows_max = max(_CHUNK_ROWS_MIN, _CHUNK_BYTES_MAX // (4 * self.dimension))
         if not self.chunks or self.chunks[-1].count >= rows_max:
-            assert self.dimension is not None
-            self.chunks.append(Chunk(self.dimension, 16 if not self.chunks else rows_max))
+            self.chunks.append(Chunk(self.dimension, 64 if not self.chunks else rows_max // 8))
         return self.chunks[-1]
 
     def tail_live_rows(self) -> list[tuple[TailSegment, Rows]]:
@@ -366,7 +353,7 @@ class Fold:
         for chunk in self.chunks:
             rows = np.flatnonzero(chunk.live[: chunk.count])
             if len(rows):
-                out.append((TailSegment(chunk), rows))
+                out.append((chunk.whole(), rows))
         return out
 
 

@@ -7,7 +7,7 @@ client's disappearance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -115,6 +115,18 @@ class QueryRequest:
     target_recall: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class QuickRead:
+    """A read that is ready to run.
+
+    group: reads of equal group may be run together, which costs less; None: only alone.
+    """
+
+    run: Callable[[Cancel], Records | QueryAnswer | int]
+    group: Hashable = None
+    embeddings: Float32s | None = None  # Of a read with a group.
+
+
 class Query(Protocol):
     """Strong reads: each sees every write acknowledged before it began."""
 
@@ -138,11 +150,15 @@ class Query(Protocol):
 
     def quick(
         self, collection_id: str, request: GetRequest | QueryRequest | None
-    ) -> Callable[[Cancel], Records | QueryAnswer | int] | None:
-        """A closure that answers from memory in an estimated millisecond or less, or None.
+    ) -> QuickRead | None:
+        """A read that answers from memory in an estimated millisecond or less, or None.
 
         `None` as the request means count. Never blocks; an event loop may call it and its result.
         """
+        ...
+
+    def run_together(self, reads: Sequence[QuickRead], *, cancel: Cancel) -> list[QueryAnswer]:
+        """The answers of quick reads of one group, searched as one batch. As quick as they are."""
         ...
 
 

@@ -28,6 +28,11 @@ def read_operations(
     """
     expected = first
     while expected <= last:
+        recent = table.recent.get(collection, expected)
+        if recent is not None:
+            yield expected, recent
+            expected += len(recent)
+            continue
         places = table.fragments(collection, expected, last, _PAGE_FRAGMENTS)
         if not places:
             raise Gone(f"offset {expected} of collection {collection} is below the log's floor")

@@ -24,8 +24,11 @@ Rows = NDArray[np.int64]
 class Graph(Protocol):
     """An approximate index over a segment's vectors."""
 
-    def search(self, query: Float32s, count: int, ef: int) -> Rows | None:
-        """At most `count` row numbers, nearest first; None if the graph cannot give any."""
+    def search(self, queries: Float32s, ef: int) -> Rows | None:
+        """int64[q, m], m <= ef: rows near each of float32[q, d], nearest first, -1 = dead.
+
+        None if the graph cannot give so many.
+        """
         ...
 
 
@@ -76,6 +79,16 @@ class Segment(Protocol):
         ...
 
     @property
+    def graph_recall(self) -> tuple[tuple[int, float], ...]:
+        """(ef, recall at 10) as measured on the graph, ascending; empty if nothing is known."""
+        ...
+
+    @property
+    def graph_is_loaded(self) -> bool:
+        """Whether using the graph, if there is one, neither reads nor waits."""
+        ...
+
+    @property
     def graph(self) -> Graph | None:
         """None: scan the vectors."""
         ...
@@ -86,6 +99,11 @@ class Segment(Protocol):
 
     def has_open(self, names: Sequence[str]) -> bool:
         """Whether these attributes were used before, so that using them neither reads nor waits."""
+        ...
+
+    @property
+    def verified_bytes(self) -> int:
+        """How many bytes of stored objects were read and checked for it so far."""
         ...
 
     def take_ids(self, rows: Rows) -> list[str]: ...
@@ -112,9 +130,12 @@ class SegmentView:
         return present if self.live is None else present & self.live[rows]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What a read sees: the segments of one version and of the tail up to `last_offset`."""
+    """What a read sees: the segments of one version and of the tail up to `last_offset`.
+
+    Equal only to itself.
+    """
 
     version: int
     indexed_offset: int

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ochredb.explain import PlanStep
+
+_T = TypeVar("_T")
 
 Float32s = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -147,6 +150,25 @@ class Records:
             if column is not None:
                 size += sum(len(value) for value in column if value is not None)
         return size + (0 if self.embeddings is None else 8 * self.embeddings.size)
+
+    def split(self, splits: list[int]) -> list[Records]:
+        """Rows [splits[i], splits[i + 1]) as answers of their own."""
+        if len(splits) == 2:
+            return [self]
+
+        def cut(column: list[_T] | None, start: int, stop: int) -> list[_T] | None:
+            return None if column is None else column[start:stop]
+
+        return [
+            Records(
+                ids=self.ids[start:stop],
+                documents=cut(self.documents, start, stop),
+                uris=cut(self.uris, start, stop),
+                metadatas=cut(self.metadatas, start, stop),
+                embeddings=None if self.embeddings is None else self.embeddings[start:stop],
+            )
+            for start, stop in pairwise(splits)
+        ]
 
 
 @dataclass(slots=True)

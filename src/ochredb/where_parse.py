@@ -170,17 +170,21 @@ def _one_of(parser: _Parser, key: str, operand: Any, *, negated: bool) -> Where:
         raise parser.refused()
     kinds = set(map(type, operand))
     # The first element decides: floats admit integers, but integers do not admit floats.
-    if type(operand[0]) is float and kinds == {int, float}:
-        return OneOf(key, tuple(map(float, operand)), negated)
-    if len(kinds) != 1:
+    if len(kinds) != 1 and not (type(operand[0]) is float and kinds == {int, float}):
         raise parser.refused()
-    values = tuple([_scalar(parser, value) for value in operand])
     if key == ID_KEY and kinds == {str}:
         return IdIn(tuple(operand), negated)
-    integers = tuple([value for value in values if type(value) is int])
-    if kinds == {int} and len(integers) < len(values):
-        # One type per node: the integers beyond int64, now floats, get their own.
-        floats = tuple([value for value in values if type(value) is float])
-        nodes = tuple([OneOf(key, part, negated) for part in (integers, floats) if part])
-        return And(nodes) if negated else Or(nodes)
-    return OneOf(key, values, negated)
+    values = [_scalar(parser, value) for value in operand]
+    if float in kinds:
+        # Among floats, integers are floats too, but for those that would be rounded.
+        values = [float(v) if type(v) is int and float(v) == v else v for v in values]
+    # One type per node: integers beyond int64, now floats, and those among floats, still
+    # integers, get their own.
+    nodes = [
+        OneOf(key, tuple(group), negated)
+        for kind in dict.fromkeys(map(type, values))
+        if (group := [value for value in values if type(value) is kind])
+    ]
+    if len(nodes) == 1:
+        return nodes[0]
+    return And(tuple(nodes)) if negated else Or(tuple(nodes))

@@ -140,9 +140,9 @@ def test_a_part_with_every_section(golden: Path) -> None:
     assert candidates is None or part.find_ids(["id-42"])[0] in candidates
     assert part.graph is not None
     for row in (0, 20, 77):
-        found = part.graph.search(part.vectors[row], 3, 100)
+        found = part.graph.search(part.vectors[row : row + 1], 100)
         assert found is not None
-        assert row in found.tolist()
+        assert row in found[0].tolist()
 
 
 def test_a_whole_store(node: Node) -> None:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import orjson
 import pytest
 
-from ochredb import materialise
-from ochredb.parts import columns, deleted, graph, metadata_build, text, writer
+from ochredb import materialise, tail
+from ochredb.parts import columns, deleted, graph, metadata_build, text, typed, writer
 from ochredb.parts import ids as part_ids
 from ochredb.plan import cost
 from ochredb_compactor import gather, scheduler
@@ -153,12 +153,25 @@ _THRESHOLDS: list[tuple[Any, str, int]] = [
 # How much is done at a time: small, so that tens of rows cross the borders.
 _STEPS: list[tuple[Any, str, int]] = [
     (materialise, "_CHUNK_ROWS_MIN", 16),
+    (materialise, "_CHUNK_BYTES_MAX", 1),
+    (materialise, "_BATCH_ROWS", 5),
+    (tail, "_SEGMENT_ROWS_MIN", 3),
     (columns, "_STEP_ROWS", 7),
     (columns, "_LOOP_ROWS_MAX", 5),
     (columns, "_SCAN_BYTES", 64),
+    (columns, "_STEP_BYTES", 512),
+    (columns, "_COMPARED_BYTES_MAX", 12),
+    (columns, "_COMPARED_ONE_IN", 4),
+    (columns, "_FEW_POSITIONS", 2),
+    (typed, "_LOOP_MAX", 2),
+    (typed, "_STEP_ITEMS", 7),
+    (typed, "_RANGE_MAX", 64),
+    (typed, "_SLOT_BITS_MIN", 2),
+    (typed, "_SLOT_BITS_MAX", 2),
     (metadata_build, "_STEP_ROWS", 7),
     (metadata_build, "_PENDING_MAX", 5),
     (part_ids, "_STEP_ROWS", 7),
+    (part_ids, "_BISECT_MAX", 1),
     (text, "_STEP_ROWS", 16),
     (text, "_STEP_BYTES", 1 << 10),
     (graph, "_SUB_BATCH_ROWS", 7),
@@ -169,7 +182,7 @@ _STEPS: list[tuple[Any, str, int]] = [
 def make_small(monkeypatch: pytest.MonkeyPatch, *, graphs: bool, steps: bool) -> PlannerProbe:
     """Merges, graphs and indexes with tens of rows.
 
-    graphs: the planner uses the graphs. steps: everything is also done in small steps.
+    graphs: the planner uses the graphs, or never. steps: everything is also done in small steps.
     """
     for module, name, value in _THRESHOLDS + (_STEPS if steps else []):
         monkeypatch.setattr(module, name, value)
@@ -181,7 +194,7 @@ def make_small(monkeypatch: pytest.MonkeyPatch, *, graphs: bool, steps: bool) ->
     choose: Callable[..., bool] = cost.prefers_graph
 
     def prefers_graph(**facts: Any) -> bool:
-        chosen = choose(**facts)
+        chosen = graphs and choose(**facts)
         probe.graph_uses += chosen
         return chosen
 

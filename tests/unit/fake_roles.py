@@ -6,7 +6,7 @@ Records are kept and returned; filters are not evaluated: `World.matching` says 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +15,8 @@ import orjson
 from ochredb.cancel import Cancel
 from ochredb.catalog.namespace import DatabaseInfo, Namespace
 from ochredb.errors import AlreadyExists, Conflict, InvalidArgument, NotFound
-from ochredb.peers import GetRequest, QueryRequest
+from ochredb.explain import PlanStep
+from ochredb.peers import GetRequest, QueryRequest, QuickRead
 from ochredb.types import (
     Appended,
     CollectionInfo,
@@ -44,6 +45,7 @@ class World:
         self.matching: Callable[[str], bool] = lambda _id: True
         self.conflicts = 0  # So many conditional appends fail first.
         self.quick = False
+        self.together: list[int] = []  # The sizes of batches of quick reads.
         self.before_answer: Callable[[Cancel], None] = lambda _cancel: None
         self.lock = threading.Lock()
         self.next_id = 0
@@ -244,7 +246,10 @@ class FakeQuery:
         self._world.requests.append(request)
         ids = self._ids(collection_id, request.ids)
         stop = None if request.limit is None else request.offset + request.limit
-        return self._records(collection_id, ids[request.offset : stop], request.fields)
+        records = self._records(collection_id, ids[request.offset : stop], request.fields)
+        if request.explain:
+            records.plan = PlanStep("Get", {"rows_out": len(records.ids)}, 1.25)
+        return records
 
     def query(self, collection_id: str, request: QueryRequest, *, cancel: Cancel) -> QueryAnswer:
         self._world.before_answer(cancel)
@@ -264,6 +269,8 @@ class FakeQuery:
             answer.records.append(self._records(collection_id, nearest, request.fields))
             found: Float32s = np.array([distances[row] for row in order], dtype=np.float32)
             answer.distances.append(found)
+        if request.explain:
+            answer.plan = PlanStep("Query", {"exact": request.exact}, 2.0, [PlanStep("Nearest")])
         return answer
 
     def count(self, collection_id: str, *, cancel: Cancel) -> int:
@@ -282,16 +289,25 @@ class FakeQuery:
 
     def quick(
         self, collection_id: str, request: GetRequest | QueryRequest | None
-    ) -> Callable[[Cancel], Records | QueryAnswer | int] | None:
+    ) -> QuickRead | None:
         if not self._world.quick:
             return None
         if request is None:
-            return lambda cancel: self.count(collection_id, cancel=cancel)
+            return QuickRead(lambda cancel: self.count(collection_id, cancel=cancel))
         if isinstance(request, GetRequest):
             get = request
-            return lambda cancel: self.get(collection_id, get, cancel=cancel)
+            return QuickRead(lambda cancel: self.get(collection_id, get, cancel=cancel))
         query = request
-        return lambda cancel: self.query(collection_id, query, cancel=cancel)
+        return QuickRead(
+            lambda cancel: self.query(collection_id, query, cancel=cancel),
+            (collection_id, query.n_results, query.fields),
+            query.embeddings,
+        )
+
+    def run_together(self, reads: Sequence[QuickRead], *, cancel: Cancel) -> list[QueryAnswer]:
+        self._world.together.append(len(reads))
+        answers = [read.run(cancel) for read in reads]
+        return [answer for answer in answers if isinstance(answer, QueryAnswer)]
 
     def _ids(self, collection_id: str, wanted: list[str] | None) -> list[str]:
         self._world.require(collection_id)

@@ -179,6 +179,12 @@ def running_node(
         node.close()
 
 
+def forget_recent(node: Node) -> None:
+    """Seconds later: what this process wrote has to be read back from the log."""
+    node.logs.recent.age()
+    node.logs.recent.age()
+
+
 def make_collection(node: Node, name: str = "records", space: str = "l2") -> str:
     """A new collection's id."""
     configuration, schema = resolve(None, {"hnsw": {"space": space}}, None, num_threads=1)

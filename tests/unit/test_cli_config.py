@@ -48,7 +48,7 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
     flags = parse(
         "--path", "/p", "--host", "::1", "--port", "0", "--allow-reset", "--token", "t",
         "--insecure", "--log-level", "debug", "--deadline-s", "2.5", "--slow-request-s", "0.5",
-        "--read-threads", "3", "--write-threads", "4",
+        "--read-threads", "3", "--write-threads", "4", "--target-recall", "0.9",
     )  # fmt: skip
     from_flags = load(flags, {})
     variables = {
@@ -56,12 +56,13 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         "OCHREDB_ALLOW_RESET": "true", "OCHREDB_TOKEN": "t", "OCHREDB_INSECURE": "ON",
         "OCHREDB_LOG_LEVEL": "debug", "OCHREDB_DEADLINE_S": "2.5",
         "OCHREDB_SLOW_REQUEST_S": "0.5", "OCHREDB_READ_THREADS": "3",
-        "OCHREDB_WRITE_THREADS": "4",
+        "OCHREDB_WRITE_THREADS": "4", "OCHREDB_TARGET_RECALL": "0.9",
     }  # fmt: skip
     assert from_flags == load({}, variables)
     assert from_flags == Settings(
         path="/p", host="::1", port=0, allow_reset=True, token="t", insecure=True,
         log_level="debug", deadline_s=2.5, slow_request_s=0.5, read_threads=3, write_threads=4,
+        target_recall=0.9,
     )  # fmt: skip
 
 
@@ -75,6 +76,7 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"OCHREDB_DEADLINE_S": "0"}, "deadline_s must be above 0"),
         ({"OCHREDB_DEADLINE_S": "nan"}, "deadline_s must be above 0"),
         ({"OCHREDB_READ_THREADS": "0"}, "read_threads must be at least 1"),
+        ({"OCHREDB_TARGET_RECALL": "1"}, "target_recall must be at least 0 and below 1"),
         ({"OCHREDB_TOKEN": "ä"}, "token must be one or more printable ASCII"),
         ({"OCHREDB_CONFIG": "/nonexistent.toml"}, "config file /nonexistent.toml: No such file"),
         ({"OCHREDB_HOST": "0.0.0.0"}, "listening on 0.0.0.0 lets other machines in"),

@@ -19,6 +19,7 @@ from ochredb.api.rest import Rest
 from ochredb.api.transport import Response, base_url
 from ochredb.api.types import Loadable
 from ochredb.embedding_functions import LexicalEmbeddingFunction, known_embedding_functions
+from ochredb.explain import PlanStep
 
 from .fake_server import FakeServer
 
@@ -87,6 +88,13 @@ SIGNATURES = {
 }
 
 
+# What Chroma's client does not have is keyword-only.
+EXTENSIONS = {
+    "Collection.get": "explain=False",
+    "Collection.query": "exact=False, explain=False, target_recall=None",
+}
+
+
 def test_public_names_are_pinned() -> None:
     assert sorted(ochredb.__all__) == sorted(PUBLIC_NAMES.split())
     assert all(hasattr(ochredb, name) for name in ochredb.__all__)
@@ -97,8 +105,11 @@ def test_signatures_are_those_of_chroma(path: str) -> None:
     function: Any = ochredb
     for name in path.split("."):
         function = getattr(function, name)
-    shown = []
+    shown, extensions = [], []
     for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            extensions.append(f"{parameter.name}={parameter.default}")
+            continue
         assert parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         default = parameter.default
         if default is parameter.empty:
@@ -111,6 +122,7 @@ def test_signatures_are_those_of_chroma(path: str) -> None:
             text = repr(default.value) if isinstance(default, ochredb.ReadLevel) else repr(default)
             shown.append(f"{parameter.name}={text}")
     assert ", ".join(shown) == SIGNATURES[path]
+    assert ", ".join(extensions) == EXTENSIONS.get(path, "")
 
 
 def test_no_public_method_is_without_a_pinned_signature() -> None:
@@ -125,7 +137,7 @@ def test_no_public_method_is_without_a_pinned_signature() -> None:
 
 def test_import_is_light() -> None:
     """Only numpy and orjson: `import ochredb` must stay under a third of a second."""
-    program = "import sys, ochredb; print('\\n'.join(sys.modules))"
+    program = "import sys, ochredb; ochredb.Client; print('\\n'.join(sys.modules))"
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
@@ -239,6 +251,60 @@ def test_results_have_chromas_keys_and_arrays(
     assert found["embeddings"] is not None
     assert [batch.tolist() for batch in found["embeddings"]] == [[[1.0]]]
     assert found["included"] == ["embeddings", "distances"]
+
+
+def test_without_extensions_requests_and_results_are_chromas(
+    collection: ochredb.Collection, server: FakeServer
+) -> None:
+    server.answers["get"], server.answers["query"] = {"ids": []}, {"ids": [[]]}
+    for got in (collection.get(), collection.get(explain=False)):
+        assert list(server.last_body()) == [
+            "ids", "where", "where_document", "limit", "offset", "include",
+        ]  # fmt: skip
+        assert "plan" not in got
+    plain = collection.query([1.0])
+    for found in (plain, collection.query([1.0], exact=False, explain=False, target_recall=None)):
+        assert list(server.last_body()) == [
+            "ids", "query_embeddings", "n_results", "where", "where_document", "include",
+        ]  # fmt: skip
+        assert "plan" not in found
+
+
+def test_extensions_travel_and_the_plan_comes_back(
+    collection: ochredb.Collection, server: FakeServer
+) -> None:
+    plan = PlanStep("Query", {"rows": 3}, 12.5, [PlanStep("Scan", {"reason": None})])
+    server.answers["get"] = {"ids": [], "plan": plan.to_json()}
+    server.answers["query"] = {"ids": [[]], "plan": plan.to_json()}
+    got = collection.get(explain=True)
+    assert server.last_body()["explain"] is True
+    assert got["plan"] == plan
+    found = collection.query([1.0], exact=True, explain=True, target_recall=0)
+    sent = server.last_body()
+    assert (sent["exact"], sent["explain"], sent["target_recall"]) == (True, True, 0.0)
+    assert found["plan"] == plan
+    collection.query([1.0], target_recall=np.float32(0.5))  # type: ignore[arg-type]
+    sent = server.last_body()
+    assert sent["target_recall"] == 0.5
+    assert {"exact", "explain"}.isdisjoint(sent)
+
+
+def test_a_server_without_plans_answers_without_one(
+    collection: ochredb.Collection, server: FakeServer
+) -> None:
+    server.answers["get"], server.answers["query"] = {"ids": []}, {"ids": [[]]}
+    assert "plan" not in collection.get(explain=True)
+    assert "plan" not in collection.query([1.0], explain=True)
+
+
+@pytest.mark.parametrize("target_recall", [1, 1.0, -0.01, float("nan"), True, "0.9", [0.9]])
+def test_impossible_recalls_are_refused_before_anything_is_sent(
+    collection: ochredb.Collection, server: FakeServer, target_recall: Any
+) -> None:
+    sent = len(server.sent)
+    with pytest.raises(ValueError, match=r"target_recall must be a number of .* in query\."):
+        collection.query([1.0], target_recall=target_recall)
+    assert len(server.sent) == sent
 
 
 def test_modify_sends_what_is_given_and_remembers_it(

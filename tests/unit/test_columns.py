@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ochredb.errors import Corrupt, InvalidArgument
+from ochredb.parts import columns
 from ochredb.parts.columns import BytesColumn
 
 TEXTS = st.lists(
@@ -151,3 +152,87 @@ def test_offsets_out_of_order_never_reach_arrow() -> None:
 def test_text_that_is_not_utf8_is_corrupt() -> None:
     with pytest.raises(Corrupt):
         BytesColumn.from_list([b"\xff"]).take_text([0])
+
+
+SEARCHED = ["a" * 40, "ab" * 30, "abc" * 25, "b", "", "aab" * 14 + "a" * 33, None, "c\x00a", "🦀"]
+
+
+@pytest.mark.parametrize("copies", [1, 40, 4_000])
+@pytest.mark.parametrize("compared_bytes_max", [1, 32])
+@pytest.mark.parametrize(
+    "needle",
+    [
+        "a",
+        "aa",
+        "ab",
+        "abcab",
+        "a" * 33,
+        "ab" * 16,
+        "ab" * 17,
+        "c\x00a",
+        "\x00",
+        "🦀",
+        "a" * 41,
+        "",
+    ],
+)
+def test_every_way_of_searching_finds_the_same(
+    needle: str, compared_bytes_max: int, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte by byte, by `find`, all at once and row by row; rows that touch with half a needle."""
+    monkeypatch.setattr(columns, "_COMPARED_BYTES_MAX", compared_bytes_max)
+    texts = SEARCHED * copies
+    column = BytesColumn.from_list(texts)
+    expected = expected_contains(SEARCHED, needle) * copies
+    assert column.contains(needle.encode()).tolist() == expected
+    rows = np.arange(len(texts))[::-3]
+    found = column.contains_rows(needle.encode(), rows).tolist()
+    assert found == [expected[row] for row in rows.tolist()]
+
+
+def test_rows_are_gathered_in_the_order_asked_for() -> None:
+    texts = ["x", None, "yy", "", "日本"]
+    rows = [4, 0, 1, 4, 3]
+    gathered = BytesColumn.from_list(texts).gathered(rows)
+    assert gathered.take_text(range(5)) == [texts[row] for row in rows]
+    assert len(BytesColumn.from_list(texts).gathered([])) == 0
+
+
+@pytest.mark.parametrize("size", [3, 40, 2_000])
+@pytest.mark.parametrize("count", [3, 100])
+def test_rows_are_compared_with_keys(count: int, size: int) -> None:
+    """Few and many, short and long, all equal and not."""
+    keys = [f"{row:0{size}d}".encode() for row in range(count)]
+    column = BytesColumn.from_list(keys)
+    rows = np.arange(count)
+    assert column.equal_rows(keys, rows).all()
+    for other in (b"", keys[1], keys[0] + b"0", keys[0][:-1] + b"x"):
+        assert column.equal_rows([other, *keys[1:]], rows).tolist() == [False] + [True] * (
+            count - 1
+        )
+    with_hole = BytesColumn(column.offsets, column.data, rows != 2)
+    assert with_hole.equal_rows(keys, rows).tolist() == [row != 2 for row in range(count)]
+
+
+class Stopped(Exception):
+    """The check says so."""
+
+
+@pytest.mark.parametrize("search", ["contains", "contains_rows", "matches", "matches_rows"])
+@pytest.mark.parametrize("text", ["needle in text " * 64, "aaa" * 320])
+def test_a_long_search_can_be_stopped_between_steps(search: str, text: str) -> None:
+    """4 MB: the check is called about once per MiB, and what it raises ends the search."""
+    column = BytesColumn.from_list([text] * 4_200)
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Stopped
+
+    sought: Any = "a{2,}|text" if search.startswith("matches") else b"aaaa"
+    arguments = (sought, np.arange(len(column))) if search.endswith("rows") else (sought,)
+    with pytest.raises(Stopped):
+        getattr(column, search)(*arguments, check)
+    assert calls == 3

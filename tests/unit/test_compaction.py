@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ochredb.cancel import Cancel
 from ochredb.catalog.versions import VersionPart
-from ochredb.errors import Conflict, Corrupt, DeadlineExceeded, NotFound
+from ochredb.errors import Conflict, Corrupt, DeadlineExceeded, NotFound, OutcomeUnknown
 from ochredb.parts import deleted as deleted_rows
 from ochredb.peers import QueryRequest
 from ochredb.types import Op
@@ -27,6 +28,7 @@ from .kernel import (
     add_rows,
     all_rows,
     append,
+    forget_recent,
     ids_of,
     make_collection,
     object_keys,
@@ -278,7 +280,34 @@ def test_large_bitmaps_are_objects_that_later_versions_replace(
         node.compactor.collect_now(sweep_orphans=True)
         assert len(ids_of(node, collection)) == 22 - number
     bitmaps = {key for key in object_keys(node) if key.startswith("deleted/")}
-    assert len(bitmaps) == 2, "the newest version's and its predecessor's"
+    assert len(bitmaps) == 2, "the newest version's and, in its grace, the one's before"
+
+
+@pytest.mark.parametrize("error", [Conflict("lost"), OutcomeUnknown("perhaps committed")])
+def test_what_a_loser_wrote_goes_at_once_and_only_then(
+    node: Node, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A lost commit's objects belong to nobody; those of one that may have won are not touched."""
+    collection = make_collection(node)
+    add_rows(node, collection, 0, 10)
+    before = object_keys(node)
+    world = _world(node)
+    lease = world.jobs.acquire(collection, "compact", "elsewhere/1/one", 60)
+    assert lease is not None
+    written: set[str] = set()
+
+    def lose(*_arguments: Any) -> int:
+        written.update(object_keys(node) - before)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.versions, "commit", lose)
+        with pytest.raises(type(error)):
+            compact(world, lease, lambda: None)
+    assert len(written) == 1
+    assert object_keys(node) == (before if isinstance(error, Conflict) else before | written)
+    assert compact(world, lease, lambda: None) == 1
+    assert len(ids_of(node, collection)) == 10
 
 
 def test_a_drop_during_compaction_wins(node: Node, clock: ManualClock) -> None:
@@ -338,8 +367,9 @@ class TestGraphs:
         graph = part.graph
         assert graph is not None
         for row in range(0, len(part), 17):
-            found = graph.search(part.vectors[row], 5, 200)
-            assert found is not None
+            searched = graph.search(part.vectors[row : row + 1], 200)
+            assert searched is not None
+            found = searched[0][searched[0] >= 0][:5]
             distances = ((part.vectors[found] - part.vectors[row]) ** 2).sum(axis=1)
             assert distances.min() == 0.0
             assert set(part.take_ids(found)) <= live
@@ -388,6 +418,7 @@ def test_a_damaged_fragment_stops_its_collection_only_and_is_reported(
         (key,) = object_keys(node)
         add_rows(node, whole, 0, 5)
         node.store.delete(key)
+        forget_recent(node)
         with pytest.raises(Corrupt, match=key):
             ids_of(node, broken)
         with pytest.raises(Corrupt, match=key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from ochredb.segment import Rows
 from ochredb.types import Float32s
-from ochredb.vectors.distance import NORM2_MAX, NORM2_MIN, Space, estimate, exact
-from ochredb.vectors.scan import Estimates, finish, limit_of, nearest
+from ochredb.vectors.distance import NORM2_MAX, NORM2_MIN, Space, estimate, exact, products
+from ochredb.vectors.scan import Estimates, estimates, exactly, limits_of
 
 SPACES: tuple[Space, ...] = ("l2", "cosine", "ip")
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -75,10 +76,16 @@ def test_an_estimate_errs_by_less_than_its_bound(
         norm2 = float(np.dot(query.astype(np.float64), query.astype(np.float64)))
         if not NORM2_MIN < norm2 < NORM2_MAX:
             continue  # Scans do not estimate then.
-        estimates, bounds = estimate(space, query, data.vectors, data.squared_norms)
         true = exact(space, query, data.vectors).astype(np.float64)
-        error = np.abs(estimates.astype(np.float64) - true)
-        assert (error <= bounds).all(), float((error / bounds).max())
+        for queries, rows in itertools.product(
+            (query[np.newaxis], np.stack([query, -query, query])),
+            (None, np.arange(len(data.vectors))),
+        ):
+            dots = products(queries, data.vectors, rows)
+            estimated, bounds = estimate(space, queries, dots, data.squared_norms)
+            error = np.abs(estimated[0].astype(np.float64) - true)
+            limit = np.broadcast_to(bounds, estimated.shape)[0]
+            assert (error <= limit).all(), float((error / limit).max())
 
 
 @settings(deadline=None, max_examples=60)
@@ -106,7 +113,7 @@ def test_a_scan_equals_brute_force_with_ties_to_the_older(
     rows = None if share == 1.0 else np.flatnonzero(rng.random(150) < share)
     candidates = np.arange(150) if rows is None else rows
     query = vectors[int(rng.integers(150))] * np.float32(0.9)
-    found, distances = nearest(space, query, data, rows, count)
+    found, distances = _nearest(space, query, data, rows, count)
     true = _brute_force(space, query, vectors[candidates])
     order = sorted(range(len(true)), key=lambda i: (true[i], seqs[candidates[i]]))[:count]
     assert distances.tolist() == [true[i] for i in order]
@@ -141,14 +148,14 @@ class TestExtremes:
         vectors[20:] *= -1
         data: Any = Vectors(vectors)
         query = np.full(4, FLOAT32_MAX, np.float32)
-        rows, distances = nearest("l2", query, data, None, 25)
+        rows, distances = _nearest("l2", query, data, None, 25)
         assert rows.tolist() == list(range(25))
         assert distances[:20].tolist() == [0.0] * 20
         assert np.isposinf(distances[20:]).all()
-        rows, distances = nearest("ip", query, data, None, 25)
+        rows, distances = _nearest("ip", query, data, None, 25)
         assert rows[:20].tolist() == list(range(20))
         assert np.isneginf(distances[:20]).all()
-        rows, distances = nearest("cosine", query, data, None, 25)
+        rows, distances = _nearest("cosine", query, data, None, 25)
         assert distances[:20].tolist() == [0.0] * 20
         assert distances[20:].tolist() == [2.0] * 5
 
@@ -156,7 +163,7 @@ class TestExtremes:
         tiny = np.float32(1e-44)
         vectors = np.tile(np.array([[tiny, 0], [0, tiny], [-tiny, 0]], np.float32), (10, 1))
         data: Any = Vectors(vectors)
-        rows, distances = nearest("cosine", np.array([1, 0], np.float32), data, None, 11)
+        rows, distances = _nearest("cosine", np.array([1, 0], np.float32), data, None, 11)
         assert rows.tolist() == [*range(0, 30, 3), 1]
         assert distances.tolist() == [0.0] * 10 + [1.0]
 
@@ -165,7 +172,7 @@ class TestExtremes:
         data: Any = Vectors(vectors)
         zero = np.zeros(8, np.float32)
         for space in SPACES:
-            rows, distances = nearest(space, zero, data, None, 10)
+            rows, distances = _nearest(space, zero, data, None, 10)
             true = _brute_force(space, zero, vectors)
             order = sorted(range(60), key=lambda i: (true[i], i))[:10]
             assert (rows.tolist(), distances.tolist()) == (order, [true[i] for i in order])
@@ -174,13 +181,42 @@ class TestExtremes:
         data: Any = Vectors(np.zeros((5, 2), np.float32))
         query = np.ones(2, np.float32)
         for rows, count in ((np.empty(0, np.int64), 5), (None, 0)):
-            found, distances = nearest("l2", query, data, rows, count)
+            found, distances = _nearest("l2", query, data, rows, count)
             assert (len(found), len(distances)) == (0, 0)
 
 
+def _nearest(
+    space: Space, query: Float32s, segment: Any, rows: Rows | None, count: int
+) -> tuple[Rows, Float32s]:
+    """What a scan finds: estimates, limit, exact distances, order by (distance, seq)."""
+    if count == 0 or (rows is not None and len(rows) == 0):
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+    # In company, whose answers are looked at too: they must not differ from those alone.
+    queries = np.stack([query, query[::-1], query])
+    together = estimates(space, queries, segment, rows)
+    owners, picked = together.within(limits_of([together], count))
+    found = exactly(space, queries, segment, owners, picked)
+    answers = []
+    for owner in (0, 2):
+        mine = found.owners == owner
+        order = np.lexsort((found.seqs[mine], found.distances[mine]))[:count]
+        answers.append((found.rows[mine][order], found.distances[mine][order]))
+    one = query[np.newaxis]
+    alone = estimates(space, one, segment, rows)
+    owners, picked = alone.within(limits_of([alone], count))
+    single = exactly(space, one, segment, owners, picked)
+    order = np.lexsort((single.seqs, single.distances))[:count]
+    answers.append((single.rows[order], single.distances[order]))
+    for other_rows, other_distances in answers[1:]:
+        assert answers[0][0].tolist() == other_rows.tolist()
+        assert answers[0][1].tobytes() == other_distances.tobytes()
+    return answers[0]
+
+
 def _plausible(distances: Float32s, bounds: Float32s | float, count: int) -> Rows:
-    found = Estimates(None, distances, bounds)
-    return found.within(limit_of([found], count))
+    bounds = np.atleast_2d(np.asarray(bounds, np.float32))
+    found = Estimates(None, distances[np.newaxis], bounds)
+    return found.within(limits_of([found], count))[1]
 
 
 def test_within_bounds_keeps_every_row_that_may_be_among_the_nearest() -> None:
@@ -191,10 +227,3 @@ def test_within_bounds_keeps_every_row_that_may_be_among_the_nearest() -> None:
     assert _plausible(distances, bounds, 2).tolist() == [0, 4]
     bounds = np.array([0.0, 0.21, 0.0, 2.1, 0.0], np.float32)
     assert _plausible(distances, bounds, 2).tolist() == [0, 1, 3, 4]
-
-
-def test_finish_sorts_by_distance_then_seq_and_cuts() -> None:
-    data: Any = Vectors(np.array([[1], [0], [1], [5]], np.float32), np.array([9, 4, 2, 1]))
-    rows, distances = finish("l2", np.zeros(1, np.float32), data, np.array([0, 1, 2, 3]), 3)
-    assert rows.tolist() == [1, 2, 0]
-    assert distances.tolist() == [0.0, 1.0, 1.0]

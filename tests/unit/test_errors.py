@@ -18,6 +18,7 @@ OchreError INTERNAL
     Conflict CONFLICT
         Swept CONFLICT
     Corrupt CORRUPT
+        Damage CORRUPT
     DeadlineExceeded TIMEOUT
     Exhausted EXHAUSTED
     Forbidden FORBIDDEN

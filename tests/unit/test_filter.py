@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ochredb.errors import InvalidArgument
-from ochredb.parts.columns import BytesColumn
+from ochredb.cancel import Cancel, Cancelled
+from ochredb.errors import DeadlineExceeded, InvalidArgument
+from ochredb.parts.columns import BytesColumn, Check
 from ochredb.parts.ids import IdIndex
 from ochredb.parts.metadata import MetadataIndex
 from ochredb.parts.text import TextIndex
@@ -34,6 +35,7 @@ from ochredb.where import (
     Scalar,
     Where,
 )
+from ochredb.where_parse import DEPTH_MAX
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,11 @@ def matches(where: Where, record: Record) -> bool:
         case DocumentContains(needle, negated):
             return (record.document is not None and needle in record.document) != negated
         case DocumentMatches(pattern, negated):
-            found = record.document is not None and re.search(pattern, record.document) is not None
+            # ASCII: what `\\b` and `\\d` are to RE2.
+            found = (
+                record.document is not None
+                and re.search(pattern, record.document, re.ASCII) is not None
+            )
             return found != negated
         case IdIn(ids, negated):
             return (record.id in ids) != negated
@@ -252,9 +258,11 @@ def test_only_rows_that_can_still_match_are_verified(
     verified: list[int] = []
     contains_rows = BytesColumn.contains_rows
 
-    def recording(column: BytesColumn, needle: bytes, rows: NDArray[np.int64]) -> Bools:
+    def recording(
+        column: BytesColumn, needle: bytes, rows: NDArray[np.int64], check: Check
+    ) -> Bools:
         verified.extend(rows.tolist())
-        return contains_rows(column, needle, rows)
+        return contains_rows(column, needle, rows, check)
 
     monkeypatch.setattr(BytesColumn, "contains_rows", recording)
     where = And((DocumentContains("number 79", False), Compare("parity", "$eq", 1)))
@@ -279,3 +287,134 @@ def test_a_malformed_pattern_is_the_clients_fault() -> None:
 def test_a_needle_with_an_unpaired_surrogate_matches_nothing() -> None:
     segment = MemorySegment([Record("a", "text", None)], indexed=True)
     assert evaluate(DocumentContains("\ud800", False), segment, None).tolist() == [False]
+
+
+EDGES = [
+    Record("int", None, {"n": 2**53 + 1}),
+    Record("int-max", None, {"n": 2**63 - 1}),
+    Record("int-min", None, {"n": -(2**63)}),
+    Record("zero", None, {"n": 0}),
+    Record("minus-zero", None, {"n": -0.0}),
+    Record("float", None, {"n": 2.0**53}),
+    Record("float-beyond", None, {"n": 2.0**63}),
+    Record("tiny", None, {"n": 5e-324}),
+    Record("true", None, {"n": True}),
+    Record("text", None, {"n": "1"}),
+    Record("list", None, {"n": [0, 2**53 + 1]}),
+    Record("floats", None, {"n": [0.0, 2.0**53]}),
+    Record("none", None, None),
+]
+_INF, _NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        (Compare("n", "$eq", 2**53 + 1), "int"),
+        (Compare("n", "$eq", 2.0**53), "float"),
+        (Compare("n", "$eq", 2**53), "float"),
+        (Compare("n", "$gt", 2.0**53), "int int-max float-beyond"),
+        (Compare("n", "$gte", 2**53 + 1), "int int-max float-beyond"),
+        (Compare("n", "$gte", 2.0**63), "float-beyond"),
+        (Compare("n", "$gt", 2**63 - 1), "float-beyond"),
+        (Compare("n", "$lt", 2.0**63), "int int-max int-min zero minus-zero float tiny"),
+        (Compare("n", "$lte", -(2.0**63)), "int-min"),
+        (Compare("n", "$eq", -0.0), "zero minus-zero"),
+        (Compare("n", "$eq", 0), "zero minus-zero"),
+        (Compare("n", "$gt", 0), "int int-max float float-beyond tiny"),
+        (Compare("n", "$eq", True), "true"),
+        (Compare("n", "$eq", 1), ""),
+        (Compare("n", "$eq", False), ""),
+        (Compare("n", "$lt", _INF), "int int-max int-min zero minus-zero float float-beyond tiny"),
+        (Compare("n", "$gt", -_INF), "int int-max int-min zero minus-zero float float-beyond tiny"),
+        (Compare("n", "$gte", _INF), ""),
+        (Compare("n", "$lte", _NAN), ""),
+        (Compare("n", "$gt", _NAN), ""),
+        (OneOf("n", (2.0**53, -0.0, _NAN, _INF), False), "zero minus-zero float"),
+        (OneOf("n", (2**53 + 1, 2**63 - 1), False), "int int-max"),
+        (ListContains("n", 0, False), "list"),
+        (ListContains("n", -0.0, False), "floats"),
+        (ListContains("n", 2**53 + 1, False), "list"),
+        (ListContains("n", 2**53, False), ""),
+        (ListContains("n", 2.0**53, False), "floats"),
+        (ListContains("n", False, False), ""),
+        (ListContains("absent", 0, False), ""),
+        (Compare("absent", "$gt", 0), ""),
+    ],
+)
+def test_numbers_at_the_edges(where: Where, ids: str) -> None:
+    for repeat in (1, 20):  # Sparse columns, too.
+        records = EDGES + [Record(f"other{row}", None, None) for row in range(repeat)]
+        segment = MemorySegment(records, indexed=False)
+        found = [records[row].id for row in np.flatnonzero(evaluate(where, segment, None))]
+        assert found == ids.split()
+        complement: Where | None = None
+        if isinstance(where, Compare) and where.op == "$eq":
+            complement = Compare(where.key, "$ne", where.value)
+        elif isinstance(where, OneOf):
+            complement = OneOf(where.key, where.values, True)
+        elif isinstance(where, ListContains):
+            complement = ListContains(where.key, where.value, True)
+        if complement is not None:
+            missing = evaluate(complement, segment, None)
+            assert missing.tolist() == [record.id not in ids.split() for record in records]
+
+
+UNICODE = [
+    "e\u0301te\u0301",
+    "\u00e9t\u00e9",
+    "a\x00b",
+    "\x00",
+    "🦀🦀",
+    "𝔘𝔫𝔦",
+    "日本語",
+    "ﬁ",
+    "İi",
+    "",
+]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize(
+    "needle",
+    [
+        "e", "\u0301", "e\u0301", "\u00e9", "\x00", "a\x00", "\x00b", "🦀", "𝔫", "本", "語", "fi",
+        "ﬁ", "i", "\ud800", "日\ud800", "",
+    ],
+)  # fmt: skip
+def test_needles_are_code_points_and_nothing_is_normalised(needle: str, indexed: bool) -> None:
+    records = [Record(f"{row}", text, None) for row, text in enumerate([*UNICODE, None])]
+    segment = MemorySegment(records, indexed=indexed)
+    expected = [record.document is not None and needle in record.document for record in records]
+    assert evaluate(DocumentContains(needle, False), segment, None).tolist() == expected
+    absent = evaluate(DocumentContains(needle, True), segment, None)
+    assert absent.tolist() == [not item for item in expected]
+
+
+def test_the_deepest_filter_that_parses_is_evaluated() -> None:
+    segment = MemorySegment([Record("a", "text", {"n": row}) for row in range(9)], indexed=True)
+    tree: Where = Compare("n", "$eq", 3)
+    for depth in range(DEPTH_MAX):
+        tree = And((tree,)) if depth % 2 else Or((tree, Compare("n", "$lt", 0)))
+    assert np.flatnonzero(evaluate(tree, segment, None)).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        DocumentContains("no", False),
+        DocumentMatches("(a+)+$", False),
+        DocumentMatches("fil+er", True),
+        And((Compare("parity", "$eq", 1), DocumentMatches("[aeiou]{5}", False))),
+    ],
+)
+def test_the_deadline_ends_a_search_through_documents(
+    tall: tuple[list[Record], MemorySegment], where: Where
+) -> None:
+    _, segment = tall
+    with pytest.raises(DeadlineExceeded):
+        evaluate(where, segment, None, Cancel(timeout_s=-1.0))
+    cancel = Cancel()
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        evaluate(where, segment, None, cancel)

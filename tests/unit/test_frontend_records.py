@@ -222,7 +222,7 @@ def test_quick_reads_answer_the_same(client: Client) -> None:
     assert client.frontend.quick(read) is None, "its schema is not known yet"
     slow = client.send("POST", f"{path}/query", body).body
     quick = client.frontend.quick(read)
-    assert quick is not None and quick(Cancel()) == slow
+    assert quick is not None and quick.run(Cancel()) == slow
 
 
 def test_the_embedded_way_imports_no_web_framework() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ochredb.catalog.objects import Swept
@@ -95,7 +96,7 @@ class TestGarbage:
     def test_nothing_referenced_is_ever_deleted_and_the_rest_is(
         self, node: Node, clock: ManualClock
     ) -> None:
-        """Exact set of objects after quiescence: those of the newest two versions."""
+        """Exact set of objects after quiescence: those of the newest versions."""
         names = ["one", "two", "three"]
         collections = [make_collection(node, name) for name in names]
         for step in range(24):
@@ -121,14 +122,91 @@ class TestGarbage:
         kept = {
             item.key
             for collection in collections[:2]
-            for version in range(2)
-            for part in node.versions.parts(
-                collection, node.logs.snapshot(collection).version - version
-            )
+            for part in node.versions.parts(collection, node.logs.snapshot(collection).version)
             for item in part.manifest.objects
         }
         assert object_keys(node) == kept
         assert [all_rows(node, collection) for collection in collections[:2]] == expected[:2]
+
+    def test_a_replaced_version_goes_after_its_retention_and_the_grace(
+        self, node: Node, clock: ManualClock
+    ) -> None:
+        """Without a next version: a settled store holds what it shows, and no more."""
+        collection = make_collection(node)
+        for number in range(4):
+            add_rows(node, collection, 10 * number, 10)
+            _fold(node, collection)
+        clock.advance(1_000)
+        node.compactor.collect_now(sweep_orphans=True)
+        old = object_keys(node)
+        before = node.logs.snapshot(collection).version
+        node.compactor.compact_now(collection)
+        version = node.logs.snapshot(collection).version
+        assert version == before + 1
+        for second in range(1, 80):
+            clock.advance(1)
+            node.compactor.collect_now(sweep_orphans=second % 10 == 0)
+            # Replaced at 0, forgotten at 10, its objects' grace over at 70.
+            assert bool(node.versions.parts(collection, before)) == (second < 10)
+            assert (old <= object_keys(node)) == (second < 70), second
+            assert len(node.versions.parts(collection, version)) == 1
+        assert not old & object_keys(node)
+        assert len(ids_of(node, collection)) == 40
+
+    def test_a_version_replaced_while_it_is_released_keeps_its_successor(
+        self, node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was read before the lock is looked at again under it."""
+        collection = make_collection(node)
+        for number in range(2):
+            add_rows(node, collection, 10 * number, 10)
+            _fold(node, collection)
+        clock.advance(11)
+        due = clock.now_us() - 10_000_000
+        write = node.database.write
+
+        def fold_first() -> Any:
+            monkeypatch.setattr(node.database, "write", write)
+            add_rows(node, collection, 20, 10)
+            _fold(node, collection)
+            return write()
+
+        monkeypatch.setattr(node.database, "write", fold_first)
+        assert node.versions.release_replaced(due, 10) == 1
+        assert len(node.versions.parts(collection, 3)) == 3
+        assert len(node.versions.parts(collection, 2)) == 2  # Replaced just now.
+        assert node.versions.parts(collection, 1) == []
+
+    def test_a_read_of_a_collected_version_plans_again(
+        self, clock: ManualClock, tmp_path: Path
+    ) -> None:
+        """Its snapshot or its view may be older than the retention: it answers all the same."""
+        with running_node(str(tmp_path), clock=clock, inline_bytes_max=0) as node:
+            collection = make_collection(node)
+            for number in range(4):
+                add_rows(node, collection, 10 * number, 10)
+                _fold(node, collection)
+            expected = ids_of(node, collection)
+            view = node.query._loaded[collection].view
+            snapshot = node.logs.snapshot(collection)
+            node.compactor.compact_now(collection)
+            node.query.drop(collection)
+            for _ in range(2):
+                clock.advance(100)
+                node.compactor.collect_now(sweep_orphans=True)
+            stale = [snapshot]
+            current = node.logs.snapshot
+
+            def sleepy(name: str) -> Any:
+                return stale.pop() if stale else current(name)
+
+            with pytest.MonkeyPatch.context() as monkey:
+                monkey.setattr(node.logs, "snapshot", sleepy)
+                assert ids_of(node, collection) == expected
+            assert not stale
+            assert view is not None
+            # What is mapped may be read for as long as somebody holds it.
+            assert [i for s in view.segments for i in s.segment.take_ids(np.arange(10))] == expected
 
     def test_a_key_shared_by_two_collections_stays_for_the_other(
         self, node: Node, clock: ManualClock
@@ -303,10 +381,7 @@ def test_a_store_in_a_directory_ends_with_exactly_the_referenced_files(
         node.compactor.collect_now(sweep_orphans=True)
         current = {
             item.key
-            for version in (0, 1)
-            for part in node.versions.parts(
-                collection, node.logs.snapshot(collection).version - version
-            )
+            for part in node.versions.parts(collection, node.logs.snapshot(collection).version)
             for item in part.manifest.objects
         }
         assert object_keys(node) == current

@@ -100,3 +100,18 @@ def test_damaged_sections_are_corrupt() -> None:
     for case in damaged:
         with pytest.raises(Corrupt):
             IdIndex.open(section_source(case))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10, 64, 65, 400])
+@pytest.mark.parametrize("size", [4, 500])
+def test_lookup_of_few_and_many_short_and_long_ids(count: int, size: int) -> None:
+    ids = [f"{row:0{size}d}" for row in range(500)]
+    column = BytesColumn.from_list(ids)
+    index = IdIndex.build(column)
+    wanted = ids[: 2 * count : 2][::-1]
+    assert index.lookup(wanted, column).tolist() == expected_rows(ids, wanted)
+    keys = [item.encode() for item in wanted]
+    assert index.lookup(keys, column).tolist() == expected_rows(ids, wanted)
+    for strange in ("absent", "\ud800", ""):
+        mixed = [*wanted, strange, ids[1]]
+        assert index.lookup(mixed, column).tolist() == expected_rows(ids, mixed)

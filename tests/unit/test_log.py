@@ -30,6 +30,7 @@ from ochredb_node.node import Node
 from .kernel import (
     ManualClock,
     append,
+    forget_recent,
     ids_of,
     make_collection,
     object_keys,
@@ -366,6 +367,7 @@ class TestEvaluated:
         with running_node() as node:
             collection = make_collection(node)
             append(node, collection, _add("a"))
+            forget_recent(node)
             inside, go_on = threading.Event(), threading.Event()
             fragments = node.logs.fragments
 
@@ -403,10 +405,12 @@ def test_a_long_log_is_read_in_pages_without_holes(
     collection = make_collection(node)
     for number in range(8):
         append(node, collection, _add(*(f"{number}-{i}" for i in range(1 + number % 2))))
+    forget_recent(node)
     log = _log(node, collection)
     assert [first for first, _ in log] == [1, 2, 4, 5, 7, 8, 10, 11]
     with node.database.write() as session:
         connection = session.connection  # type: ignore[attr-defined]
         connection.execute("DELETE FROM fragments WHERE start = 7")
+    forget_recent(node)
     with pytest.raises(replay.Gone, match="offset 7"):
         _log(node, collection)

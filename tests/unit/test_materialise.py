@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ochredb import materialise, tail
 from ochredb.configuration import IndexSettings
 from ochredb.ids import IdSource
-from ochredb.materialise import Chunk, Fold, TailSegment
+from ochredb.materialise import Fold
 from ochredb.parts.reader import Part
 from ochredb.parts.writer import write_part
 from ochredb.segment import SegmentView, View
 from ochredb.storage.memory import MemoryStore
+from ochredb.tail import Chunk
 from ochredb.types import Op, Operations
 from ochredb_compactor.gather import rows_of_tail
 
@@ -207,8 +209,86 @@ def test_a_view_keeps_its_vectors_while_the_chunk_grows_and_is_replaced() -> Non
 
 def test_a_segment_of_a_chunk_is_a_prefix() -> None:
     chunk = Chunk(1, 4)
-    empty = TailSegment(chunk)
+    empty = chunk.whole()
     chunk.append(["a"], np.array([1]), np.zeros((1, 1), np.float32), [None], [None], [b'{"x":1}'])
     assert len(empty) == 0
     assert len(empty.documents) == 0
     assert empty.find_ids(["a"]).tolist() == [-1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    script=st.lists(_requests() | st.just("compact") | st.just("freeze"), max_size=25),
+    cuts=st.lists(st.integers(1, 4), min_size=25, max_size=25),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+def test_folding_in_batches_into_small_chunks_and_segments_gives_the_same(
+    script: list[Any], cuts: list[int], sizes: tuple[int, int]
+) -> None:
+    """Whatever shares a look-up, and wherever chunks and segments end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(materialise, "_CHUNK_BYTES_MAX", 1)
+        patch.setattr(materialise, "_CHUNK_ROWS_MIN", sizes[0])
+        patch.setattr(tail, "_SEGMENT_ROWS_MIN", sizes[1])
+        store, model = MemoryStore(), Model()
+        fold = Fold(0, 0, [])
+        frozen: list[tuple[View, list[dict[str, Any]]]] = []
+        waiting: list[tuple[int, Operations]] = []
+        for item, cut in zip(script, cuts, strict=False):
+            if not isinstance(item, str):
+                waiting.append((model.next_offset, item))
+                model.apply(item)
+            if isinstance(item, str) or len(waiting) >= cut:
+                fold.apply_batch(waiting)
+                waiting = []
+            if item == "compact":
+                fold = _folded_into_part(fold, store)
+            elif item == "freeze":
+                frozen.append((fold.freeze(), model.rows()))
+        fold.apply_batch(waiting)
+        frozen.append((fold.freeze(), model.rows()))
+        for view, rows in frozen:
+            assert rows_of_view(view) == rows
+            assert view.count == len(rows)
+            for item in view.segments:
+                norms = np.einsum("nd,nd->n", item.segment.vectors, item.segment.vectors)
+                assert np.allclose(item.segment.squared_norms, norms)
+            live = view.find_ids(list(IDS))
+            assert sum(int((places >= 0).sum()) for places in live) == len(rows)
+
+
+def test_a_tail_of_many_small_writes_has_few_segments() -> None:
+    fold = Fold(0, 0, [])
+    for number in range(2_000):
+        fold.apply(fold.last_offset + 1, operations(Op.ADD, [str(number)], [[number]]))
+        if number % 3 == 0:
+            view = fold.freeze()
+            assert view.count == number + 1
+            assert len(view.segments) <= 5
+    fold.apply(fold.last_offset + 1, operations(Op.DELETE, [str(i) for i in range(1_000)]))
+    assert fold.freeze().count == 1_000
+
+
+def test_a_batch_is_applied_in_order_to_records_in_parts() -> None:
+    """What one look-up found for all of a batch is not used after the record has changed."""
+    first = _fold(operations(Op.ADD, ["a", "b", "c"], [[1], [2], [3]], uris=["u", None, None]))
+    fold = _folded_into_part(first, MemoryStore())
+    batch = [
+        operations(Op.UPDATE, ["a"], documents=["new"]),
+        operations(Op.DELETE, ["a", "b"]),
+        operations(Op.UPDATE, ["a"], documents=["ignored"]),
+        operations(Op.ADD, ["a"], [[9]]),
+        operations(Op.UPSERT, ["c", "b"], [[7], [8]]),
+        operations(Op.DELETE, ["b"]),
+    ]
+    fragments, offset = [], 4
+    for item in batch:
+        fragments.append((offset, item))
+        offset += len(item)
+    fold.apply_batch(fragments)
+    rows = rows_of_view(fold.freeze())
+    assert [(row["id"], row["seq"], row["document"], row["uri"]) for row in rows] == [
+        ("c", 3, None, None),
+        ("a", 8, None, None),
+    ]
+    assert [row["embedding"] for row in rows] == [[7.0], [9.0]]

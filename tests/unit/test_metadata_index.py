@@ -213,19 +213,19 @@ def test_a_column_of_objects_is_indexed_like_a_list() -> None:
 
 
 def test_the_bytes_on_disk_are_those_of_format_1() -> None:
-    objects: list[Object] = [{"a": 1, "t": ["q", "p"]}, {"a": -300}, {"f": 1.5}, None, None]
+    objects: list[Object] = [{"a": 1, "t": ["q", "p"]}, {"a": -300}, {"f": 1.5}, *6 * [None]]
     sections = as_bytes(built(objects).sections())
     assert sections["metadata/directory"] == (
-        b'{"format":1,"count":5,"columns":['
-        b'{"key":"a","type":"int","values":[0,"<i2",5],"present":[16,"|b1",5]},'
-        b'{"key":"f","type":"float","values":[24,"<f8",1],"rows":[32,"<i4",1]},'
-        b'{"key":"t","type":"string_list","values":[40,"|u1",2],"rows":[48,"<i4",2],'
-        b'"offsets":[56,"<i8",3],"strings":[80,"|u1",2],'
-        b'"hashes":[88,"<u8",2],"codes":[104,"<u4",2]}]}'
+        b'{"format":1,"count":9,"columns":['
+        b'{"key":"a","type":"int","values":[0,"<i2",9],"present":[24,"|b1",9]},'
+        b'{"key":"f","type":"float","values":[40,"<f8",1],"rows":[48,"<i4",1]},'
+        b'{"key":"t","type":"string_list","values":[56,"|u1",2],"rows":[64,"<i4",2],'
+        b'"offsets":[72,"<i8",3],"strings":[96,"|u1",2],'
+        b'"hashes":[104,"<u8",2],"codes":[120,"<u4",2]}]}'
     )
     assert sections["metadata/arrays"] == bytes.fromhex(
-        "0100d4fe000000000000000000000000"  # a: 1, -300, and three absent
-        "0101000000000000"  # present
+        "0100d4fe" + 20 * "00"  # a: 1, -300, and seven absent
+        + "0101" + 14 * "00" +  # present
         "000000000000f83f" "0200000000000000"  # f: 1.5 in row 2
         "0001000000000000" "0000000000000000"  # t: codes 0 and 1, both in row 0
         "000000000000000001000000000000000200000000000000" "7170000000000000"  # "q", "p"

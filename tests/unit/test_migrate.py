@@ -134,6 +134,25 @@ def test_what_a_crash_during_creation_left_is_completed(tmp_path: Path) -> None:
     assert _open(tmp_path) == store_id
 
 
+def test_a_store_of_format_1_is_migrated_and_stays_itself(tmp_path: Path) -> None:
+    """Also if a crash ended the first attempt after the table was made."""
+    store_id = _open(tmp_path)
+    for table_is_left in (False, True):
+        connection = sqlite3.connect(tmp_path / CATALOG_NAME)
+        if not table_is_left:
+            connection.execute("DROP TABLE pins")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.execute("UPDATE store SET format_version = 1")
+        connection.commit()
+        connection.close()
+        assert _open(tmp_path) == store_id
+        connection = sqlite3.connect(tmp_path / CATALOG_NAME)
+        assert connection.execute("SELECT count(*) FROM pins").fetchone() == (0,)
+        found = connection.execute("SELECT format_version FROM store").fetchone()
+        assert found == (FORMAT_VERSION,)
+        connection.close()
+
+
 def test_a_catalog_that_cannot_be_opened_now_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / CATALOG_NAME).mkdir()
     with pytest.raises(Unavailable, match="cannot open"):

@@ -59,9 +59,10 @@ def test_references_of_the_document_resolve(live: Live) -> None:
 def test_answers_have_the_documented_keys(live: Live) -> None:
     path = live.collection()
     schemas = live.http.get("/openapi.json").json()["components"]["schemas"]
+    query = {"query_embeddings": [[1, 2]]}
     for answer, name in (
-        (live.http.post(f"{path}/get", json={}), "GetResponse"),
-        (live.http.post(f"{path}/query", json={"query_embeddings": [[1, 2]]}), "QueryResponse"),
+        (live.http.post(f"{path}/get", json={"explain": True}), "GetResponse"),
+        (live.http.post(f"{path}/query", json={**query, "explain": True}), "QueryResponse"),
         (live.http.get(f"{DATABASE}/collections/by-id/{path.rsplit('/', 1)[1]}"), "Collection"),
         (live.http.get(f"{path}/indexing_status"), "IndexStatusResponse"),
         (live.http.get("/api/v2/pre-flight-checks"), "ChecklistResponse"),
@@ -70,6 +71,8 @@ def test_answers_have_the_documented_keys(live: Live) -> None:
         (live.http.get("/api/v2/tenants/nope"), "ErrorResponse"),
     ):
         assert set(answer.json()) == set(schemas[name]["properties"]), name
+        if "plan" in answer.json():
+            assert set(answer.json()["plan"]) == set(schemas["PlanStep"]["properties"]), name
 
 
 def test_the_docs_page_needs_nothing_from_elsewhere(live: Live) -> None:

@@ -124,13 +124,19 @@ def test_a_graph_finds_the_rows_of_its_part(store: LocalStore) -> None:
     assert part.graph_is_loaded
     assert part.memory_bytes > 500 * 8 * 4
     for row in range(0, 500, 37):
-        found = graph.search(part.vectors[row], 5, 100)
+        found = graph.search(part.vectors[row : row + 1], 100)
         assert found is not None
-        assert found[0] == row
+        assert found[0, 0] == row
         exact = np.argsort(((part.vectors - part.vectors[row]) ** 2).sum(axis=1))[:5]
-        assert len(set(found.tolist()) & set(exact.tolist())) >= 4
-    everything = graph.search(part.vectors[0], 10_000, 10_000)
-    assert everything is None or sorted(everything.tolist()) == list(range(500))
+        assert len(set(found[0, :5].tolist()) & set(exact.tolist())) >= 4
+    everything = graph.search(part.vectors[:1], 10_000)
+    assert everything is None or sorted(everything[0].tolist()) == list(range(500))
+    together = graph.search(part.vectors[:7], 50)
+    assert together is not None
+    for row in range(7):
+        alone = graph.search(part.vectors[row : row + 1], 50)
+        assert alone is not None
+        assert together[row].tolist() == alone[0].tolist()
 
 
 def test_a_grown_graph_equals_the_rows_it_was_given(store: LocalStore) -> None:
@@ -152,12 +158,12 @@ def test_a_grown_graph_equals_the_rows_it_was_given(store: LocalStore) -> None:
     assert graph is not None
     hits = 0
     for row in range(0, 325, 9):
-        found = graph.search(part.vectors[row], 10, 200)
+        found = graph.search(part.vectors[row : row + 1], 200)
         assert found is not None
-        assert len(found) <= 10
-        assert found.min() >= 0
+        assert found.shape == (1, 200)
+        assert found.min() == -1
         assert found.max() < 325
-        hits += row in found.tolist()
+        hits += row in found[0].tolist()
     assert hits == len(range(0, 325, 9))
 
 
@@ -169,12 +175,12 @@ def test_graphs_of_every_space(space: str) -> None:
     graph = GraphSections(file=file, labels=200, rows=None)
     part = Part(store, _write(store, rows, graph), settings)
     assert part.graph is not None
-    found = part.graph.search(rows.vectors[5], 1, 100)
+    found = part.graph.search(rows.vectors[5:6], 100)
     assert found is not None
     if space == "ip":
-        assert found[0] == np.argmax(rows.vectors @ rows.vectors[5])
+        assert found[0, 0] == np.argmax(rows.vectors @ rows.vectors[5])
     else:
-        assert found[0] == 5
+        assert found[0, 0] == 5
 
 
 def test_a_builder_that_gives_up_leaves_nothing_that_counts() -> None:

@@ -51,7 +51,7 @@ def test_a_quick_query_for_no_results_is_empty() -> None:
     request = QueryRequest(embeddings=np.ones((2, 2), np.float32), n_results=0)
     answer = node.query.quick(collection, request)
     assert answer is not None
-    found = answer(Cancel())
+    found = answer.run(Cancel())
     assert isinstance(found, QueryAnswer)
     assert [records.ids for records in found.records] == [[], []]
     node.close()

@@ -19,6 +19,8 @@ from ochredb_compactor.scheduler import (
     unsettled_rows,
 )
 
+from .kernel import ManualClock, add_rows, make_collection, running_node
+
 DIMENSION = 128
 
 
@@ -120,14 +122,19 @@ def test_small_parts_are_merged_in_tiers_and_stay_few() -> None:
 
 def test_a_graph_with_too_many_dead_rows_is_built_anew_or_given_up() -> None:
     assert merge_plan([_part("a", 10_000, labels=10_000, dead=1_900)], idle=True) is None
-    assert merge_plan([_part("a", 10_000, labels=10_000, dead=2_100)], idle=False) == MergePlan(
+    assert merge_plan([_part("a", 10_000, labels=10_000, dead=2_100)], idle=True) == MergePlan(
+        ("a",), None, True
+    )
+    # While writes go on, a new graph would soon be as old: wait for more.
+    assert merge_plan([_part("a", 10_000, labels=10_000, dead=3_900)], idle=False) is None
+    assert merge_plan([_part("a", 10_000, labels=10_000, dead=4_100)], idle=False) == MergePlan(
         ("a",), None, True
     )
     assert merge_plan([_part("a", 10_000, labels=10_000, dead=9_000)], idle=False) == MergePlan(
         ("a",), None, False
     )
     # Rows that died before the last growth are labels without rows.
-    assert merge_plan([_part("a", 8_000, labels=10_100)], idle=False) == MergePlan(
+    assert merge_plan([_part("a", 8_000, labels=10_100)], idle=True) == MergePlan(
         ("a",), None, True
     )
 
@@ -182,3 +189,41 @@ def test_a_tail_is_folded_when_it_is_large_or_its_writer_rests(
     work = PendingWork("c", rows, size, 1_000_000, 0)
     now_us = 1_000_000 + int(quiet_s * 1e6)
     assert compaction_due(work, now_us, CompactorConfig()) is due
+
+
+@pytest.mark.parametrize(
+    ("rows", "quiet_s", "due"),
+    [(1, 6, False), (499, 59, False), (499, 61, True), (500, 0.6, True), (4_000, 0, True)],
+)
+def test_a_small_tail_waits_while_others_are_written(rows: int, quiet_s: float, due: bool) -> None:
+    now_us = 1_000_000_000
+    work = PendingWork("c", rows, 100, now_us - int(quiet_s * 1e6), 0)
+    assert compaction_due(work, now_us, CompactorConfig(), busy=True) is due
+
+
+def test_what_may_be_due_is_found_without_looking_at_all() -> None:
+    """The queries give exactly the tails that the scheduler could want, and the parts."""
+    clock = ManualClock()
+    with running_node(clock=clock) as node:
+        names = {name: make_collection(node, name) for name in ("old", "large", "young", "empty")}
+        add_rows(node, names["old"], 0, 3)
+        clock.advance(10)
+        add_rows(node, names["large"], 0, 20)
+        add_rows(node, names["young"], 0, 3)
+        quiet_since_us = clock.now_us() - 5_000_000
+
+        def found(rows_min: int, bytes_min: int) -> list[str]:
+            tails = node.logs.tails(rows_min, bytes_min, quiet_since_us)
+            return sorted(name for name, id_ in names.items() for t in tails if t.collection == id_)
+
+        assert found(20, 1 << 30) == ["large", "old"]
+        assert found(21, 1 << 30) == ["old"]
+        assert found(21, 1) == ["large", "old", "young"]
+        assert node.logs.unsettled() == []
+        for first in range(0, 2_000, 500):
+            add_rows(node, names["large"], 100 + first, 500)
+            node.compactor.fold_now(names["large"])
+        assert [item.collection for item in node.logs.unsettled()] == [names["large"]]
+        assert {item.collection for item in node.logs.pending()} == set(names.values()) - {
+            names["empty"]
+        }

@@ -47,7 +47,15 @@ from ochredb.where_parse import (
         ({"a": {"$in": ["x"]}}, OneOf("a", ("x",), negated=False)),
         ({"a": {"$nin": [True, False]}}, OneOf("a", (True, False), negated=True)),
         ({"a": {"$in": [2.5, 1]}}, OneOf("a", (2.5, 1.0), negated=False)),
-        ({"a": {"$in": [2**63]}}, Or((OneOf("a", (float(2**63),), negated=False),))),
+        ({"a": {"$in": [2**63]}}, OneOf("a", (float(2**63),), negated=False)),
+        (
+            {"a": {"$in": [2.5, 1, 2**53 + 1]}},
+            Or((OneOf("a", (2.5, 1.0), False), OneOf("a", (2**53 + 1,), False))),
+        ),
+        (
+            {"a": {"$nin": [2.5, 2**63 - 1, 2**63]}},
+            And((OneOf("a", (2.5, 2.0**63), True), OneOf("a", (2**63 - 1,), True))),
+        ),
         (
             {"a": {"$in": [1, 2**63]}},
             Or((OneOf("a", (1,), negated=False), OneOf("a", (float(2**63),), negated=False))),
@@ -208,6 +216,8 @@ RECORDS = [
         ({"i": {"$in": [1, 2]}}, "12"),
         ({"i": {"$in": [2**63, 1]}}, "1"),
         ({"i": {"$nin": [2**63, 1]}}, "234"),
+        ({"i": {"$in": [1.5, 2**53 + 1]}}, "4"),
+        ({"i": {"$nin": [1.0, 2**53 + 1]}}, "23"),
         ({"i": {"$lt": 2**64}}, "124"),
         ({"i": {"$gt": -(2**63) - 1}}, "124"),
         ({"i": {"$gte": 9007199254740992.0}}, "4"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,16 +16,20 @@ from ochredb.parts.manifest import Manifest
 from ochredb.parts.writer import write_part
 from ochredb.replay import read_operations
 from ochredb.segment import SegmentView
+from ochredb.types import Operations
+from ochredb_compactor.config import CompactorConfig
+from ochredb_compactor.garbage import discarding
 from ochredb_compactor.gather import rows_of_tail
 from ochredb_compactor.scheduler import unsettled_rows
 from ochredb_compactor.world import World
 
 
 def compact(world: World, lease: Lease, step: Callable[[], None]) -> int | None:
-    """Fold everything that is in the log now; returns the new version, None if nothing was there.
+    """Fold the log, or as much of it as memory is meant for; returns the new version.
 
-    Raises Conflict if somebody else changed the version meanwhile (I7); the parts written are then
-    orphans and are swept.
+    Returns None if nothing was there.
+    Raises Conflict if somebody else changed the version meanwhile (I7); what was written is then
+    deleted.
     """
     collection = lease.collection
     snapshot = world.logs.snapshot(collection)
@@ -43,10 +47,10 @@ def compact(world: World, lease: Lease, step: Callable[[], None]) -> int | None:
         for item in current
     ]
     fold = Fold(snapshot.version, snapshot.indexed_offset, base)
-    for first, operations in read_operations(
+    fragments = read_operations(
         world.logs, world.store, collection, snapshot.indexed_offset + 1, snapshot.last_offset
-    ):
-        fold.apply(first, operations)
+    )
+    for _ in fold.apply_all(_some(fragments, world.config)):
         step()
     objects: list[tuple[str, int]] = []
     parts = _older_parts(world, current, fold.base, objects)
@@ -63,13 +67,36 @@ def compact(world: World, lease: Lease, step: Callable[[], None]) -> int | None:
             raise Conflict(f"version {version} replaced {snapshot.version} meanwhile")
         return NewVersion(
             parts=parts,
-            indexed_offset=snapshot.last_offset,
+            indexed_offset=fold.last_offset,
             new_objects=objects,
             new_parts=[] if new_part is None else [new_part],
             unsettled_rows=unsettled_rows(parts),
         )
 
-    return world.versions.commit(lease, build)
+    with discarding(world, objects):
+        return world.versions.commit(lease, build)
+
+
+def _some(
+    fragments: Iterable[tuple[int, Operations]], config: CompactorConfig
+) -> Iterator[tuple[int, Operations]]:
+    """The first fragments, at least one, until there is enough for one compaction."""
+    rows = size_bytes = 0
+    for first, operations in fragments:
+        yield first, operations
+        rows += len(operations)
+        size_bytes += _size_bytes(operations)
+        if rows >= config.fold_rows_max or size_bytes >= config.fold_bytes_max:
+            return
+
+
+def _size_bytes(operations: Operations) -> int:
+    """Bytes of vectors, documents and metadata, about. Cost: 50 ns per operation."""
+    size = 0 if operations.embeddings is None else operations.embeddings.nbytes
+    for column in (operations.documents, operations.metadatas):
+        if column is not None:
+            size += sum(map(len, filter(None, column)))
+    return size
 
 
 def _new_part(world: World, fold: Fold, step: Callable[[], None]) -> Manifest | None:

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 class CompactorConfig:
     """When work is due, and how much of the machine it may take.
 
+    fold_rows_max, fold_bytes_max: one compaction holds this much of a tail in memory, a few times
+        over; a longer tail becomes several parts.
+    replaced_retention_s: a version keeps its objects this long after another has replaced it, so
+        that a read that planned on it just before does not have to plan again.
     grace_s: an object is deleted this long after its last reference went; every read must end
         within half of it. Directories: 60 s (unlinking a mapped file is safe); S3: 600 s.
     """
@@ -17,11 +21,15 @@ class CompactorConfig:
     tail_rows_due: int = 4_000
     tail_bytes_due: int = 8 << 20
     idle_due_s: float = 5.0
+    busy_due_s: float = 60.0  # The same for a small tail, while other collections are written to.
     settle_rows_due: int = 500  # A tail of this size is folded after `settle_due_s` of quiet.
     settle_due_s: float = 0.5
+    fold_rows_max: int = 16_000
+    fold_bytes_max: int = 32 << 20
     lease_ttl_s: float = 60.0
+    replaced_retention_s: float = 10.0
     grace_s: float = 60.0
-    collect_period_s: float = 15.0
+    collect_period_s: float = 5.0
     sweep_period_s: float = 600.0
     graph_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     close_budget_s: float = 1.0
@@ -29,5 +37,8 @@ class CompactorConfig:
     def __post_init__(self) -> None:
         if self.tail_rows_due < 1:
             raise ValueError(f"tail_rows_due must be at least 1, not {self.tail_rows_due}")
-        if self.grace_s < 0:
-            raise ValueError(f"grace_s must not be negative, not {self.grace_s}")
+        if self.fold_rows_max < 1 or self.fold_bytes_max < 1:
+            raise ValueError("fold_rows_max and fold_bytes_max must be at least 1")
+        for name in ("grace_s", "replaced_retention_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")

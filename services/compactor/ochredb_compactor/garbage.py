@@ -1,16 +1,19 @@
 """Garbage: objects that nobody refers to any more, and orphans that nobody ever did (I6).
 
-An unreferenced object is deleted a grace period after its *last* reference went. An orphan is found
-by listing: an object without a row, older than the grace period by its own name and by the store's
-clock. A row that says so is committed before it is deleted and kept for a week, so a writer that
-slept past the sweep conflicts at its commit instead of referring to nothing.
+A version keeps its objects for some seconds after another has replaced it. An unreferenced object
+is deleted a grace period after its *last* reference went. An orphan is found by listing: an object
+without a row, older than the grace period by its own name and by the store's clock. A row that says
+so is committed before it is deleted and kept for a week, so a writer that slept past the sweep
+conflicts at its commit instead of referring to nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from ochredb.errors import Conflict, OchreError
 from ochredb.ids import uuid7_time_us
 from ochredb_compactor.world import World
 
@@ -18,6 +21,7 @@ log = logging.getLogger("ochredb.compactor")
 
 PREFIXES = ("deleted/", "fragments/", "parts/")
 _BATCH = 500
+_COLLECTIONS_PER_COMMIT = 100  # Writers wait for one transaction: a few milliseconds.
 # The sweep stops if more than this share of all objects, and more than a few, look orphaned: then
 # the catalog is more likely to be the wrong one than the objects to be garbage.
 _ORPHAN_SHARE_MAX = 0.2
@@ -26,8 +30,16 @@ _SWEPT_RETENTION_S = 7 * 86_400.0
 
 
 def collect(world: World, step: Callable[[], None]) -> int:
-    """Delete objects whose last reference went long enough ago; returns how many."""
-    cutoff = world.clock.now_us() - int(world.config.grace_s * 1e6)
+    """Let replaced versions go, delete objects without references since long enough.
+
+    Returns how many objects it deleted.
+    """
+    now = world.clock.now_us()
+    replaced_before = now - int(world.config.replaced_retention_s * 1e6)
+    batch = _COLLECTIONS_PER_COMMIT
+    while world.versions.release_replaced(replaced_before, batch) == batch:
+        step()
+    cutoff = now - int(world.config.grace_s * 1e6)
     deleted = 0
     while True:
         world.objects.mark_due(cutoff, _BATCH)
@@ -71,6 +83,22 @@ def sweep(world: World, step: Callable[[], None]) -> int:
             swept += 1
             step()
     return swept
+
+
+@contextlib.contextmanager
+def discarding(world: World, objects: Sequence[tuple[str, int]]) -> Iterator[None]:
+    """Around a commit: if it loses (Conflict), delete the objects that only it would have named.
+
+    They would be swept as orphans, but much later. Any other error may mean that the commit took
+    effect: then nothing is touched.
+    """
+    try:
+        yield
+    except Conflict:
+        for key, _ in objects:
+            with contextlib.suppress(OchreError):  # Then the sweep does it.
+                world.store.delete(key)
+        raise
 
 
 def _delete(world: World, keys: Sequence[str], step: Callable[[], None]) -> None:

@@ -9,7 +9,10 @@ a delete.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
+import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,10 +22,13 @@ from ochredb.configuration import IndexSettings, index_settings
 from ochredb.errors import Conflict
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts import graph as graphs
+from ochredb.parts.calibration import Calibration, calibration_of
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.reader import Part
 from ochredb.parts.writer import GraphSections, PartRows, write_part
+from ochredb.priority import at_lowest_priority
 from ochredb.types import Bools
+from ochredb_compactor.garbage import discarding
 from ochredb_compactor.gather import rows_of_parts
 from ochredb_compactor.scheduler import MergePlan, unsettled_rows
 from ochredb_compactor.world import World
@@ -30,8 +36,18 @@ from ochredb_compactor.world import World
 _COMMIT_ATTEMPTS_MAX = 10
 
 
-def merge(world: World, lease: Lease, plan: MergePlan, step: Callable[[], None]) -> int:
-    """Carry out `plan`; returns the new version. Raises Conflict if an input is gone."""
+def merge(
+    world: World,
+    lease: Lease,
+    plan: MergePlan,
+    step: Callable[[], None],
+    *,
+    settles: bool = False,
+) -> int:
+    """Carry out `plan`; returns the new version. Raises Conflict if an input is gone.
+
+    settles: writes pause, so this graph will stay for a while: it is calibrated more thoroughly.
+    """
     collection = lease.collection
     snapshot = world.logs.snapshot(collection)
     settings = index_settings(world.namespace.get_collection_by_id(collection).configuration)
@@ -51,17 +67,29 @@ def merge(world: World, lease: Lease, plan: MergePlan, step: Callable[[], None])
     ]
     if not any(len(kept) for kept in rows):
         return _commit(world, lease, inputs, masks, None, [], [])
-    merged, maps = rows_of_parts(list(zip(parts, rows, strict=True)), step)
-    graph = None
+    merged, maps = rows_of_parts(world.store, list(zip(parts, rows, strict=True)), step)
+    graph, index, calibrated = None, None, Calibration()
     if plan.with_graph:
         ids = [item.manifest.id for item in inputs]
         grown = ids.index(plan.grow) if plan.grow is not None else None
-        graph = _graph(world, merged, parts, maps, grown, settings, step)
+        graph, index, calibrated = _graph(
+            world, merged, parts, maps, grown, settings, settles, step
+        )
     part_id = world.ids.uuid7()
-    manifest = write_part(world.store, part_id, merged, graph, step)
+    manifest = replace(
+        write_part(world.store, part_id, merged, graph, step),
+        graph_recall=calibrated.curve,
+        graph_recall_labels=calibrated.labels,
+        graph_recall_queries=calibrated.queries,
+    )
     objects = [(item.key, item.size) for item in manifest.objects]
-    world.before_commit(collection, manifest)
-    return _commit(world, lease, inputs, masks, manifest, maps, objects)
+    new_part = world.parts.open(manifest, settings)
+    if graph is not None:
+        new_part.adopt_graph(index, graph.rows)
+    world.before_commit(collection, manifest)  # Who reads the collection keeps the part from now.
+    del new_part, index
+    with discarding(world, objects):
+        return _commit(world, lease, inputs, masks, manifest, maps, objects)
 
 
 def _graph(
@@ -71,14 +99,42 @@ def _graph(
     maps: Sequence[NDArray[np.int64]],
     grown: int | None,
     settings: IndexSettings,
+    settles: bool,
     step: Callable[[], None],
-) -> GraphSections:
+) -> tuple[GraphSections, hnswlib.Index, Calibration]:
     """A graph over the merged rows: new, or the grown part's with the other rows inserted."""
     threads = world.config.graph_threads
+    rows: NDArray[np.int32] | None = None
+    known, labels = Calibration(), len(merged.seqs)
     if grown is None:
-        file = graphs.build(merged.vectors, settings, threads=threads, step=step)
-        return GraphSections(file=file, labels=len(merged.seqs), rows=None)
-    part, mapping = parts[grown], maps[grown]
+        world.counters.graph_insertions += labels
+        index = graphs.inserted(merged.vectors, settings, threads=threads, step=step)
+    else:
+        rows, index = _grown(world, merged, parts[grown], maps[grown], settings, step)
+        labels, old = len(rows), parts[grown].manifest
+        known = Calibration(old.graph_recall, old.graph_recall_labels, old.graph_recall_queries)
+    calibrated = at_lowest_priority(
+        partial(
+            calibration_of, index, merged.vectors, rows, settings.space,
+            before=known, settles=settles, seed=labels, threads=threads, step=step,
+        )
+    )  # fmt: skip
+    sections = GraphSections(file=graphs.saved(index), labels=labels, rows=rows)
+    return sections, index, calibrated
+
+
+def _grown(
+    world: World,
+    merged: PartRows,
+    part: Part,
+    mapping: NDArray[np.int64],
+    settings: IndexSettings,
+    step: Callable[[], None],
+) -> tuple[NDArray[np.int32], hnswlib.Index]:
+    """The part's graph with the rows inserted that are not of it, and the row of each label.
+
+    mapping: int64[n], the new row of each row of the part, -1 if it is dead.
+    """
     labels = part.manifest.graph_labels
     old_rows = part.graph_rows
     # Where each old label's record is now: label -> old row -> new row, -1 once dead.
@@ -89,16 +145,16 @@ def _graph(
     is_new = np.ones(len(merged.seqs), np.bool_)
     is_new[mapping[mapping >= 0]] = False
     inserted = np.flatnonzero(is_new)
+    world.counters.graph_insertions += len(inserted)
     with part.graph_file() as path:
-        file = graphs.build(
+        index = graphs.inserted(
             merged.vectors[inserted],
             settings,
-            threads=threads,
+            threads=world.config.graph_threads,
             step=step,
             grow=(path, labels),
         )
-    rows = np.concatenate([kept, inserted]).astype(np.int32)
-    return GraphSections(file=file, labels=labels + len(inserted), rows=rows)
+    return np.concatenate([kept, inserted]).astype(np.int32), index
 
 
 def _commit(

@@ -3,7 +3,7 @@
 Flat parts have no graph and are scanned. They are merged in tiers of a factor of four, so each row
 is rewritten a logarithmic number of times; when their rows together are worth a graph they are
 inserted into the collection's large graph part (growing it) or become its first. So a row enters a
-graph once, unless more than a fifth of a graph is dead and it is built anew.
+graph once, unless too much of a graph is dead and it is built anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ GRAPH_PART_ROWS_MAX = 4_000_000
 # one. Fewer flat rows than that stay flat, and are scanned.
 GROW_SHARE = 0.25
 GROW_SHARE_IDLE = 0.05
-DEAD_SHARE_MAX = 0.2
+# A graph with more dead labels is built anew: at once above the larger share, when writes pause
+# above the smaller one. While records are being replaced, a new graph is soon as old as the last.
+DEAD_SHARE_MAX = 0.4
+DEAD_SHARE_MAX_IDLE = 0.2
 TIER_PARTS = 4
 TIER_FACTOR = 4
 TIER_ROWS_MIN = 256
@@ -37,8 +40,13 @@ class MergePlan:
     with_graph: bool
 
 
-def compaction_due(work: PendingWork, now_us: int, config: CompactorConfig) -> bool:
-    """Whether a collection's tail should become a part now."""
+def compaction_due(
+    work: PendingWork, now_us: int, config: CompactorConfig, *, busy: bool = False
+) -> bool:
+    """Whether a collection's tail should become a part now.
+
+    busy: other collections are written to. A small tail costs little and can wait for a pause.
+    """
     if work.tail_rows == 0:
         return False
     if work.tail_rows >= config.tail_rows_due or work.tail_bytes >= config.tail_bytes_due:
@@ -46,7 +54,8 @@ def compaction_due(work: PendingWork, now_us: int, config: CompactorConfig) -> b
     quiet_s = (now_us - work.time_us) / 1e6
     if work.tail_rows >= config.settle_rows_due and quiet_s >= config.settle_due_s:
         return True
-    return quiet_s >= config.idle_due_s
+    small = work.tail_rows < config.settle_rows_due
+    return quiet_s >= (config.busy_due_s if busy and small else config.idle_due_s)
 
 
 def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
@@ -54,7 +63,7 @@ def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
     graphs = [part for part in parts if part.manifest.has_graph]
     flats = [part for part in parts if not part.manifest.has_graph]
     for part in graphs:
-        if _dead_share(part) > DEAD_SHARE_MAX:
+        if _dead_share(part) > (DEAD_SHARE_MAX_IDLE if idle else DEAD_SHARE_MAX):
             return MergePlan((part.manifest.id,), None, _wants_graph([part]))
     if _wants_graph(flats):
         target = max(
@@ -67,7 +76,7 @@ def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
         if _live(flats) >= (GROW_SHARE_IDLE if idle else GROW_SHARE) * target.live_rows:
             return MergePlan(_ids([target, *flats]), target.manifest.id, True)
     for part in flats:
-        if part.manifest.rows >= TIER_ROWS_MIN and _dead_share(part) > 2 * DEAD_SHARE_MAX:
+        if part.manifest.rows >= TIER_ROWS_MIN and _dead_share(part) > DEAD_SHARE_MAX:
             return MergePlan((part.manifest.id,), None, False)
     return _tier_merge(flats)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ochredb.catalog.jobs import Jobs
 from ochredb.catalog.logs import LogTable
@@ -16,6 +16,16 @@ from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
 from ochredb.storage.base import LocalStore
 from ochredb_compactor.config import CompactorConfig
+
+
+@dataclass(slots=True)
+class Counters:
+    """Work done since the start. Written by the merging thread; `compact_now` may race with it.
+
+    graph_insertions: vectors that were inserted into graphs, those of abandoned merges included.
+    """
+
+    graph_insertions: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,4 +45,5 @@ class World:
     ids: IdSource
     parts: OpenParts
     config: CompactorConfig
+    counters: Counters = field(default_factory=Counters)
     before_commit: Callable[[str, Manifest], None] = lambda _collection, _manifest: None

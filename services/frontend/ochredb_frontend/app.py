@@ -1,8 +1,7 @@
-"""The ASGI application: a small dispatcher for the hot routes in front of FastAPI for the others.
+"""The ASGI application: a small dispatcher over the table of routes, and FastAPI for the pages.
 
-Both serve the table of `routes.py` with the same handlers, so they cannot differ. What a reader
-would look for in middleware is here, once, around both: request ids, authentication, the body
-limit, the deadline, cancellation, metrics and the slow-request log.
+What a reader would look for in middleware is here, once, around both: request ids, authentication,
+the body limit, the deadline, cancellation, metrics and the slow-request log.
 """
 
 from __future__ import annotations
@@ -11,31 +10,27 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
-
-from fastapi import FastAPI
-from fastapi import Request as FastAPIRequest
-from fastapi import Response as FastAPIResponse
-from starlette.exceptions import HTTPException
 
 from ochredb.cancel import Cancel
 from ochredb.errors import DeadlineExceeded
 from ochredb.ids import IdSource
 from ochredb_frontend.auth import TokenAuth
-from ochredb_frontend.docs_page import docs_html
 from ochredb_frontend.messages import (
     Request,
     Response,
     body_too_large,
-    encode,
     error_response,
 )
 from ochredb_frontend.metrics import Metrics
-from ochredb_frontend.openapi import openapi_document
 from ochredb_frontend.pool import WorkerPool
-from ochredb_frontend.routes import ROUTES, V1, Route
+from ochredb_frontend.routes import ROUTES, Matcher, Route
 from ochredb_frontend.service import Frontend
+from ochredb_frontend.together import Together
+
+if TYPE_CHECKING:
+    from ochredb_frontend.web import Web
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,6 +42,7 @@ logger = logging.getLogger("ochredb.frontend")
 _REQUEST_ID_CHARS_MAX = 128
 _DEADLINE_GRACE_S = 0.25  # Work that checks its deadline gets this long to say so itself.
 _JSON = b"application/json"
+_PAGES = ("/docs", "/openapi.json")
 # The literal segments of /api/v2/tenants/{}/databases/{}/collections/{}/VERB.
 _COLLECTION_LITERALS = ("api", "v2", "tenants", "databases", "collections")
 
@@ -78,11 +74,17 @@ class App:
             "read": WorkerPool("read", threads=config.read_threads, queue_max=config.queue_max),
             "write": WorkerPool("write", threads=config.write_threads, queue_max=config.queue_max),
         }
+        self.together = Together(frontend)
         self._in_flight = 0
         self._hot: dict[tuple[str, str], Route] = {
             (route.method, route.path.rsplit("/", 1)[1]): route for route in ROUTES if route.hot
         }
-        self.web = self._build_web()
+        metrics = Route(
+            method="GET", path="/metrics", operation="metrics", handler=self._metrics_page,
+            tag="System", summary="Figures for Prometheus", pool="inline",
+        )  # fmt: skip
+        self._matcher = Matcher((*ROUTES, metrics))
+        self._web: Web | None = None  # Built when a page is first asked for.
         for name, pool in self._pools.items():
             self.metrics.gauge(
                 f"ochredb_{name}_pool_pending",
@@ -119,6 +121,7 @@ class App:
         started_s = self._clock.monotonic_s()
         operation = "unmatched"
         self._in_flight += 1
+        self.together.started()
         try:
             self._auth.check(path, headers)
             parts = path.split("/")
@@ -142,11 +145,10 @@ class App:
                 if method == "POST":
                     request.body = await self._read_body(headers, receive)
                 response = await self._run(route, request, receive)
-            elif path.startswith("/api/v1/"):
-                operation = V1.operation
-                response = V1.handler(self.frontend, Request(method=method, path=path))
+            elif path in _PAGES:
+                operation, response = await self._serve_page(scope, headers, path, receive)
             else:
-                operation, response = await self._serve_web(scope, headers, path, receive)
+                operation, response = await self._serve_other(scope, headers, path, receive)
         except _BodyTooLargeError:
             response = body_too_large()
         except _DisconnectedError:
@@ -208,7 +210,8 @@ class App:
             read = route.parse_read(request, self._config)
             quick = self.frontend.quick(read)
             if quick is not None:
-                return Response(200, quick(request.cancel))
+                body = self.together.run(quick, request.cancel)
+                return Response(200, body if isinstance(body, bytes) else await body)
             work = partial(_answer_read, self.frontend, read, request.cancel)
         return await self._in_pool(route, work, request.cancel, receive)
 
@@ -252,80 +255,50 @@ class App:
 
     # -- everything that is not hot
 
-    async def _serve_web(
+    async def _serve_other(
         self, scope: Scope, headers: dict[str, str], path: str, receive: Receive
     ) -> tuple[str, Response]:
-        """Let FastAPI route and answer; its response is caught and sent like any other."""
-        status, content_type, body = 500, None, [b""]
-        extra: list[tuple[str, str]] = []
+        """Operation and response of any route of the table, or the refusal of what is none."""
+        matched = self._matcher.match(scope["method"], path)
+        if isinstance(matched, Response):
+            return "unmatched", matched
+        route, parameters = matched
+        request = Request(
+            method=route.method,
+            path=path,
+            query_string=scope["query_string"].decode("latin-1"),
+            headers=headers,
+            body=b"" if route.request is None else await self._read_body(headers, receive),
+            cancel=self._new_cancel(),
+            parameters=parameters,
+        )
+        try:
+            return route.operation, await self._run(route, request, receive)
+        except _DisconnectedError:
+            raise
+        except Exception as error:
+            return route.operation, error_response(error)
 
-        async def limited_receive() -> Message:
-            return {"type": "http.request", "body": await self._read_body(headers, receive)}
+    async def _serve_page(
+        self, scope: Scope, headers: dict[str, str], path: str, receive: Receive
+    ) -> tuple[str, Response]:
+        """Let FastAPI answer; it is imported and built in a thread the first time."""
+        web = self._web
+        if web is None:
+            web = self._web = await self._pools["read"].submit(self.build_web)
+        return await web.answer(scope, path, receive, partial(self._read_body, headers, receive))
 
-        async def catch(message: Message) -> None:
-            nonlocal status, content_type
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                for name, value in message["headers"]:
-                    if name == b"content-type":
-                        content_type = value.decode("latin-1")
-                    elif name != b"content-length":
-                        extra.append((name.decode("latin-1"), value.decode("latin-1")))
-            else:
-                body.append(message.get("body", b""))
+    def build_web(self) -> Web:
+        """The same application in FastAPI: pages and table. Cost: 0.3 s and 20 MB at first."""
+        from ochredb_frontend.web import Web
 
-        # Segments stay percent-encoded while they are matched, so an encoded slash is no separator.
-        inner = dict(scope, path=path, raw_path=path.encode("latin-1"))
-        inner["ochredb.receive"] = receive
-        await self.web(inner, limited_receive, catch)
-        operation = inner.get("ochredb.operation", "unmatched")
-        return operation, Response(status, b"".join(body), tuple(extra), content_type)
+        return Web(ROUTES, self._run, self._new_cancel)
 
-    def _build_web(self) -> FastAPI:
-        document = openapi_document(ROUTES)
-        encoded_document, html = encode(document), docs_html(document)
-        web = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-        web.openapi = lambda: document  # type: ignore[method-assign]
-        web.add_exception_handler(HTTPException, _empty_refusal)
-        for route in ROUTES:
-            methods = [route.method, "HEAD"] if route.method == "GET" else [route.method]
-            # Hot routes too: for HEAD, and so that a wrong method is 405 and not 404.
-            web.add_api_route(
-                route.path, self._endpoint(route), methods=methods, include_in_schema=False
-            )
-        for path, name, content_type, make in (
-            ("/openapi.json", "openapi", "application/json", lambda: encoded_document),
-            ("/docs", "docs", "text/html; charset=utf-8", lambda: html),
-            ("/metrics", "metrics", "text/plain; version=0.0.4", self.metrics.text),
-        ):
-            web.add_api_route(
-                path, _page(name, content_type, make), methods=["GET", "HEAD"],
-                include_in_schema=False,
-            )  # fmt: skip
-        return web
+    def _new_cancel(self) -> Cancel:
+        return Cancel(self._config.deadline_s, self._clock)
 
-    def _endpoint(self, route: Route) -> Callable[[FastAPIRequest], Awaitable[FastAPIResponse]]:
-        async def endpoint(web_request: FastAPIRequest) -> FastAPIResponse:
-            scope = web_request.scope
-            scope["ochredb.operation"] = route.operation
-            request = Request(
-                method=route.method,
-                path=scope["path"],
-                query_string=scope["query_string"].decode("latin-1"),
-                headers=web_request.headers,
-                body=b"" if route.request is None else await web_request.body(),
-                cancel=Cancel(self._config.deadline_s, self._clock),
-                parameters={k: unquote(v) for k, v in scope["path_params"].items()},
-            )
-            try:
-                response = await self._run(route, request, scope["ochredb.receive"])
-            except Exception as error:
-                response = error_response(error)
-            return FastAPIResponse(
-                response.body, response.status, dict(response.headers), response.content_type
-            )
-
-        return endpoint
+    def _metrics_page(self, _frontend: Frontend, _request: Request) -> Response:
+        return Response(200, self.metrics.text(), content_type="text/plain; version=0.0.4")
 
 
 def _answer_read(frontend: Frontend, read: Any, cancel: Cancel) -> Response:
@@ -394,19 +367,3 @@ def _raw_path(scope: Scope) -> str:
         path: str = scope["path"]
         return path
     return raw.partition(b"?")[0].decode("latin-1")
-
-
-async def _empty_refusal(_request: FastAPIRequest, error: Exception) -> FastAPIResponse:
-    """404 and 405 of the router: an empty body."""
-    assert isinstance(error, HTTPException)
-    return FastAPIResponse(status_code=error.status_code, headers=error.headers)
-
-
-def _page(
-    name: str, content_type: str, make: Callable[[], bytes]
-) -> Callable[[FastAPIRequest], Awaitable[FastAPIResponse]]:
-    async def page(web_request: FastAPIRequest) -> FastAPIResponse:
-        web_request.scope["ochredb.operation"] = name
-        return FastAPIResponse(make(), media_type=content_type)
-
-    return page

@@ -106,7 +106,8 @@ def _operation(
 
 
 def _schema(holder: dict[str, Any], schemas: dict[str, Any]) -> Iterator[str]:
-    reference = holder["content"]["application/json"]["schema"]["$ref"]
+    (content,) = holder["content"].values()  # One media type each.
+    reference = content["schema"]["$ref"]
     schema = schemas[reference.rsplit("/", 1)[1]]
     if "description" in schema:
         yield f"<p>{_text(schema['description'])}</p>"

@@ -15,13 +15,13 @@ BOUNDS_S = (
 
 
 class Metrics:
-    """Requests by operation and status, their durations by operation, and gauges read on demand."""
+    """Requests by operation and status, their durations by operation, and values read on demand."""
 
     def __init__(self) -> None:
         self._requests: dict[tuple[str, int], int] = {}
         self._buckets: dict[str, list[int]] = {}
         self._sums_s: dict[str, float] = {}
-        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._read: dict[str, tuple[str, str, Callable[[], float]]] = {}
 
     def observe(self, operation: str, status: int, duration_s: float) -> None:
         key = (operation, status)
@@ -35,7 +35,11 @@ class Metrics:
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Publish a value that is read whenever the metrics are."""
-        self._gauges[name] = (help_text, read)
+        self._read[name] = ("gauge", help_text, read)
+
+    def counter(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        """The same for a value that only grows while the process lives."""
+        self._read[name] = ("counter", help_text, read)
 
     def requests(self, operation: str, status: int) -> int:
         return self._requests.get((operation, status), 0)
@@ -59,6 +63,7 @@ class Metrics:
                 lines.append(f'{name}_bucket{{operation="{operation}",le="{bound}"}} {total}')
             lines.append(f'{name}_sum{{operation="{operation}"}} {self._sums_s[operation]:.6f}')
             lines.append(f'{name}_count{{operation="{operation}"}} {total}')
-        for gauge, (help_text, read) in sorted(self._gauges.items()):
-            lines += [f"# HELP {gauge} {help_text}", f"# TYPE {gauge} gauge", f"{gauge} {read():g}"]
+        for name, (kind, help_text, read) in sorted(self._read.items()):
+            value = f"{name} {read():.15g}"
+            lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}", value]
         return ("\n".join(lines) + "\n").encode()

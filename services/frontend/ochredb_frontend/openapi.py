@@ -17,8 +17,22 @@ _PATH_TEXT = {
     "crn": "A resource name: `tenant:database:collection`.",
     "function_name": "The attached function's name.",
     "name": "The attached function's name.",
+    "backup_id": "The backup's id, as it was given when it was begun.",
 }
+_BYTE_POSITION: JsonSchema = {"type": "integer", "format": "int64", "minimum": 0}
 _QUERY: dict[str, JsonSchema] = {
+    "owner": {"description": "Who takes the backup; for people.", "schema": {"type": "string"}},
+    "key": {
+        "description": "The object's key, as the catalog names it.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "start": {"description": "The first byte.", "required": True, "schema": _BYTE_POSITION},
+    "stop": {
+        "description": "The end, not included; at most 8 MiB after `start`.",
+        "required": True,
+        "schema": _BYTE_POSITION,
+    },
     "limit": {"description": "At most this many.", "schema": U32},
     "offset": {"description": "Leave out this many first.", "schema": U32},
     "read_level": {
@@ -52,6 +66,7 @@ _TAGS = {
     "Collection": "Collections hold records of one embedding space.",
     "Record": "Ids with embeddings, documents, metadata and URIs.",
     "Function": "Functions attached to collections.",
+    "Backup": "Copying a whole store while it goes on working. An extension.",
 }
 
 
@@ -149,7 +164,11 @@ def _path_text(route: Route, name: str) -> str:
 def _response(description: str, schema: str) -> dict[str, Any]:
     return {
         "description": description,
-        "content": {"application/json": {"schema": _schema(schema)}},
+        "content": {
+            "application/octet-stream" if schema == "Bytes" else "application/json": {
+                "schema": _schema(schema)
+            }
+        },
     }
 
 

@@ -56,6 +56,11 @@ _FILTERS = {
     "where": _described({}, "A filter on metadata and documents.", {"year": {"$gte": 2020}}),
     "where_document": _described({}, "A filter on documents.", {"$contains": "ochre"}),
 }
+_EXPLAIN = _described(
+    {"type": "boolean", "default": False},
+    "Extension: answer with the executed plan too, under `plan`.",
+)
+_PLAN = _described(_ref("PlanStep"), "What was executed; only if `explain` was asked for.")
 _IDS = _described(_array(STRING), "Non-empty strings.", ["a", "b"])
 _HNSW = {
     "ef_search": U32,
@@ -101,6 +106,15 @@ SCHEMAS: dict[str, JsonSchema] = {
     "Database": _object("", ("id", "name", "tenant"), id=_ref("Uuid"), name=STRING, tenant=STRING),
     "DatabaseList": _array(_ref("Database")),
     "Uuid": {"type": "string", "format": "uuid"},
+    "Bytes": {"type": "string", "format": "binary"},
+    "Backup": _object(
+        "A backup that was begun: its state is kept for `ttl_s` seconds after each renewal.",
+        ("id", "store_id", "created_us", "ttl_s", "catalog_bytes", "catalog_checksum"),
+        id=_ref("Uuid"), store_id=_ref("Uuid"),
+        created_us=_described({"type": "integer", "format": "int64"}, "Microseconds since 1970."),
+        ttl_s=NUMBER, catalog_bytes={"type": "integer", "format": "int64"},
+        catalog_checksum=_described(STRING, "XXH3, 64 bits, hexadecimal."),
+    ),
     "Name": _described(
         {"type": "string", "minLength": 3, "maxLength": 512},
         "3 to 512 characters from [a-zA-Z0-9._-], beginning and ending with a letter or digit;"
@@ -211,19 +225,30 @@ SCHEMAS: dict[str, JsonSchema] = {
     "GetRequestPayload": _object(
         "Conditions combine; without any, all records are returned.",
         ids=_nullable(_IDS), **_FILTERS, limit=_nullable(U32), offset=_nullable(U32),
-        include=_array(_ref("Include")),
+        include=_array(_ref("Include")), explain=_EXPLAIN,
     ),
     "GetResponse": _object(
         "Columns of equal length; a column that was not included is null.", ("ids", "include"),
         ids=_array(STRING), embeddings=_nullable(_array(_nullable(_VECTOR))),
         documents=_nullable(_NULLABLE_STRINGS), uris=_nullable(_NULLABLE_STRINGS),
-        metadatas=_nullable(_METADATAS), include=_array(_ref("Include")),
+        metadatas=_nullable(_METADATAS), include=_array(_ref("Include")), plan=_PLAN,
     ),
     "QueryRequestPayload": _object(
         "", ("query_embeddings",),
         query_embeddings=_described(_array(_VECTOR), "Lists of numbers.", [[0.1, 0.2, 0.3]]),
         n_results=_described(_nullable(U32), "10 if absent."), ids=_nullable(_IDS), **_FILTERS,
         include=_array(_ref("Include")),
+        exact=_described(
+            {"type": "boolean", "default": False},
+            "Extension: compare with every record that matches, never with an approximate index.",
+        ),
+        target_recall=_described(
+            {"type": ["number", "null"], "minimum": 0, "exclusiveMaximum": 1},
+            "Extension: the share of the true nearest records that an approximate index shall"
+            " find. 0: what the collection's `ef_search` gives; absent: the server's setting.",
+            0.99,
+        ),
+        explain=_EXPLAIN,
     ),
     "QueryResponse": _object(
         "One list for each query embedding, nearest first. Distances: squared Euclidean for l2,"
@@ -232,6 +257,19 @@ SCHEMAS: dict[str, JsonSchema] = {
         documents=_nullable(_array(_NULLABLE_STRINGS)), uris=_nullable(_array(_NULLABLE_STRINGS)),
         metadatas=_nullable(_array(_METADATAS)),
         distances=_nullable(_array(_array(_nullable(NUMBER)))), include=_array(_ref("Include")),
+        plan=_PLAN,
+    ),
+    "PlanStep": _object(
+        "One step of an executed read; the steps inside it are part of its time. Which operators"
+        " and details there are may change from version to version.",
+        ("operator", "time_us", "details", "steps"),
+        operator=_described(STRING, "What the step does.", "Filter"),
+        time_us=_described({"type": "number", "minimum": 0}, "Microseconds."),
+        details={
+            "type": "object",
+            "additionalProperties": {"type": ["string", "integer", "number", "boolean", "null"]},
+        },
+        steps=_array(_ref("PlanStep")),
     ),
     "DeleteCollectionRecordsPayload": _object(
         "`ids` and filters intersect. `limit` needs a filter.", ids=_nullable(_IDS), **_FILTERS,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
+from ochredb_frontend import handlers_backups as backups
 from ochredb_frontend import handlers_collections as collections
 from ochredb_frontend import handlers_records as records
 from ochredb_frontend import handlers_system as system
@@ -23,6 +24,7 @@ PREFIX = "/api/v2"
 TENANT = PREFIX + "/tenants/{tenant}"
 DATABASE = TENANT + "/databases/{database}"
 COLLECTION = DATABASE + "/collections/{collection_id}"
+BACKUP = PREFIX + "/backups/{backup_id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,15 @@ def _collection(method: str, path: str, handler: Handler, summary: str, **more: 
     return Route(
         method=method, path=path, operation=operation, handler=handler, tag=tag, summary=summary,
         **more,
+    )  # fmt: skip
+
+
+def _backup(method: str, path: str, handler: Handler, summary: str, **more: Any) -> Route:
+    more.setdefault("errors", (400, 404, 501))
+    pool: Pool = "read" if method == "GET" else "write"
+    return Route(
+        method=method, path=path, operation=handler.__name__, handler=handler, tag="Backup",
+        summary=summary, pool=pool, **more,
     )  # fmt: skip
 
 
@@ -192,6 +203,19 @@ ROUTES: tuple[Route, ...] = (
                 collections.detach_function, "Detach a function", tag="Function",
                 description="Not offered yet.", request="DetachFunctionRequest",
                 response="DetachFunctionResponse", errors=(501,)),
+    _backup("POST", PREFIX + "/backups", backups.create_backup, "Begin a backup", status=201,
+            description="Extension. Keeps the state of now until the backup is ended or expires.",
+            query=("owner",), response="Backup", errors=(400, 501)),
+    _backup("POST", BACKUP, backups.renew_backup, "Renew a backup",
+            description="Extension. It expires unless it is renewed."),
+    _backup("DELETE", BACKUP, backups.delete_backup, "End a backup",
+            description="Extension. Ending one that has ended is no error."),
+    _backup("GET", BACKUP + "/catalog", backups.read_backup_catalog, "Read its catalog",
+            description="Extension. At most 8 MiB; fewer bytes than asked for at the end.",
+            query=("start", "stop"), response="Bytes"),
+    _backup("GET", BACKUP + "/object", backups.read_backup_object, "Read one of its objects",
+            description="Extension. At most 8 MiB; fewer bytes than asked for at the end.",
+            query=("key", "start", "stop"), response="Bytes"),
 )  # fmt: skip
 
 V1 = Route(
@@ -241,6 +265,8 @@ class Matcher:
                 route, names = found
                 return route, dict(zip(names, map(unquote, values), strict=True))
             allowed.update(node.methods)
+            if "GET" in node.methods:
+                allowed.add("HEAD")
         if not allowed:
             return Response(404, content_type=None)
         return Response(405, headers=(("allow", ",".join(sorted(allowed))),), content_type=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -25,8 +26,11 @@ _HEAD_TOO_LARGE = (
 _SWITCH_INTERVAL_S = 0.0005
 
 
-class _BoundedHead(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself would buffer a request's head without end."""
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a bound for heads, which it would buffer without end.
+
+    It also tells the application of each request that it is going to start.
+    """
 
     _in_head = True
     _head_bytes = 0
@@ -43,6 +47,7 @@ class _BoundedHead(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
         super().on_headers_complete()
+        self.app.together.announce()
 
     def on_message_complete(self) -> None:
         self._in_head = True
@@ -105,7 +110,7 @@ class Server:
         self._app, self._sock = app, sock
         config = uvicorn.Config(
             app,
-            http=_BoundedHead,
+            http=_Protocol,
             log_level=log_level,
             log_config=None,
             access_log=False,
@@ -122,6 +127,8 @@ class Server:
     def run(self) -> None:
         """Serve until `stop`; returns when all requests have been answered."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        gc.collect()
+        gc.freeze()  # What was imported stays: collections need not look at it.
         try:
             self._uvicorn.run(sockets=[self._sock])
         finally:

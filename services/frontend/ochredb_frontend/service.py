@@ -7,15 +7,16 @@ server calls it in a pool (`app.py`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ochredb import configuration
 from ochredb.cancel import Cancel
 from ochredb.catalog.namespace import DatabaseInfo, Namespace
 from ochredb.clock import Clock, SystemClock
-from ochredb.errors import Conflict, Forbidden
-from ochredb.peers import GetRequest, Log, Query, QueryRequest
+from ochredb.errors import Conflict, Forbidden, Unimplemented
+from ochredb.peers import GetRequest, Log, Query, QueryRequest, QuickRead
 from ochredb.types import (
     CollectionInfo,
     Field,
@@ -30,14 +31,29 @@ from ochredb_frontend.messages import Request, Response, error_response
 from ochredb_frontend.routes import ROUTES, Matcher
 from ochredb_frontend.wire import Answer, Deletion, Read, Write
 
+if TYPE_CHECKING:
+    from ochredb.backup.source import Backups
+
 _FACTS_MAX = 10_000
 _CONDITIONAL_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class QuickAnswer:
+    """A parsed read that is ready to run, and its encoding."""
+
+    read: Read
+    quick: QuickRead
+
+    def run(self, cancel: Cancel) -> bytes:
+        return self.read.encode(self.quick.run(cancel))
 
 
 class Frontend:
     """Stateless but for a bounded cache of immutable facts; safe to call from any thread.
 
-    ready: whether the roles behind answer; the health check asks it.
+    ready: whether the roles behind answer; the health check asks it. open_backups: gives what
+    backups ask.
     """
 
     def __init__(
@@ -49,10 +65,12 @@ class Frontend:
         *,
         clock: Clock | None = None,
         ready: Callable[[], bool] = lambda: True,
+        open_backups: Callable[[], Backups] | None = None,
     ) -> None:
         self.config = config or FrontendConfig()
         self.clock = clock or SystemClock()
         self.ready = ready
+        self._open_backups = open_backups
         self._namespace, self._log, self._query = namespace, log, query
         self._matcher = Matcher(ROUTES)
         self._facts_lock = threading.Lock()
@@ -83,6 +101,13 @@ class Frontend:
         self._namespace.reset()
         with self._facts_lock:
             self._schemas.clear()
+
+    @property
+    def backups(self) -> Backups:
+        """Raises Unimplemented for a store that is not in a directory."""
+        if self._open_backups is None:
+            raise Unimplemented("a database in memory cannot be backed up")
+        return self._open_backups()
 
     # -- tenants and databases
 
@@ -200,8 +225,8 @@ class Frontend:
             answer = self._query.query(read.collection_id, read.request, cancel=cancel)
         return read.encode(answer)
 
-    def quick(self, read: Read) -> Callable[[Cancel], bytes] | None:
-        """A closure that answers within about a millisecond without blocking, or None."""
+    def quick(self, read: Read) -> QuickAnswer | None:
+        """A read that answers within about a millisecond without blocking, or None."""
         if isinstance(read.request, QueryRequest) and len(read.request.embeddings) == 0:
             return None
         if read.where is not None:
@@ -210,7 +235,12 @@ class Frontend:
                 return None
             configuration.check_filterable(schema, read.where)
         found = self._query.quick(read.collection_id, read.request)
-        return None if found is None else lambda cancel: read.encode(found(cancel))
+        return None if found is None else QuickAnswer(read, found)
+
+    def run_together(self, reads: Sequence[QuickAnswer], cancel: Cancel) -> list[bytes]:
+        """The encoded answers of quick reads of one group."""
+        answers = self._query.run_together([read.quick for read in reads], cancel=cancel)
+        return [read.read.encode(answer) for read, answer in zip(reads, answers, strict=True)]
 
     def delete(self, deletion: Deletion, cancel: Cancel) -> int:
         """Delete by ids or filter. Returns the number of ids given, or the number that matched."""

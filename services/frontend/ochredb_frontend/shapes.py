@@ -97,6 +97,20 @@ def u32(body: Mapping[str, Any], field: str) -> int | None:
     return value
 
 
+def share(body: Mapping[str, Any], field: str) -> float | None:
+    """A number of 0 or more and below 1, or None if it is absent or null."""
+    value = body.get(field)
+    if value is None:
+        return None
+    if type(value) is not float and type(value) is not int:
+        raise wrong_type(field, value, "a number")
+    if not 0 <= value < 1:
+        raise wrong_shape(
+            f"{field}: invalid value: {describe(value)}, expected at least 0 and below 1"
+        )
+    return float(value)
+
+
 def strings(field: str, value: object) -> list[str]:
     """A list of strings. Cost: one pass in C."""
     if not isinstance(value, list):

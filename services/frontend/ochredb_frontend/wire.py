@@ -15,6 +15,7 @@ import orjson
 from ochredb import metadata, where_parse
 from ochredb.checksum import xxh3
 from ochredb.errors import InvalidArgument, TooLarge
+from ochredb.explain import PlanStep
 from ochredb.peers import GetRequest, QueryRequest
 from ochredb.types import Field, Op, Operations, QueryAnswer, Records
 from ochredb.where import Where
@@ -168,7 +169,10 @@ def parse_get(request: Request, config: FrontendConfig) -> Read:  # noqa: ARG001
     limit = shapes.u32(body, "limit")
     offset = shapes.u32(body, "offset") or 0
     where = _filter(body)
-    get = GetRequest(ids=ids, where=where, limit=limit, offset=offset, fields=fields)
+    explain = shapes.boolean(body, "explain", False)
+    get = GetRequest(
+        ids=ids, where=where, limit=limit, offset=offset, fields=fields, explain=explain
+    )
 
     def encode_answer(answer: Answer) -> bytes:
         assert isinstance(answer, Records)
@@ -192,7 +196,14 @@ def parse_query(request: Request, config: FrontendConfig) -> Read:
             f" {results} results, more than the maximum of {config.results_max}"
         )
     query = QueryRequest(
-        embeddings=embeddings, n_results=n_results, ids=ids, where=where, fields=fields
+        embeddings=embeddings,
+        n_results=n_results,
+        ids=ids,
+        where=where,
+        fields=fields,
+        exact=shapes.boolean(body, "exact", False),
+        explain=shapes.boolean(body, "explain", False),
+        target_recall=shapes.share(body, "target_recall"),
     )
 
     def encode_answer(answer: Answer) -> bytes:
@@ -248,33 +259,36 @@ def _filter(body: Mapping[str, Any]) -> Where | None:
 
 
 def encode_get(records: Records, include: list[str]) -> bytes:
-    return encode(
-        {
-            "ids": records.ids,
-            "embeddings": records.embeddings,
-            "documents": records.documents,
-            "uris": records.uris,
-            "metadatas": _fragments(records.metadatas),
-            "include": include,
-        }
-    )
+    answer = {
+        "ids": records.ids,
+        "embeddings": records.embeddings,
+        "documents": records.documents,
+        "uris": records.uris,
+        "metadatas": _fragments(records.metadatas),
+        "include": include,
+    }
+    return encode(answer if records.plan is None else _with_plan(answer, records.plan))
 
 
 def encode_query(answer: QueryAnswer, include: list[str]) -> bytes:
     rows = answer.records
-    return encode(
-        {
-            "ids": [row.ids for row in rows],
-            "embeddings": [row.embeddings for row in rows] if "embeddings" in include else None,
-            "documents": [row.documents for row in rows] if "documents" in include else None,
-            "uris": [row.uris for row in rows] if "uris" in include else None,
-            "metadatas": (
-                [_fragments(row.metadatas) for row in rows] if "metadatas" in include else None
-            ),
-            "distances": answer.distances if "distances" in include else None,
-            "include": include,
-        }
-    )
+    columns = {
+        "ids": [row.ids for row in rows],
+        "embeddings": [row.embeddings for row in rows] if "embeddings" in include else None,
+        "documents": [row.documents for row in rows] if "documents" in include else None,
+        "uris": [row.uris for row in rows] if "uris" in include else None,
+        "metadatas": (
+            [_fragments(row.metadatas) for row in rows] if "metadatas" in include else None
+        ),
+        "distances": answer.distances if "distances" in include else None,
+        "include": include,
+    }
+    return encode(columns if answer.plan is None else _with_plan(columns, answer.plan))
+
+
+def _with_plan(answer: dict[str, Any], plan: PlanStep) -> dict[str, Any]:
+    """The extension's key: only who asked for it sees it."""
+    return {**answer, "plan": plan.to_json()}
 
 
 def _fragments(metadatas: list[bytes | None] | None) -> list[orjson.Fragment | None] | None:

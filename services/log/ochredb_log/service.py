@@ -26,6 +26,7 @@ from ochredb.checksum import signed, xxh3
 from ochredb.errors import Exhausted, Internal, NotFound, OchreError, OutcomeUnknown, Unavailable
 from ochredb.fragment import check, encode
 from ochredb.ids import IdSource
+from ochredb.recent import own_copy
 from ochredb.storage.base import ObjectStore
 from ochredb.types import Appended, Operations
 from ochredb_log.config import LogConfig
@@ -39,6 +40,7 @@ class _Waiting:
     """A request in the queue. `outcome` is set before `done`."""
 
     request: AppendRequest
+    operations: Operations
     payload: pa.Buffer
     done: threading.Event = field(default_factory=threading.Event)
     leads: bool = False
@@ -84,8 +86,9 @@ class LogService:
         request = self._request(
             collection_id, operations, payload, idempotency_key, request_hash, expect_last_offset
         )
+        kept = own_copy(operations)
         appended = self._with_room(
-            collection_id, cancel, lambda: self._append_resolved(request, payload)
+            collection_id, cancel, lambda: self._append_resolved(request, kept, payload)
         )
         if not appended.repeated:
             self._on_append(collection_id, appended.last_offset)
@@ -188,21 +191,26 @@ class LogService:
 
     # -- group commit
 
-    def _append_resolved(self, request: AppendRequest, payload: pa.Buffer) -> Appended:
+    def _append_resolved(
+        self, request: AppendRequest, operations: Operations, payload: pa.Buffer
+    ) -> Appended:
         """Append; if the commit's result is lost, ask once more with the same request id.
 
         The repeat waits for the row lock before it looks, so what it finds is the truth.
         """
         try:
-            return self._append(request, payload)
+            return self._append(request, operations, payload)
         except OutcomeUnknown as unknown:
+            again = replace(request, may_be_repeat=True)
             try:
-                return self._append(request, payload)
+                return self._append(again, operations, payload)
             except (Exhausted, Unavailable):
                 raise unknown from None  # The repeat was not looked at: nobody knows yet.
 
-    def _append(self, request: AppendRequest, payload: pa.Buffer) -> Appended:
-        waiting = _Waiting(request, payload)
+    def _append(
+        self, request: AppendRequest, operations: Operations, payload: pa.Buffer
+    ) -> Appended:
+        waiting = _Waiting(request, operations, payload)
         with self._lock:
             if len(self._queue) >= self._config.queue_requests_max:
                 raise Exhausted(f"{len(self._queue)} writes are waiting already")
@@ -229,6 +237,7 @@ class LogService:
         outcomes: Sequence[Appended | BaseException]
         try:
             outcomes = self._flush(batch)
+            self._remember(batch, outcomes)
         except BaseException as error:
             outcomes = [_copy_of(error) for _ in batch]
             if not isinstance(error, Exception):
@@ -239,6 +248,19 @@ class LogService:
             self._hand_over()
             for waiting in batch:
                 waiting.done.set()
+
+    def _remember(
+        self, batch: Sequence[_Waiting], outcomes: Sequence[Appended | BaseException]
+    ) -> None:
+        """Spare the readers of these writes the way through the log."""
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Appended) and not outcome.repeated:
+                self._table.recent.put(
+                    waiting.request.collection,
+                    outcome.first_offset,
+                    waiting.operations,
+                    waiting.payload.size,
+                )
 
     def _hand_over(self) -> None:
         """Let the first request in the queue lead the next flush."""

@@ -11,6 +11,9 @@ import contextlib
 import ctypes
 import os
 
+# Queries use arrays of a megabyte for a moment: fresh pages for each cost more than the work on it.
+# What is freed beyond these is given back at once, the rest by the housekeeping's malloc_trim.
+_KEPT_BYTES, _MAPPED_BYTES_MIN = 16 << 20, 4 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
@@ -25,5 +28,5 @@ def tune_allocator() -> None:
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 2)
-        mallopt(_M_TRIM_THRESHOLD, 128 << 10)
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES_MIN)

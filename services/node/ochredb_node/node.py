@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ochredb.cancel import Cancel
 from ochredb.catalog.database import SqliteDatabase
@@ -22,11 +24,13 @@ from ochredb.catalog.logs import BacklogLimits, LogTable
 from ochredb.catalog.migrate import open_directory, open_memory
 from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.objects import ObjectTable
+from ochredb.catalog.pins import PinTable
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from ochredb.ids import IdSource
 from ochredb.parts.open_parts import OpenParts
+from ochredb.plan import cost
 from ochredb.storage.base import LocalStore
 from ochredb.storage.directory import DirectoryStore
 from ochredb.storage.memory import MemoryStore
@@ -42,11 +46,15 @@ from ochredb_log.service import LogService
 from ochredb_query.config import QueryConfig
 from ochredb_query.service import QueryService
 
+if TYPE_CHECKING:
+    from ochredb.backup.source import Backups
+
 log = logging.getLogger("ochredb.node")
 
 _STORE_ID_KEY = "store_id"
 _IDEMPOTENCY_RETENTION_S = 24 * 3600.0
 _FREE_PAGES_PER_SECOND = 2_000
+_MEASURE_AFTER_S = 5.0  # After the start; by then first answers have been given.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,7 @@ class Node:
         self._store_id = ""
         self._started = self._closed = False
         self._housekept_s = 0.0
+        self._measure_due_s = math.inf
 
     # -- components
 
@@ -156,6 +165,16 @@ class Node:
         )
 
     @cached_property
+    def backups(self) -> Backups:
+        """What backups of this store ask; imported by the first of them."""
+        from ochredb.backup.source import Backups
+
+        assert self.config.path is not None
+        return Backups(
+            self.config.path, self.database, self.store, self._store_id, self.clock, self.ids
+        )
+
+    @cached_property
     def frontend(self) -> Frontend:
         return Frontend(
             self.namespace,
@@ -164,6 +183,7 @@ class Node:
             self.config.frontend,
             clock=self.clock,
             ready=lambda: self._started and not self._closed,
+            open_backups=None if self.config.path is None else lambda: self.backups,
         )
 
     # -- life
@@ -189,6 +209,7 @@ class Node:
             raise
         self._started = True
         if background:
+            self._measure_due_s = self.clock.monotonic_s() + _MEASURE_AFTER_S
             self.compactor.start()
 
     def _check_store_id(self) -> None:
@@ -227,12 +248,18 @@ class Node:
             self.database.close()
 
     def _housekeep(self) -> None:
-        """About once a second, from the merging thread."""
+        """About once a second, from the folding thread."""
         self.query.trim()
-        self.database.checkpoint()
+        self.logs.recent.age()
+        if self.database.checkpoint():
+            self.database.release_free_pages(_FREE_PAGES_PER_SECOND)
         now = self.clock.monotonic_s()
+        if now >= self._measure_due_s:
+            self._measure_due_s = math.inf
+            cost.measure(self.clock)
         if now - self._housekept_s > 10.0:
             self._housekept_s = now
+            PinTable(self.database, self.clock).release_expired()
             self.logs.expire_idempotency(_IDEMPOTENCY_RETENTION_S)
             self.database.release_free_pages(_FREE_PAGES_PER_SECOND)
             if isinstance(self.store, DirectoryStore):

@@ -43,6 +43,9 @@ class Settings:
     slow_request_s: float = _setting(1.0, "seconds from which on a request is logged as slow")
     read_threads: int | None = _setting(None, "threads for reads (default: one per CPU)")
     write_threads: int | None = _setting(None, "threads for writes (default: 8, or one per CPU)")
+    target_recall: float = _setting(
+        0.95, "share of the true nearest that a graph shall find; 0: what ef_search gives"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -54,6 +57,10 @@ class Settings:
         for name in ("deadline_s", "slow_request_s"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.target_recall < 1:
+            raise SettingsError(
+                f"target_recall must be at least 0 and below 1, not {self.target_recall}"
+            )
         for name in ("read_threads", "write_threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -7,10 +7,15 @@ and may wait), and documents are never searched (their cost depends on what is i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from ochredb.cancel import Cancel
 from ochredb.peers import GetRequest, QueryRequest
-from ochredb.plan.operators import Filter, Nearest, Selection
+from ochredb.plan.nearest import Nearest
+from ochredb.plan.operators import Filter, Selection
 from ochredb.segment import View
+from ochredb.types import Field
 from ochredb.where import (
     And,
     Compare,
@@ -26,7 +31,56 @@ from ochredb.where import (
 QUERIES_MAX = 4
 RESULTS_MAX = 200
 IDS_MAX = 200
+_SEARCHED = ("record_batch", "vectors")  # What a search uses, but for the graph.
+_PLANS_MAX = 64
 _NODE_US, _NODE_ROW_US = 15.0, 0.0004  # One predicate over a segment; measured, rounded up.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """An unfiltered search of one view that is quick; equal only to itself.
+
+    Requests that find the same one differ in their query vectors alone: they may run as one batch.
+    search_us: estimated, for each query vector.
+    """
+
+    view: View
+    nearest: Nearest
+    fields: Field
+    selections: list[Selection]
+    search_us: float
+
+
+class Searches:
+    """The quick searches of one view, by what they ask for; planned once. Thread-safe."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self._known: dict[object, Search] = {}
+
+    def find(
+        self, request: QueryRequest, nearest: Callable[[QueryRequest], Nearest], limit_us: float
+    ) -> Search | None:
+        """The search for a request without filter and ids, or None if it is not quick."""
+        queries, dimension = request.embeddings.shape
+        if queries > QUERIES_MAX or request.n_results > RESULTS_MAX:
+            return None
+        asked = (
+            request.n_results, request.exact, request.target_recall, request.fields, dimension,
+        )  # fmt: skip
+        search = self._known.get(asked)
+        if search is None:
+            view = self.view
+            if not all(item.segment.has_open(_SEARCHED) for item in view.segments):
+                return None
+            step, selections = nearest(request), Filter().run(view, Cancel())
+            if not _graphs_are_loaded(step, selections):
+                return None
+            search_us = sum(step.estimate_us(selection) for selection in selections)
+            search = Search(view, step, request.fields, selections, search_us)
+            if len(self._known) < _PLANS_MAX:
+                self._known[asked] = search
+        return search if search.search_us * queries <= limit_us else None
 
 
 def get_selections(view: View, request: GetRequest, limit_us: float) -> list[Selection] | None:
@@ -38,17 +92,16 @@ def get_selections(view: View, request: GetRequest, limit_us: float) -> list[Sel
 
 
 def query_selections(
-    view: View, request: QueryRequest, step: Nearest, limit_us: float
+    view: View, request: QueryRequest, nearest: Nearest, limit_us: float
 ) -> list[Selection] | None:
     """The rows of a query that is quick, filter and search together, or None."""
     queries = len(request.embeddings)
     if queries > QUERIES_MAX or request.n_results > RESULTS_MAX:
         return None
-    opened = ("record_batch", "vectors")
-    selections = _selections(view, request.ids, request.where, opened, limit_us)
-    if selections is None:
+    selections = _selections(view, request.ids, request.where, _SEARCHED, limit_us)
+    if selections is None or not _graphs_are_loaded(nearest, selections):
         return None
-    search_us = sum(step.estimate_us(selection) for selection in selections)
+    search_us = sum(nearest.estimate_us(selection) for selection in selections)
     return selections if search_us * queries <= limit_us else None
 
 
@@ -76,6 +129,13 @@ def _selections(
     if not all(item.segment.has_open(opened) for item in view.segments):
         return None
     return Filter(where, None if ids is None else tuple(dict.fromkeys(ids))).run(view, Cancel())
+
+
+def _graphs_are_loaded(nearest: Nearest, selections: list[Selection]) -> bool:
+    return all(
+        selection.view.segment.graph_is_loaded or not nearest.uses_graph(selection)
+        for selection in selections
+    )
 
 
 def _metadata_nodes(where: Where) -> int | None:

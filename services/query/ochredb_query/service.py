@@ -6,10 +6,13 @@ import contextlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
+
+import numpy as np
 
 from ochredb.cancel import Cancel
 from ochredb.catalog.logs import LogTable, dimension_error
@@ -18,11 +21,13 @@ from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
 from ochredb.configuration import index_settings
 from ochredb.errors import Corrupt, InvalidArgument, NotFound, TooLarge, Unavailable
+from ochredb.explain import Trace, Value
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
-from ochredb.peers import GetRequest, QueryRequest
+from ochredb.peers import GetRequest, QueryRequest, QuickRead
 from ochredb.plan import cost
-from ochredb.plan.operators import Filter, Nearest, Page, Project, Selection
+from ochredb.plan.nearest import Nearest
+from ochredb.plan.operators import Filter, Hits, Page, Project, Selection, step
 from ochredb.replay import Gone
 from ochredb.segment import View
 from ochredb.storage.base import LocalStore
@@ -34,7 +39,10 @@ from ochredb_query.loaded import LoadedCollection
 
 _T = TypeVar("_T")
 _ATTEMPTS_MAX = 20
+_ALWAYS_LOOKED_AT = 64  # Of the collections used last, `trim` looks at so many each time ...
+_TURNS = 8  # ... and at this share of the others.
 _ANSWER_BYTES_MAX = 256 << 20
+_PROJECTED_ROWS = 2_000  # Between two looks at the size of an answer.
 
 
 class QueryService:
@@ -55,16 +63,30 @@ class QueryService:
         self._clock, self._config = clock, config
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, LoadedCollection] = OrderedDict()
+        self._turn = 0
 
     # -- peers.Query
 
     def get(self, collection_id: str, request: GetRequest, *, cancel: Cancel) -> Records:
-        return self._read(collection_id, cancel, lambda view, _: _get(view, request, cancel))
+        if not request.explain:
+            return self._read(collection_id, cancel, lambda view, _: _get(view, request, cancel))
+        trace = Trace("Get")
+        records = self._read(
+            collection_id, cancel, lambda view, _: _get(view, request, cancel, trace), trace
+        )
+        records.plan = trace.root
+        return records
 
     def query(self, collection_id: str, request: QueryRequest, *, cancel: Cancel) -> QueryAnswer:
-        return self._read(
-            collection_id, cancel, lambda view, loaded: _query(view, loaded, request, cancel)
+        trace = Trace("Query") if request.explain else None
+        answer = self._read(
+            collection_id,
+            cancel,
+            lambda view, loaded: self._query(view, loaded, request, cancel, trace),
+            trace,
         )
+        answer.plan = None if trace is None else trace.root
+        return answer
 
     def count(self, collection_id: str, *, cancel: Cancel) -> int:
         view, _ = self._view(collection_id, cancel)
@@ -87,11 +109,17 @@ class QueryService:
 
     def quick(
         self, collection_id: str, request: GetRequest | QueryRequest | None
-    ) -> Callable[[Cancel], Records | QueryAnswer | int] | None:
+    ) -> QuickRead | None:
         loaded = self._loaded.get(collection_id)
-        if loaded is None:
+        if loaded is None or (request is not None and request.explain):
             return None
         snapshot = self._logs.snapshot(collection_id)
+        if not loaded.is_current(snapshot):
+            # After a few writes of this process: catching up costs less than a pool's hand-over.
+            if not loaded.refresh_is_quick(snapshot):
+                return None
+            with contextlib.suppress(Gone):
+                loaded.refresh(snapshot)
         view = loaded.view
         if view is None or not loaded.is_current(snapshot):
             return None
@@ -100,31 +128,86 @@ class QueryService:
                 self._loaded.move_to_end(collection_id)
                 loaded.touched = True
         if request is None:
-            return lambda _cancel: view.count
+            return QuickRead(lambda _cancel: view.count)
         limit_us = self._config.quick_us
         if isinstance(request, GetRequest):
             selections = quick.get_selections(view, request, limit_us)
             if selections is None:
                 return None
-            return partial(_page, view, request, selections)
-        if not loaded.graphs_are_loaded:
-            return None
-        step = _nearest(loaded, request)
-        selections = quick.query_selections(view, request, step, limit_us)
+            return QuickRead(partial(_page, view, request, selections))
+        if request.where is None and request.ids is None and request.n_results:
+            searches = loaded.searches
+            if searches is None or searches.view is not view:
+                loaded.searches = searches = quick.Searches(view)
+            search = searches.find(request, partial(self._nearest, loaded), limit_us)
+            if search is None:
+                return None
+            run = partial(_search, view, search.nearest, request, search.selections)
+            return QuickRead(run, search, request.embeddings)
+        nearest = self._nearest(loaded, request)
+        selections = quick.query_selections(view, request, nearest, limit_us)
         if selections is None:
             return None
-        return partial(_search, view, step, request, selections)
+        return QuickRead(partial(_search, view, nearest, request, selections))
+
+    def run_together(self, reads: Sequence[QuickRead], *, cancel: Cancel) -> list[QueryAnswer]:
+        search = reads[0].group
+        assert isinstance(search, quick.Search)
+        queries = [read.embeddings for read in reads if read.embeddings is not None]
+        request = QueryRequest(
+            embeddings=np.concatenate(queries),
+            n_results=search.nearest.count,
+            fields=search.fields,
+        )
+        answer = _search(search.view, search.nearest, request, search.selections, cancel)
+        answers, start = [], 0
+        for rows in queries:
+            stop = start + len(rows)
+            answers.append(QueryAnswer(answer.records[start:stop], answer.distances[start:stop]))
+            start = stop
+        return answers
+
+    def _nearest(self, loaded: LoadedCollection, request: QueryRequest) -> Nearest:
+        settings, target = loaded.settings, request.target_recall
+        return Nearest(
+            settings.space,
+            request.n_results,
+            math.ceil(settings.ef_search * cost.EF_MARGIN),
+            self._config.target_recall if target is None else target,
+            request.exact,
+        )
+
+    def _query(
+        self,
+        view: View,
+        loaded: LoadedCollection,
+        request: QueryRequest,
+        cancel: Cancel,
+        trace: Trace | None,
+    ) -> QueryAnswer:
+        selections = []
+        if request.n_results:
+            selections = _filter(request.ids, request.where).run(view, cancel, trace)
+        nearest = self._nearest(loaded, request)
+        return _search(view, nearest, request, selections, cancel, trace)
 
     # -- views
 
     def _read(
-        self, collection_id: str, cancel: Cancel, answer: Callable[[View, LoadedCollection], _T]
+        self,
+        collection_id: str,
+        cancel: Cancel,
+        answer: Callable[[View, LoadedCollection], _T],
+        trace: Trace | None = None,
     ) -> _T:
         """Answer from a view; if an object of it is gone, from the next version's."""
         missing: NotFound | None = None
         version = -1
         for _ in range(_ATTEMPTS_MAX):
-            view, loaded = self._view(collection_id, cancel)
+            with step(trace, "Snapshot") as plan:
+                view, loaded = self._view(collection_id, cancel)
+                if plan is not None:
+                    plan.details |= _explained(collection_id, view)
             if missing is not None and view.version == version:
                 # A new snapshot still names what is missing: damage, not staleness (I12).
                 raise Corrupt(f"collection {collection_id}: {missing}") from missing
@@ -181,6 +264,7 @@ class QueryService:
                 self._loaded[collection_id] = loaded
             else:
                 loaded.settings, loaded.revision = settings, info.revision
+                loaded.searches = None  # Planned with the old settings.
         return loaded
 
     def drop(self, collection_id: str) -> None:
@@ -192,25 +276,38 @@ class QueryService:
         """Forget collections, least recently used first, until the memory budget is kept.
 
         The last one used stays even if it alone is above the budget: it would be loaded again at
-        once. Also forgets dropped ones, and moves views of replaced versions on: they hold the
-        tail that became a part. Called now and then by the node; cost: one look at each.
+        once. Beyond their own budget, lets go of mapped pages, but not of what was read last.
+        Also forgets dropped ones, and moves views of replaced versions on: they hold the tail that
+        became a part. Called about once a second by the node; cost: a look at each, and a snapshot
+        of those in use and of an eighth of the others.
         """
         with self._lock:
             items = list(self._loaded.items())
-        total, keep = 0, True
-        for collection_id, loaded in reversed(items):
+        total, mapped, keep = 0, 0, True
+        self._turn = (self._turn + 1) % _TURNS
+        for position, (collection_id, loaded) in enumerate(reversed(items)):
+            idle, loaded.touched = not loaded.touched, False
+            memory_bytes = loaded.memory_bytes
+            keep = keep and (total == 0 or total + memory_bytes <= self._config.memory_bytes)
+            total += memory_bytes
+            if not keep:
+                self.drop(collection_id)
+                continue
+            loaded.is_resident = loaded.is_resident or not idle
+            if loaded.is_resident:
+                mapped += loaded.mapped_bytes
+                unwanted = idle or position >= _ALWAYS_LOOKED_AT
+                if unwanted and mapped > self._config.mapped_bytes:
+                    loaded.is_resident = False
+                    loaded.forget_pages()
+            if idle and position >= _ALWAYS_LOOKED_AT and position % _TURNS != self._turn:
+                continue
             try:
                 snapshot = self._logs.snapshot(collection_id)
             except NotFound:
                 self.drop(collection_id)
                 continue
-            keep = keep and (total == 0 or total + loaded.memory_bytes <= self._config.memory_bytes)
-            total += loaded.memory_bytes
-            if not keep:
-                self.drop(collection_id)
-                continue
             # Only if nobody reads: readers refresh by themselves, and must not wait for us.
-            idle, loaded.touched = not loaded.touched, False
             if idle and loaded.view is not None and loaded.view.version < snapshot.version:
                 with contextlib.suppress(Gone):  # Replaced again meanwhile: next time.
                     loaded.refresh(snapshot)
@@ -235,38 +332,58 @@ def _filter(ids: list[str] | None, where: Where | None) -> Filter:
     return Filter(where, None if ids is None else tuple(dict.fromkeys(ids)))
 
 
-def _get(view: View, request: GetRequest, cancel: Cancel) -> Records:
+def _explained(collection_id: str, view: View) -> dict[str, Value]:
+    """What a plan says of the state that a read saw."""
+    parts = [item for item in view.segments if item.part_id is not None]
+    return {
+        "collection": collection_id,
+        "version": view.version,
+        "offset": view.last_offset,
+        "parts": len(parts),
+        "records": view.count,
+        "tail_records": view.count - sum(item.live_count for item in parts),
+    }
+
+
+def _get(view: View, request: GetRequest, cancel: Cancel, trace: Trace | None = None) -> Records:
     if request.limit == 0:
-        return _page(view, request, [], cancel)
-    selections = _filter(request.ids, request.where).run(view, cancel)
-    return _page(view, request, selections, cancel)
+        return _page(view, request, [], cancel, trace)
+    selections = _filter(request.ids, request.where).run(view, cancel, trace)
+    return _page(view, request, selections, cancel, trace)
 
 
-def _page(view: View, request: GetRequest, selections: list[Selection], cancel: Cancel) -> Records:
-    hits = Page(request.limit, request.offset).run(view, selections)
+def _page(
+    view: View,
+    request: GetRequest,
+    selections: list[Selection],
+    cancel: Cancel,
+    trace: Trace | None = None,
+) -> Records:
+    with step(trace, "Page") as plan:
+        hits = Page(request.limit, request.offset).run(view, selections)
+        if plan is not None:
+            plan.details["rows_in"] = sum(item.count for item in selections)
+            plan.details["rows_out"] = len(hits.rows)
     cancel.check()
-    return Project(request.fields).run(view, hits)
+    with step(trace, "Project") as plan:
+        records = Project(request.fields).run(view, hits)
+        if plan is not None:
+            plan.details |= _projected(request.fields, len(hits.rows))
+    return records
 
 
-def _nearest(loaded: LoadedCollection, request: QueryRequest) -> Nearest:
-    settings = loaded.settings
-    ef = math.ceil(settings.ef_search * cost.EF_MARGIN)
-    return Nearest(settings.space, request.n_results, ef, request.exact)
-
-
-def _query(
-    view: View, loaded: LoadedCollection, request: QueryRequest, cancel: Cancel
-) -> QueryAnswer:
-    selections = _filter(request.ids, request.where).run(view, cancel) if request.n_results else []
-    return _search(view, _nearest(loaded, request), request, selections, cancel)
+def _projected(fields: Field, rows: int) -> dict[str, Value]:
+    names = [str(one.name).lower() for one in Field if one in fields]
+    return {"rows": rows, "columns": " ".join(["id", *names])}
 
 
 def _search(
     view: View,
-    step: Nearest,
+    nearest: Nearest,
     request: QueryRequest,
     selections: list[Selection],
     cancel: Cancel,
+    trace: Trace | None = None,
 ) -> QueryAnswer:
     dimension = request.embeddings.shape[1]
     if view.dimension is not None and len(request.embeddings) and dimension != view.dimension:
@@ -274,23 +391,40 @@ def _search(
     if request.ids and request.n_results and view.count and not _any_lives(view, request.ids):
         # Official clients' tests want an error here; of several ids, the ones that live answer.
         raise InvalidArgument("Error finding id: none of the given ids exists in the collection")
-    project = Project(request.fields)
     answer = QueryAnswer(records=[], distances=[])
+    if not len(request.embeddings):
+        return answer
+    hits = nearest.run(request.embeddings, view, selections, cancel, trace)
+    with step(trace, "Project") as plan:
+        _project(view, request, hits, answer, cancel)
+        if plan is not None:
+            plan.details |= _projected(request.fields, len(hits.rows))
+    return answer
+
+
+def _project(
+    view: View, request: QueryRequest, hits: Hits, answer: QueryAnswer, cancel: Cancel
+) -> None:
+    """Add the records of all hits to `answer`, some query vectors at a time."""
+    project = Project(request.fields)
+    assert hits.distances is not None
+    queries = len(hits.splits) - 1
+    together = max(1, _PROJECTED_ROWS // max(1, request.n_results))
     size_bytes = 0
-    for query in request.embeddings:
+    for first in range(0, queries, together):
         cancel.check()
-        hits = step.run(query, view, selections, cancel)
-        assert hits.distances is not None
-        answer.records.append(project.run(view, hits))
-        answer.distances.append(hits.distances)
+        some = hits.answers(first, min(queries, first + together))
+        records = project.run(view, some)
+        size_bytes += records.size_bytes
         # One large document may answer every query vector: a small request, a huge answer.
-        size_bytes += answer.records[-1].size_bytes
         if size_bytes > _ANSWER_BYTES_MAX:
             raise TooLarge(
                 f"query_embeddings: the answer is larger than the maximum of {_ANSWER_BYTES_MAX} "
                 "bytes; ask for fewer results, fewer vectors or less in `include`"
             )
-    return answer
+        answer.records += records.split(some.splits)
+    for start, stop in pairwise(hits.splits):
+        answer.distances.append(hits.distances[start:stop])
 
 
 def _any_lives(view: View, ids: list[str]) -> bool:

@@ -42,6 +42,7 @@ from ochredb.embedding_functions.base import (
     stored_name,
 )
 from ochredb.embedding_functions.lexical import DEFAULT_EMBEDDING_FUNCTION
+from ochredb.explain import PlanStep
 
 
 class Collection:
@@ -215,11 +216,15 @@ class Collection:
         offset: int | None = None,
         where_document: WhereDocument | None = None,
         include: Include = IncludeMetadataDocuments,
+        *,
+        explain: bool = False,
     ) -> GetResult:
         """The records that match everything given, in order of first insertion.
 
         where: by metadata, such as {"kind": "class"} or {"$and": [{"lines": {"$gt": 10}}, ...]}.
         where_document: by text, {"$contains": ...}, {"$regex": ...} and their opposites.
+        explain: return the executed plan too, under "plan". An extension: Chroma's server ignores
+            it.
         """
         with validate.blaming("get"):
             id_list = validate.as_list(ids)
@@ -228,7 +233,7 @@ class Collection:
             validate.check_filter(where, where_document)
             validate.check_include(include, distances=False)
             self._check_loadable(include)
-        body = {
+        body: dict[str, Any] = {
             "ids": id_list,
             "where": where,
             "where_document": where_document,
@@ -236,9 +241,11 @@ class Collection:
             "offset": offset,
             "include": validate.sent_include(include),
         }
+        if explain:
+            body["explain"] = True
         answer = self._client.call("POST", *self._path, "get", body=body)
         vectors, uris = answer.get("embeddings"), answer.get("uris")
-        return GetResult(
+        result = GetResult(
             ids=answer["ids"],
             embeddings=None if vectors is None else np.array(vectors),
             documents=answer.get("documents"),
@@ -247,6 +254,9 @@ class Collection:
             metadatas=answer.get("metadatas"),
             included=include,
         )
+        if explain and "plan" in answer:
+            result["plan"] = PlanStep.from_json(answer["plan"])
+        return result
 
     def peek(self, limit: int = 10) -> GetResult:
         """The first records, with everything but URIs."""
@@ -263,11 +273,21 @@ class Collection:
         where: Where | None = None,
         where_document: WhereDocument | None = None,
         include: Include = IncludeMetadataDocumentsDistances,
+        *,
+        exact: bool = False,
+        explain: bool = False,
+        target_recall: float | None = None,
     ) -> QueryResult:
         """The `n_results` nearest of the records that match, for each query.
 
         Queries are embeddings, or exactly one of texts, images and uris, which are embedded by the
         collection's function. Distances ascend: l2 is squared, cosine and ip are 1 - similarity.
+
+        Extensions, which Chroma's server ignores:
+        exact: compare with every record that matches, never with an approximate index.
+        target_recall: share of the true nearest that an approximate index shall find, in [0, 1);
+            0 for what the collection's `ef_search` gives, None for the server's setting.
+        explain: return the executed plan too, under "plan".
         """
         with validate.blaming("query"):
             columns = validate.query_columns(
@@ -276,11 +296,12 @@ class Collection:
             validate.check_filter(where, where_document)
             validate.check_include(include, distances=True)
             validate.check_n_results(n_results)
+            validate.check_target_recall(target_recall)
             self._check_loadable(include)
             vectors = columns.embeddings or self._embed(
                 columns, ("documents", "images", "uris"), is_query=True
             )
-        body = {
+        body: dict[str, Any] = {
             "ids": validate.as_list(ids),
             "query_embeddings": [np.ascontiguousarray(row, dtype=np.float32) for row in vectors],
             "n_results": n_results,
@@ -288,9 +309,16 @@ class Collection:
             "where_document": where_document,
             "include": validate.sent_include(include),
         }
+        # Sent only if they say something: other servers get the request that they know.
+        if exact:
+            body["exact"] = True
+        if target_recall is not None:
+            body["target_recall"] = float(target_recall)
+        if explain:
+            body["explain"] = True
         answer = self._client.call("POST", *self._path, "query", body=body)
         batches, uris = answer.get("embeddings"), answer.get("uris")
-        return QueryResult(
+        result = QueryResult(
             ids=answer["ids"],
             embeddings=None if batches is None else [np.array(batch) for batch in batches],
             documents=answer.get("documents"),
@@ -300,6 +328,9 @@ class Collection:
             distances=answer.get("distances"),
             included=include,
         )
+        if explain and "plan" in answer:
+            result["plan"] = PlanStep.from_json(answer["plan"])
+        return result
 
     def modify(
         self,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, NotRequired, Protocol, TypeAlias, TypedDict, TypeVar
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ochredb.explain import PlanStep
 
 T = TypeVar("T")
 OneOrMany: TypeAlias = T | list[T]
@@ -64,6 +66,7 @@ class GetResult(TypedDict):
     """Records, column by column; a column that was not included is None.
 
     embeddings: float64[n, d] (the values are float32, at their shortest decimal).
+    plan: what was executed, if that was asked for (and the server is one that tells); print it.
     """
 
     ids: IDs
@@ -73,10 +76,14 @@ class GetResult(TypedDict):
     data: Loadable | None
     metadatas: list[Metadata | None] | None
     included: Include
+    plan: NotRequired[PlanStep]
 
 
 class QueryResult(TypedDict):
-    """For each query, in order: its nearest records, nearest first, column by column."""
+    """For each query, in order: its nearest records, nearest first, column by column.
+
+    plan: what was executed, if that was asked for (and the server is one that tells); print it.
+    """
 
     ids: list[IDs]
     embeddings: list[NDArray[np.float64]] | None
@@ -86,6 +93,7 @@ class QueryResult(TypedDict):
     metadatas: list[list[Metadata | None]] | None
     distances: list[list[float]] | None
     included: Include
+    plan: NotRequired[PlanStep]
 
 
 class DeleteResult(TypedDict):

@@ -270,6 +270,16 @@ def check_n_results(n_results: Any) -> None:
         raise TypeError(f"n_results must be positive, not {n_results}")
 
 
+def check_target_recall(target_recall: Any) -> None:
+    """None, or a number of 0 or more and below 1."""
+    if target_recall is None:
+        return
+    if not _is_number(target_recall) or not 0 <= target_recall < 1:
+        raise ValueError(
+            f"target_recall must be a number of at least 0 and below 1, not {_show(target_recall)}"
+        )
+
+
 def check_limit(limit: Any) -> None:
     """None, or an int of zero or more."""
     if limit is None:

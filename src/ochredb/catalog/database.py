@@ -22,16 +22,15 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.engine import Dialect
-
 from ochredb.catalog.statement import Statement
 from ochredb.errors import OchreError, OutcomeUnknown, Unavailable
 
 Row = tuple[Any, ...]
-_DIALECT = sqlite.dialect(paramstyle="named")
+_DIALECT = "sqlite"
 _BUSY_TIMEOUT_S = 30.0
 _VACUUM_PAGES = 100  # Freed in one transaction.
+_READER_CACHE_KIB = 512
+_WAL_IDLE_BYTES_MAX = 1 << 20
 _FORK_WAIT_S = 2.0
 _ABANDONED: list[Any] = []  # Connections of a parent process: never closed, never collected.
 _DATABASES: weakref.WeakSet[SqliteDatabase] = weakref.WeakSet()
@@ -107,7 +106,7 @@ class SqliteDatabase:
     share one.
     """
 
-    dialect: Dialect = _DIALECT
+    dialect: str = _DIALECT
 
     def __init__(self, path: str | None, *, write_lock_path: str | None = None) -> None:
         self._path = path
@@ -123,7 +122,8 @@ class SqliteDatabase:
         self._idle: list[SqliteSession] = []
         self._reading = 0
         self._checkpointer: SqliteSession | None = None
-        self._checkpoint_lock = threading.Lock()
+        self._checkpoint_lock = threading.Lock()  # Guards the checkpointer and the next one.
+        self._wal_pages = 0  # In the write-ahead log, when it was last looked at.
         self._lock = threading.RLock()
         self._writer: SqliteSession | None = None
         self._write_lock_fd = -1
@@ -191,6 +191,8 @@ class SqliteDatabase:
             connection.execute(f"PRAGMA {pragma}")
         if query_only:
             connection.execute("PRAGMA query_only=ON")
+            # There may be many; what they read is small, and in the system's page cache anyway.
+            connection.execute(f"PRAGMA cache_size=-{_READER_CACHE_KIB}")
         with self._pool:
             self._connections.append(connection)
         return SqliteSession(connection)
@@ -288,13 +290,14 @@ class SqliteDatabase:
         finally:
             fcntl.flock(self._write_lock_fd, fcntl.LOCK_UN)
 
-    def checkpoint(self, *, restart_above_bytes: int = 64 << 20) -> None:
+    def checkpoint(self, *, restart_above_bytes: int = 64 << 20) -> bool:
         """Copy the write-ahead log into the database; never blocks writers below the bound.
 
-        Above it, waits for readers so that the log starts again from its beginning.
+        Above it, waits for readers so that the log starts again from its beginning. If nothing was
+        written since the last call, cuts the log's file to nothing. Returns whether that is so.
         """
         if self._path is None:
-            return
+            return False
         self._check()
         try:
             with self._checkpoint_lock:
@@ -302,12 +305,29 @@ class SqliteDatabase:
                     self._checkpointer = self._connect(query_only=False)
                 connection = self._checkpointer.connection
                 row = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                quiet = bool(row[1] == row[2] == self._wal_pages)
+                self._wal_pages = row[1]
                 page_size = connection.execute("PRAGMA page_size").fetchone()[0]
                 if row[1] * page_size > restart_above_bytes:
                     connection.execute("PRAGMA wal_checkpoint(RESTART)")
+                elif quiet and self._wal_bytes() > _WAL_IDLE_BYTES_MAX:
+                    # It holds writers up while it waits for readers: so it does not wait.
+                    connection.execute("PRAGMA busy_timeout=0")
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    connection.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
+                    self._wal_pages = 0
+                return quiet
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise _translated(error) from error
+            return False
+
+    def _wal_bytes(self) -> int:
+        """Size of the log's file: it stays as large as the log once was, up to a limit."""
+        try:
+            return os.stat(f"{self._path}-wal").st_size
+        except FileNotFoundError:
+            return 0
 
     def release_free_pages(self, pages_max: int) -> None:
         """Give up to `pages_max` free pages back to the file system (auto_vacuum=INCREMENTAL).

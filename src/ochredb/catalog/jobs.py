@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, insert, select, update
-
+from ochredb.catalog.core import bindparam, insert, select, update
 from ochredb.catalog.database import Database, Session
 from ochredb.catalog.schema import jobs
 from ochredb.catalog.statement import Statement

@@ -11,10 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, delete, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
-
 from ochredb.catalog import objects as object_table
+from ochredb.catalog.core import BindParameter, bindparam, delete, insert, select, update, upsert
 from ochredb.catalog.database import Database, Session
 from ochredb.catalog.schema import (
     collection_keys,
@@ -27,6 +25,7 @@ from ochredb.catalog.schema import (
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
 from ochredb.errors import Conflict, Exhausted, InvalidArgument, NotFound, OchreError, Unprocessable
+from ochredb.recent import RecentOperations
 from ochredb.types import Appended, Snapshot
 
 _collection: BindParameter[Any] = bindparam("collection")
@@ -103,15 +102,25 @@ _RANGE = Statement(
     .order_by(fragments.c.start)
     .limit(bindparam("limit"))
 )
-_DUE = Statement(
-    select(
-        logs.c.collection,
-        logs.c.next_offset - 1 - logs.c.indexed_offset,
-        logs.c.tail_bytes,
-        logs.c.time_us,
-        logs.c.unsettled_rows,
-    ).where((logs.c.next_offset > logs.c.indexed_offset + 1) | (logs.c.unsettled_rows > 0))
+_pending = select(
+    logs.c.collection,
+    logs.c.next_offset - 1 - logs.c.indexed_offset,
+    logs.c.tail_bytes,
+    logs.c.time_us,
+    logs.c.unsettled_rows,
 )
+_PENDING = Statement(
+    _pending.where((logs.c.next_offset > logs.c.indexed_offset + 1) | (logs.c.unsettled_rows > 0))
+)
+_TAILS = Statement(
+    _pending.where(
+        logs.c.next_offset > logs.c.indexed_offset + 1,
+        (logs.c.next_offset - 1 - logs.c.indexed_offset >= bindparam("rows_min"))
+        | (logs.c.tail_bytes >= bindparam("bytes_min"))
+        | (logs.c.time_us <= bindparam("quiet_since_us")),
+    )
+)
+_UNSETTLED = Statement(_pending.where(logs.c.unsettled_rows > 0))
 _ANY = Statement(select(collections.c.id).limit(1))
 _QUARANTINE = Statement(upsert(quarantine).on_conflict_do_nothing())
 
@@ -150,6 +159,7 @@ class AppendRequest:
     object_bytes: int  # Size of the whole object, shared by the requests of a flush.
     byte_count: int
     checksum: int
+    may_be_repeat: bool = False  # An earlier attempt under this id may have been applied.
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +187,7 @@ class LogTable:
     def __init__(self, database: Database, clock: Clock, limits: BacklogLimits) -> None:
         self._db, self._clock, self._limits = database, clock, limits
         self._known_keys: set[tuple[str, str, str]] = set()
+        self.recent = RecentOperations()
 
     def snapshot(self, collection: str) -> Snapshot:
         """One single-row statement (about 5 microseconds on SQLite). Raises NotFound."""
@@ -323,6 +334,8 @@ class LogTable:
             return _first_answer(
                 session, request.collection, request.request_id, request.request_hash
             )
+        if not request.may_be_repeat:
+            return None
         row = session.one(_BY_REQUEST, collection=request.collection, request=request.request_id)
         return None if row is None else Appended(row[0], row[1], repeated=True)
 
@@ -371,7 +384,23 @@ class LogTable:
     def pending(self) -> list[PendingWork]:
         """Every collection that compaction or merging could do something for."""
         with self._db.read() as session:
-            return [PendingWork(*row) for row in session.all(_DUE)]
+            return [PendingWork(*row) for row in session.all(_PENDING)]
+
+    def tails(self, rows_min: int, bytes_min: int, quiet_since_us: int) -> list[PendingWork]:
+        """Collections with a tail of some size, or without writes for some time.
+
+        Cost: a pass over the rows of all collections, 0.2 ms per thousand.
+        """
+        with self._db.read() as session:
+            rows = session.all(
+                _TAILS, rows_min=rows_min, bytes_min=bytes_min, quiet_since_us=quiet_since_us
+            )
+        return [PendingWork(*row) for row in rows]
+
+    def unsettled(self) -> list[PendingWork]:
+        """Collections whose parts wait for a merge. Cost: as `tails`."""
+        with self._db.read() as session:
+            return [PendingWork(*row) for row in session.all(_UNSETTLED)]
 
     def has_collections(self) -> bool:
         with self._db.read() as session:

@@ -10,11 +10,10 @@ import os
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import select
-
+from ochredb.catalog.core import select
 from ochredb.catalog.database import Session, SqliteDatabase
-from ochredb.catalog.schema import FORMAT_VERSION, metadata, store
-from ochredb.catalog.statement import Statement
+from ochredb.catalog.schema import FORMAT_VERSION, store
+from ochredb.catalog.statement import Statement, sqlalchemy_dialect
 from ochredb.clock import Clock
 from ochredb.errors import InvalidArgument, Unavailable
 from ochredb.ids import IdSource
@@ -27,6 +26,8 @@ _INSERT_STORE = Statement(store.insert())
 
 def open_memory(clock: Clock, ids: IdSource) -> tuple[SqliteDatabase, str]:
     """A catalog in memory and its new store id."""
+    from ochredb.catalog.schema import metadata
+
     database = SqliteDatabase(None)
     with database.write() as session:
         connection = session.connection  # type: ignore[attr-defined]
@@ -142,6 +143,7 @@ def _create_table(connection: sqlite3.Connection, table: object) -> None:
     from sqlalchemy.schema import CreateIndex, CreateTable
 
     assert isinstance(table, Table)
-    connection.execute(str(CreateTable(table).compile(dialect=SqliteDatabase.dialect)))
+    dialect = sqlalchemy_dialect(SqliteDatabase.dialect)
+    connection.execute(str(CreateTable(table).compile(dialect=dialect)))
     for index in table.indexes:
-        connection.execute(str(CreateIndex(index).compile(dialect=SqliteDatabase.dialect)))
+        connection.execute(str(CreateIndex(index).compile(dialect=dialect)))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import BindParameter, bindparam, delete, func, insert, select, update
 
 from ochredb.catalog import objects as object_table
+from ochredb.catalog.core import BindParameter, bindparam, delete, func, insert, select, update
 from ochredb.catalog.database import Database, Row, Session
 from ochredb.catalog.schema import (
     collection_keys,

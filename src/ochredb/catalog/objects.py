@@ -12,9 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, delete, exists, func, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
-
+from ochredb.catalog.core import (
+    BindParameter,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+    upsert,
+)
 from ochredb.catalog.database import Database, Session
 from ochredb.catalog.schema import objects, parts, references, version_parts, versions
 from ochredb.catalog.statement import Statement
@@ -67,7 +75,10 @@ _MARK = Statement(
     update(objects).where(objects.c.key == bindparam("object_key")).values(state="deleting")
 )
 _DELETING = Statement(
-    select(objects.c.key).where(objects.c.state == "deleting").limit(bindparam("limit"))
+    select(objects.c.key)
+    # The time narrows it to few rows by its index: this is asked every few seconds.
+    .where(objects.c.unreferenced_us.is_not(None), objects.c.state == "deleting")
+    .limit(bindparam("limit"))
 )
 _FORGET = Statement(delete(objects).where(objects.c.key == _key))
 _COUNT = Statement(select(func.count()).select_from(objects))

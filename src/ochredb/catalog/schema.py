@@ -7,25 +7,43 @@ JSON is text; checksums are xxh3-64 as signed integers.
 
 from __future__ import annotations
 
-from sqlalchemy import (
+from typing import TYPE_CHECKING
+
+from ochredb.catalog.core import (
     BigInteger,
     Column,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    Recorded,
     Table,
     Text,
     UniqueConstraint,
+    real,
 )
 
-FORMAT_VERSION = 1  # Of the whole store; a higher one in a store means: written by a newer OchreDB.
+FORMAT_VERSION = 2  # Of the whole store; a higher one in a store means: written by a newer OchreDB.
 
-metadata = MetaData()
+_metadata = MetaData()
+
+if TYPE_CHECKING:
+    metadata = _metadata
+else:
+
+    def __getattr__(name: str) -> MetaData:
+        """`metadata`, for migrations: the real object with all tables."""
+        if name != "metadata":
+            raise AttributeError(name)
+        for table in list(globals().values()):
+            if isinstance(table, Recorded):
+                real(table)
+        return real(_metadata)
+
 
 store = Table(
     "store",
-    metadata,
+    _metadata,
     Column("store_id", Text, primary_key=True),
     Column("format_version", Integer, nullable=False),
     Column("created_us", BigInteger, nullable=False),
@@ -33,14 +51,14 @@ store = Table(
 
 tenants = Table(
     "tenants",
-    metadata,
+    _metadata,
     Column("name", Text, primary_key=True),
     Column("resource_name", Text),
 )
 
 databases = Table(
     "databases",
-    metadata,
+    _metadata,
     Column("id", Text, primary_key=True),
     Column("tenant", Text, nullable=False),
     Column("name", Text, nullable=False),
@@ -49,7 +67,7 @@ databases = Table(
 
 collections = Table(
     "collections",
-    metadata,
+    _metadata,
     Column("id", Text, primary_key=True),
     Column("database_id", Text, nullable=False),
     Column("name", Text, nullable=False),
@@ -63,7 +81,7 @@ collections = Table(
 # Metadata keys and value types that records of a collection have ever had.
 collection_keys = Table(
     "collection_keys",
-    metadata,
+    _metadata,
     Column("collection", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("type", Text, primary_key=True),
@@ -71,7 +89,7 @@ collection_keys = Table(
 
 logs = Table(
     "logs",
-    metadata,
+    _metadata,
     Column("collection", Text, primary_key=True),
     Column("state", Text, nullable=False),  # live
     Column("dimension", Integer),
@@ -88,7 +106,7 @@ logs = Table(
 # A fragment is one request: inline payload, or a byte range of a flush object.
 fragments = Table(
     "fragments",
-    metadata,
+    _metadata,
     Column("collection", Text, primary_key=True),
     Column("start", BigInteger, primary_key=True),
     Column("stop", BigInteger, nullable=False),  # Last offset, included.
@@ -104,7 +122,7 @@ fragments = Table(
 
 versions = Table(
     "versions",
-    metadata,
+    _metadata,
     Column("collection", Text, primary_key=True),
     Column("version", BigInteger, primary_key=True),
     Column("indexed_offset", BigInteger, nullable=False),
@@ -113,7 +131,7 @@ versions = Table(
 
 version_parts = Table(
     "version_parts",
-    metadata,
+    _metadata,
     Column("collection", Text, primary_key=True),
     Column("version", BigInteger, primary_key=True),
     Column("position", Integer, primary_key=True),
@@ -126,7 +144,7 @@ version_parts = Table(
 
 parts = Table(
     "parts",
-    metadata,
+    _metadata,
     Column("id", Text, primary_key=True),
     Column("collection", Text, nullable=False),
     Column("manifest", Text, nullable=False),  # docs/formats/part.md
@@ -134,7 +152,7 @@ parts = Table(
 
 objects = Table(
     "objects",
-    metadata,
+    _metadata,
     Column("key", Text, primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("state", Text, nullable=False),  # live | deleting | swept; the latter two are final.
@@ -142,20 +160,30 @@ objects = Table(
     Index("objects_by_unreferenced", "unreferenced_us"),
 )
 
-# Who keeps which object alive: a version of a collection, or a fragment of its log.
+# Who keeps which object alive: a version of a collection, a fragment of its log, or a pin.
 references = Table(
     "object_references",
-    metadata,
+    _metadata,
     Column("key", Text, primary_key=True),
-    Column("kind", Text, primary_key=True),  # version | fragment
-    Column("collection", Text, primary_key=True),
-    Column("number", BigInteger, primary_key=True),  # The version, or the fragment's start.
+    Column("kind", Text, primary_key=True),  # version | fragment | pin
+    Column("collection", Text, primary_key=True),  # Of a pin: the pin's id.
+    Column("number", BigInteger, primary_key=True),  # The version, the fragment's start; pin: 0.
     Index("references_by_holder", "collection", "kind", "number"),
+)
+
+# Whoever reads for longer than a request may take, such as a backup, holds a pin and renews it.
+pins = Table(
+    "pins",
+    _metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("until_us", BigInteger, nullable=False),
 )
 
 jobs = Table(
     "jobs",
-    metadata,
+    _metadata,
     Column("collection", Text, primary_key=True),
     Column("kind", Text, primary_key=True),  # compact | merge | collect
     Column("owner", Text, nullable=False),
@@ -167,7 +195,7 @@ jobs = Table(
 
 quarantine = Table(
     "quarantine",
-    metadata,
+    _metadata,
     Column("collection", Text, primary_key=True),
     Column("offset", BigInteger, primary_key=True),
     Column("reason", Text, nullable=False),
@@ -176,7 +204,7 @@ quarantine = Table(
 
 idempotency = Table(
     "idempotency",
-    metadata,
+    _metadata,
     Column("collection", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("request_hash", LargeBinary, nullable=False),

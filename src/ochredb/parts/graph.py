@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ochredb.configuration import IndexSettings
+from ochredb.priority import at_lowest_priority
 from ochredb.types import Float32s, Int64s
+from ochredb.vectors.threads import in_shares
 
 _SUB_BATCH_ROWS = 2_000
 _SEED = 100
@@ -34,7 +36,6 @@ class HnswGraph:
         self, index: hnswlib.Index, rows: NDArray[np.int32] | None, size_bytes: int
     ) -> None:
         self._index, self._rows, self.size_bytes = index, rows, size_bytes
-        self._ef = 0
         self.labels = int(index.get_current_count())
 
     @classmethod
@@ -46,23 +47,31 @@ class HnswGraph:
         index.load_index(path)
         return cls(index, rows, os.path.getsize(path))
 
-    def search(self, query: Float32s, count: int, ef: int) -> Int64s | None:
-        """At most `count` rows near `query` (float32[d]); None if the graph cannot give them.
+    def search(self, queries: Float32s, ef: int) -> Int64s | None:
+        """The `ef` (or all) rows found near each of `queries` (float32[q, d]), nearest first.
 
-        Dead rows (-1) are left out. Cost: grows with ef, about 0.1 ms at ef 100 for 20k x 128.
+        Returns: int64[q, min(ef, labels)]; -1 stands for a dead record. None if the graph cannot
+            give so many.
+        Cost: grows with ef, about 0.1 ms per query at ef 100 for 20k x 128; several queries are
+            shared between threads.
         """
-        if self._ef != ef:
-            self._index.set_ef(ef)  # A concurrent search may see either value: both are right.
-            self._ef = ef
+        # The candidate list is as long as what is asked for, so searches with different `ef` may
+        # run at once; `set_ef` would be common to all.
+        count = min(ef, self.labels)
+
+        def search(share: Float32s) -> NDArray[np.uint64]:
+            labels: NDArray[np.uint64]
+            labels, _ = self._index.knn_query(share, k=count, num_threads=1)
+            return labels
+
         try:
-            labels, _ = self._index.knn_query(query, k=min(count, self.labels), num_threads=1)
+            shares = in_shares(search, queries)
         except RuntimeError:
             return None  # Fewer than `count` nodes are reachable: the caller scans.
-        found: Int64s = labels[0].astype(np.int64)
+        labels = shares[0] if len(shares) == 1 else np.concatenate(shares)
         if self._rows is not None:
-            found = self._rows[found].astype(np.int64)
-            found = found[found >= 0]
-        return found
+            return self._rows[labels].astype(np.int64)
+        return labels.astype(np.int64)
 
 
 def build(
@@ -73,7 +82,19 @@ def build(
     step: Callable[[], None],
     grow: tuple[str, int] | None = None,
 ) -> memoryview:
-    """The file of a graph over `vectors` (float32[n, d], n >= 1).
+    """The file of a graph over `vectors` (float32[n, d], n >= 1): `inserted`, then `saved`."""
+    return saved(inserted(vectors, settings, threads=threads, step=step, grow=grow))
+
+
+def inserted(
+    vectors: Float32s,
+    settings: IndexSettings,
+    *,
+    threads: int,
+    step: Callable[[], None],
+    grow: tuple[str, int] | None = None,
+) -> hnswlib.Index:
+    """An index over `vectors` (float32[n, d], n >= 1), in memory.
 
     grow: path of a graph file and its number of labels; `vectors` are inserted behind them.
     step: called between sub-batches; it may raise to give up.
@@ -92,15 +113,19 @@ def build(
     else:
         path, first = grow
         index.load_index(path, max_elements=first + count)
-    for start in range(0, count, _SUB_BATCH_ROWS):
-        stop = min(start + _SUB_BATCH_ROWS, count)
-        labels = np.arange(first + start, first + stop, dtype=np.int64)
-        index.add_items(vectors[start:stop], labels, num_threads=threads)
-        step()
-    return _saved(index)
+
+    def insert() -> None:
+        for start in range(0, count, _SUB_BATCH_ROWS):
+            stop = min(start + _SUB_BATCH_ROWS, count)
+            labels = np.arange(first + start, first + stop, dtype=np.int64)
+            index.add_items(vectors[start:stop], labels, num_threads=threads)
+            step()
+
+    at_lowest_priority(insert)
+    return index
 
 
-def _saved(index: hnswlib.Index) -> memoryview:
+def saved(index: hnswlib.Index) -> memoryview:
     """The index's file as a view of an unlinked temporary file."""
     handle, path = tempfile.mkstemp(prefix="ochredb-graph-")
     try:

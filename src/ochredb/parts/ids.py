@@ -32,7 +32,7 @@ FORMAT = 1
 _HASH = "xxh3-64"
 _STEP_ROWS = 4_096
 # Up to this many look-ups, bisection in Python is quicker than a call of searchsorted.
-_BISECT_MAX = 8
+_BISECT_MAX = 3
 
 
 class IdIndex:
@@ -87,22 +87,32 @@ class IdIndex:
             raise Corrupt("an index of strings names a row that does not exist")
 
     def lookup(self, ids: Sequence[str] | Sequence[bytes], column: BytesColumn) -> Int64s:
-        """int64[m]: the row of each id in `column`, or -1. Cost: about 0.6 µs per id."""
-        keys = [_encoded(value) for value in ids]
+        """int64[m]: the row of each id in `column`, or -1.
+
+        Cost: about 10 µs for 10 ids, 50 µs for 250.
+        """
+        keys = _encoded(ids)
         digests = list(map(self._hash_of, keys))
         if len(keys) <= _BISECT_MAX or not len(self):
             places = [bisect_left(self._hash_keys, digest) for digest in digests]
             found = map(self._verified, keys, digests, places, [column] * len(keys))
             return np.fromiter(found, dtype=np.int64, count=len(keys))
         wanted = np.array(digests, dtype=np.uint64)
-        first = np.searchsorted(self._hashes, wanted)
+        first = self._hashes.searchsorted(wanted)
         np.minimum(first, len(self) - 1, out=first)
-        rows = np.where(self._hashes[first] == wanted, self._rows[first].astype(np.int64), -1)
-        hits = np.flatnonzero(rows >= 0)
-        stored = column.take(rows[hits])
-        for hit, value in zip(hits.tolist(), stored, strict=True):
-            if value != keys[hit]:  # Another id with this hash stands before it, or instead of it.
-                rows[hit] = self._verified(keys[hit], digests[hit], int(first[hit]), column)
+        rows = self._rows[first].astype(np.int64)
+        proposed = self._hashes[first] == wanted
+        hits = None if proposed.all() else np.flatnonzero(proposed)
+        if hits is None:
+            right = column.equal_rows(keys, rows)
+        else:
+            rows[~proposed] = -1
+            right = column.equal_rows([keys[hit] for hit in hits.tolist()], rows[hits])
+        if not right.all():
+            wrong = np.flatnonzero(~right) if hits is None else hits[~right]
+            for item in wrong.tolist():
+                # Another id with this hash stands before it, or instead of it.
+                rows[item] = self._verified(keys[item], digests[item], int(first[item]), column)
         return rows
 
     def _verified(self, key: bytes, digest: int, place: int, column: BytesColumn) -> int:
@@ -143,6 +153,11 @@ class IdIndex:
         return index
 
 
-def _encoded(value: str | bytes) -> bytes:
-    # Unpaired surrogates are encoded too: they equal nothing that is stored.
-    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+def _encoded(values: Sequence[str] | Sequence[bytes]) -> list[bytes]:
+    if not len(values) or isinstance(values[0], bytes):
+        return list(values)  # type: ignore[arg-type]  # All are, if the first one is.
+    try:
+        return list(map(str.encode, values))  # type: ignore[arg-type]
+    except UnicodeEncodeError:
+        # Unpaired surrogates are encoded too: they equal nothing that is stored.
+        return [str(value).encode("utf-8", "surrogatepass") for value in values]

@@ -44,6 +44,9 @@ class Manifest:
     """What the catalog knows about a part.
 
     rows: n, dead ones included. graph_labels: size of the graph's label space, 0 without a graph.
+    graph_recall: (ef, recall at 10), both ascending, as measured on this graph or on the one that
+        it grew from, which had graph_recall_labels labels; empty if neither was.
+    graph_recall_queries: measured with so many queries of each kind.
     """
 
     id: str
@@ -54,6 +57,9 @@ class Manifest:
     seq_max: int
     objects: tuple[ObjectInfo, ...]
     sections: dict[str, SectionPlace]
+    graph_recall: tuple[tuple[int, float], ...] = ()
+    graph_recall_labels: int = 0
+    graph_recall_queries: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -75,6 +81,10 @@ class Manifest:
             "objects": [[o.key, o.size, f"{o.checksum:016x}", o.has_table] for o in self.objects],
             "sections": {k: [p.object, p.start, p.stop] for k, p in self.sections.items()},
         }
+        if self.graph_recall:
+            document["graph_recall"] = self.graph_recall
+            document["graph_recall_labels"] = self.graph_recall_labels
+            document["graph_recall_queries"] = self.graph_recall_queries
         return orjson.dumps(document).decode()
 
     @classmethod
@@ -95,6 +105,11 @@ class Manifest:
                     ObjectInfo(k, s, int(c, 16), t) for k, s, c, t in document["objects"]
                 ),
                 sections={k: SectionPlace(*p) for k, p in document["sections"].items()},
+                graph_recall=tuple(
+                    (int(ef), float(recall)) for ef, recall in document.get("graph_recall", ())
+                ),
+                graph_recall_labels=document.get("graph_recall_labels", 0),
+                graph_recall_queries=document.get("graph_recall_queries", 0),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupt(f"not a part manifest: {error}") from error

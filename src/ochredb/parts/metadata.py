@@ -1,7 +1,7 @@
 """The metadata index: for each key and type a typed column, answering a predicate with a mask.
 
 A key's values may have several types in different rows; each type has its own column. Scalars that
-a quarter of the rows or more have are dense, others sparse; strings are dictionary-coded; the
+an eighth of the rows or more have are dense, others sparse; strings are dictionary-coded; the
 elements of lists are sorted, so that `$contains` is a binary search. Predicates here are the
 positive forms: what is absent never matches; the filter evaluator complements for `$ne`, `$nin` and
 `$not_contains`.

@@ -23,7 +23,7 @@ _STEP_ROWS = 2_000
 _STEP_BYTES = 1 << 17
 _PENDING_MAX = 500
 # A scalar present in at least one row in this many is kept dense.
-_DENSE_ONE_IN = 4
+_DENSE_ONE_IN = 8
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
 RowNumbers = NDArray[np.int32]

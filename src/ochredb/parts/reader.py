@@ -1,8 +1,8 @@
 """Reading a part: sections of memory-mapped objects, verified before their first use.
 
-A `Part` is immutable and shared by all threads; everything is opened on first use. A section's
-blocks are checked once per process against the object's table of checksums, whose own checksum is
-in the catalog; a mismatch raises Corrupt naming the object, and nothing of it is served.
+A `Part` is immutable and shared by all threads; everything is opened on first use. Blocks are
+checked once per process (`verified.py`): of the records those that are read, of other sections all
+at once; a mismatch raises Corrupt naming the object, and nothing of the block is served.
 """
 
 from __future__ import annotations
@@ -17,61 +17,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ochredb.checksum import BLOCK_BYTES, block_checksums, xxh3
+from ochredb.checksum import BLOCK_BYTES
 from ochredb.configuration import IndexSettings
 from ochredb.errors import Corrupt
 from ochredb.lazy import lazy
 from ochredb.parts.columns import BytesColumn
 from ochredb.parts.graph import HnswGraph
 from ochredb.parts.ids import IdIndex
-from ochredb.parts.manifest import Manifest, ObjectInfo
+from ochredb.parts.manifest import Manifest
 from ochredb.parts.metadata import MetadataIndex
 from ochredb.parts.text import TextIndex
+from ochredb.parts.verified import StoredColumn, VerifiedObject
 from ochredb.segment import Rows
 from ochredb.storage.base import LocalStore
 from ochredb.types import Float32s, Int64s
 
 _RECORDS = ("seq", "id", "document", "uri", "metadata")
-
-
-class VerifiedObject:
-    """One mapped object; `verify` checks the blocks that a byte range touches, each once."""
-
-    def __init__(self, store: LocalStore, info: ObjectInfo) -> None:
-        self.key, self._store = info.key, store
-        self.view = store.map(info.key)
-        if self.view.nbytes != info.size:
-            raise Corrupt(f"{info.key} has {self.view.nbytes} bytes instead of {info.size}")
-        if not info.has_table:
-            self.data_bytes, self._block_bytes = info.size, max(1, info.size)
-            self._expected = np.array([info.checksum], np.uint64)
-        else:
-            # size = data + 8 bytes for each started block of data.
-            blocks = -(-info.size // (BLOCK_BYTES + 8))
-            self.data_bytes, self._block_bytes = info.size - 8 * blocks, BLOCK_BYTES
-            table = self.view[self.data_bytes :]
-            if xxh3(table) != info.checksum:
-                raise Corrupt(f"the checksum table of {info.key} is damaged")
-            self._expected = np.frombuffer(table, np.uint64)
-        self._verified = np.zeros(len(self._expected), np.bool_)
-
-    def verify(self, start: int, stop: int) -> memoryview:
-        """Bytes [start, stop), checked. Cost on first use: 0.1 ms per MB, in page cache."""
-        if not 0 <= start <= stop <= self.data_bytes:
-            raise Corrupt(f"{self.key}: a section lies outside of the object")
-        size = self._block_bytes
-        first, last = start // size, -(-stop // size)
-        if not self._verified[first:last].all():
-            data = self.view[first * size : min(last * size, self.data_bytes)]
-            wrong = np.flatnonzero(block_checksums(data, size) != self._expected[first:last])
-            if len(wrong):
-                raise Corrupt(f"block {first + int(wrong[0])} of {self.key} fails its checksum")
-            self._verified[first:last] = True
-        return self.view[start:stop]
-
-    def forget_pages(self) -> None:
-        """Let go of resident pages (they stay in the page cache): after a pass over everything."""
-        self._store.forget_pages(self.view)
+_OPENED_WITH = {"record_batch": "_records"}  # Rows are read without all being verified.
+_FRAME_BYTES = 64 << 10  # What Arrow itself reads lies this near to either end of its file.
 
 
 class Part:
@@ -127,10 +90,22 @@ class Part:
 
     @lazy
     def record_batch(self) -> pa.RecordBatch:
-        """Columns seq, id, document, uri, metadata; zero copy."""
-        data = self._required("records")
+        """Columns seq, id, document, uri, metadata; zero copy, all of it verified."""
+        self._required("records")
+        return self._records
+
+    @lazy
+    def _records(self) -> pa.RecordBatch:
+        """The batch of which only the frame is verified: a column's buffers must be, before use."""
+        place = self.manifest.sections.get("records")
+        if place is None:
+            raise Corrupt(f"part {self.id} has no section records")
+        stored = self._object(place.object)
+        stored.verify(place.start, min(place.start + _FRAME_BYTES, place.stop))
+        stored.verify(max(place.stop - _FRAME_BYTES, place.start), place.stop)
         try:
-            batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+            data = pa.py_buffer(stored.view[place.start : place.stop])
+            batch = pa.ipc.open_file(data).get_batch(0)
         except pa.ArrowException as error:
             raise Corrupt(f"the records of part {self.id} are no Arrow file: {error}") from error
         if tuple(batch.schema.names) != _RECORDS or batch.num_rows != len(self):
@@ -139,27 +114,37 @@ class Part:
 
     @lazy
     def seqs(self) -> Int64s:
-        seqs: Int64s = self.record_batch.column("seq").to_numpy(zero_copy_only=True)
+        array = self._records.column("seq")
+        stored = self._object(self.manifest.sections["records"].object)
+        buffer = array.buffers()[1]
+        start = buffer.address - stored.address
+        stored.verify(start, start + buffer.size)
+        seqs: Int64s = array.to_numpy(zero_copy_only=True)
         return seqs
 
-    def _column(self, name: str) -> BytesColumn:
-        return BytesColumn.from_arrow(self.record_batch.column(name))
+    def _column(self, name: str) -> StoredColumn:
+        stored = self._object(self.manifest.sections["records"].object)
+        return StoredColumn(stored, self._records.column(name))
 
     @lazy
     def ids(self) -> BytesColumn:
-        return self._column("id")
+        return self._column("id").whole()
 
     @lazy
-    def documents(self) -> BytesColumn:
+    def _documents(self) -> StoredColumn:
         return self._column("document")
 
     @lazy
-    def uris(self) -> BytesColumn:
+    def _uris(self) -> StoredColumn:
         return self._column("uri")
 
     @lazy
-    def metadatas(self) -> BytesColumn:
+    def _metadatas(self) -> StoredColumn:
         return self._column("metadata")
+
+    @lazy
+    def documents(self) -> BytesColumn:
+        return self._documents.whole()
 
     def _array(self, name: str, dtype: Any, count: int) -> NDArray[Any]:
         data = self._required(name)
@@ -203,6 +188,10 @@ class Part:
         return self.manifest.graph_labels
 
     @property
+    def graph_recall(self) -> tuple[tuple[int, float], ...]:
+        return self.manifest.graph_recall
+
+    @property
     def graph(self) -> HnswGraph | None:
         """The graph, loaded into memory on first use; None if the part has none."""
         if not self.manifest.has_graph:
@@ -239,11 +228,17 @@ class Part:
 
     def has_open(self, names: Sequence[str]) -> bool:
         """Whether these attributes have been used before, so that using them costs no reading."""
-        return all(name in self.__dict__ for name in names)
+        return all(_OPENED_WITH.get(name, name) in self.__dict__ for name in names)
 
     @property
     def graph_is_loaded(self) -> bool:
         return not self.manifest.has_graph or "_loaded_graph" in self.__dict__
+
+    @property
+    def verified_bytes(self) -> int:
+        """How many bytes of its objects were read and checked so far."""
+        with self._lock:
+            return sum(item.verified_bytes for item in self._objects.values())
 
     @property
     def memory_bytes(self) -> int:
@@ -261,14 +256,24 @@ class Part:
         return names  # type: ignore[return-value]
 
     def take_documents(self, rows: Rows) -> list[str | None]:
-        return self.documents.take_text(rows)
+        return self._documents.of(rows).take_text(rows)
 
     def take_uris(self, rows: Rows) -> list[str | None]:
-        return self.uris.take_text(rows)
+        return self._uris.of(rows).take_text(rows)
 
     def take_metadatas(self, rows: Rows) -> list[bytes | None]:
-        return self.metadatas.take(rows)
+        return self._metadatas.of(rows).take(rows)
+
+    def adopt_graph(self, index: Any, rows: NDArray[np.int32] | None) -> None:
+        """Use the hnswlib index and the `graph_rows` that were saved; nobody changes them any more.
+
+        Reading it back would hold the interpreter's lock, 2 ms per thousand labels, for nothing.
+        """
+        with self._lock:
+            place = self.manifest.sections["graph"]
+            graph = HnswGraph(index, rows, place.stop - place.start)
+            self.__dict__["_loaded_graph"] = graph
 
     def warm(self) -> None:
         """Open what a first nearest-neighbour query will need."""
-        _ = self.vectors, self.squared_norms, self.ids, self.metadatas, self.graph
+        _ = self.vectors, self.squared_norms, self.ids, self._metadatas, self.graph

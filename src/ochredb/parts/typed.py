@@ -10,26 +10,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ochredb.metadata import INT64_MAX, INT64_MIN
 from ochredb.parts.columns import BytesColumn
 from ochredb.parts.ids import IdIndex
-from ochredb.types import Bools
+from ochredb.types import Bools, Int64s
 from ochredb.where import Scalar
 
 Kind = Literal["string", "int", "float", "bool"]
 Order = Literal["$eq", "$gt", "$gte", "$lt", "$lte"]
 
 # Up to this many values, one comparison each beats a table.
-_LOOP_MAX = 4
-# By item size: a power of two divided by the golden ratio, and the shift that leaves 16 bits.
-_HASHES = {
-    4: (np.uint32(0x9E3779B1), np.uint32(16)),
-    8: (np.uint64(0x9E3779B97F4A7C15), np.uint64(48)),
+_LOOP_MAX = 8
+# The widest range of integers for which a table has a place for each: 256 KiB, level 2 cache.
+_RANGE_MAX = 1 << 18
+# Bits of a hash table's size, and more of them where there are many values.
+_SLOT_BITS_MIN, _SLOT_BITS_MAX = 12, 16
+# The more collide, the more rounds; this many tables at most.
+_ROUNDS_MAX = 3
+# Items looked up per step: the temporaries stay in the level 2 cache.
+_STEP_ITEMS = 1 << 14
+# Hits of a sparse column are written one by one up to this share, and above it with the others.
+_SCATTER_ONE_IN = 2
+# By item size: odd numbers near a power of two divided by the golden ratio, and its odd powers.
+_MULTIPLIERS: dict[int, list[Any]] = {
+    4: [np.uint32(pow(0x9E3779B1, power, 1 << 32)) for power in range(1, 16, 2)],
+    8: [np.uint64(pow(0x9E3779B97F4A7C15, power, 1 << 64)) for power in range(1, 16, 2)],
 }
+_TRIED_MAX = 256  # More values than this collide anyway: the first multiplier is as good as any.
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +51,10 @@ class Dictionary:
     strings: BytesColumn
     index: IdIndex
 
-    def codes(self, values: Sequence[str]) -> list[int]:
-        """The codes of those of `values` that occur."""
-        return [code for code in self.index.lookup(values, self.strings).tolist() if code >= 0]
+    def codes(self, values: Sequence[str]) -> Int64s:
+        """int64[m]: the codes of those of `values` that occur."""
+        codes = self.index.lookup(values, self.strings)
+        return codes[codes >= 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,33 +85,40 @@ class Values:
         target = self.target(value)
         if op != "$eq" or target is None:
             return None
-        equal: Bools = self.array == self.array.dtype.type(target)
+        equal: Bools = self.array == target
         return equal
 
     def one_of(self, values: Sequence[Scalar]) -> Bools | None:
         """bool[len]: which values equal one of `values`; None if none does."""
         targets = self.targets(values)
-        return _one_of(self.array, targets) if targets else None
+        return _one_of(self.array, targets) if len(targets) else None
 
-    def target(self, value: Scalar) -> int | float | bool | None:
-        """What an equal value is in `array`, or None if it cannot occur there."""
+    def target(self, value: Scalar) -> Any | None:
+        """What an equal value is in `array`, as a numpy scalar; None if it cannot occur there."""
         targets = self.targets([value])
-        return targets[0] if targets else None
+        return targets[0] if len(targets) else None
 
-    def targets(self, values: Sequence[Scalar]) -> list[int] | list[float] | list[bool]:
+    def targets(self, values: Sequence[Scalar]) -> NDArray[Any]:
         """What equals one of `values`, as it is in `array`; what cannot occur there drops out."""
+        dtype = self.array.dtype
+        types = set(map(type, values))
         if self.kind == "bool":
-            return [value for value in values if type(value) is bool]
+            return np.array([value for value in values if type(value) is bool], dtype=dtype)
         if self.kind == "float":
+            if types == {float}:
+                return np.array(values, dtype=dtype)
             exact = [_as_float(value) for value in values]
-            return [item for item in exact if item is not None]
+            return np.array([item for item in exact if item is not None], dtype=dtype)
         if self.kind == "string":
             assert self.dictionary is not None
             whole = self.dictionary.codes([value for value in values if type(value) is str])
         else:
-            whole = [item for item in map(_as_int, values) if item is not None]
-        bounds = np.iinfo(self.array.dtype)
-        return [item for item in whole if bounds.min <= item <= bounds.max]
+            ints = cast("Sequence[int]", values) if types == {int} else _whole(values)
+            if min(ints, default=0) < INT64_MIN or max(ints, default=0) > INT64_MAX:
+                ints = [item for item in ints if INT64_MIN <= item <= INT64_MAX]
+            whole = np.array(ints, dtype=np.int64)
+        bounds = np.iinfo(dtype)
+        return whole[(whole >= bounds.min) & (whole <= bounds.max)].astype(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +140,10 @@ class ScalarColumn:
             return np.zeros(self.row_count, dtype=np.bool_)
         if self.rows is not None:
             mask = np.zeros(self.row_count, dtype=np.bool_)
-            mask[self.rows[hits]] = True
+            if np.count_nonzero(hits) * _SCATTER_ONE_IN < len(hits):
+                mask[self.rows.take(np.flatnonzero(hits))] = True
+            else:
+                mask[self.rows] = hits
             return mask
         return hits if self.present is None else np.logical_and(hits, self.present, out=hits)
 
@@ -140,9 +163,8 @@ class ListColumn:
             return mask
         target = self.values.target(value)
         if target is not None:
-            key = self.values.array.dtype.type(target)
-            first = int(np.searchsorted(self.values.array, key, side="left"))
-            last = int(np.searchsorted(self.values.array, key, side="right"))
+            first = int(np.searchsorted(self.values.array, target, side="left"))
+            last = int(np.searchsorted(self.values.array, target, side="right"))
             mask[self.rows[first:last]] = True
         return mask
 
@@ -150,13 +172,13 @@ class ListColumn:
 KINDS: dict[type, Kind] = {str: "string", bool: "bool", int: "int", float: "float"}
 
 
-def _as_int(value: Scalar) -> int | None:
-    """The int equal to a number, if there is one."""
-    if isinstance(value, bool | str):
-        return None
-    if isinstance(value, int):
-        return value
-    return int(value) if value.is_integer() else None
+def _whole(values: Sequence[Scalar]) -> list[int]:
+    """The ints equal to those of `values` that are whole numbers."""
+    return [
+        int(value)
+        for value in values
+        if type(value) is int or (type(value) is float and value.is_integer())
+    ]
 
 
 def _as_float(value: Scalar) -> float | None:
@@ -228,40 +250,103 @@ def _compare_floats(array: NDArray[np.float64], op: Order, value: int | float) -
     return mask
 
 
-def _one_of(array: NDArray[Any], targets: Sequence[int] | Sequence[float]) -> Bools:
-    """bool[len]: which items equal one of `targets` (all of them values that `array` can hold)."""
-    if len(targets) <= _LOOP_MAX or array.dtype == np.bool_:
-        mask: Bools = array == array.dtype.type(targets[0])
-        for target in targets[1:]:
-            mask |= array == array.dtype.type(target)
-        return mask
-    # Adding 0 turns -0.0 into 0.0.
-    wanted = np.unique(np.array(targets, dtype=array.dtype) + array.dtype.type(0))
+def _one_of(array: NDArray[Any], wanted: NDArray[Any]) -> Bools:
+    """bool[len]: which items equal one of `wanted`, at least one, of the array's type."""
+    if len(wanted) > _LOOP_MAX:
+        # Equal numbers have equal bits: adding 0 turns -0.0 into 0.0.
+        wanted = np.unique(wanted if wanted.dtype == np.bool_ else wanted + wanted.dtype.type(0))
+    if len(wanted) <= _LOOP_MAX:
+        return _loop(array, wanted)
     if array.dtype.itemsize <= 2:
         table = np.zeros(1 << 8 * array.dtype.itemsize, dtype=np.bool_)
         table[_unsigned(wanted)] = True
         return table.take(_unsigned(array), mode="clip")  # In range anyway: "clip" is quicker.
-    # A hash table of bits proposes, a binary search decides: most items stop at the table.
-    table = np.zeros(1 << 16, dtype=np.bool_)
-    table[_hash16(wanted)] = True
-    mask = table.take(_hash16(array), mode="clip")
-    candidates = np.flatnonzero(mask)
-    found = array[candidates]
-    places = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
-    mask[candidates[wanted[places] != found]] = False
+    if array.dtype.kind == "u" and int(wanted[-1]) < _RANGE_MAX:  # Codes: a place for each.
+        table = np.zeros(int(wanted[-1]) + 2, dtype=np.bool_)
+        table[wanted] = True
+        return table.take(array, mode="clip")
+    if array.dtype.kind != "f" and int(wanted[-1]) - int(wanted[0]) < _RANGE_MAX:
+        return _in_range_table(_unsigned(array), _unsigned(wanted))
+    return _in_slots(_unsigned(array), _unsigned(wanted))
+
+
+def _loop(array: NDArray[Any], keys: NDArray[Any]) -> Bools:
+    """bool[len]: which items equal one of `keys` (at least one), by comparing with each."""
+    mask: Bools = array == keys[0]
+    equal = np.empty_like(mask)
+    for key in keys[1:]:
+        np.equal(array, key, out=equal)
+        mask |= equal
     return mask
+
+
+def _in_range_table(words: NDArray[Any], wanted: NDArray[Any]) -> Bools:
+    """bool[len]: which words are among `wanted`, ascending as signed numbers and close together.
+
+    words, wanted: uint32 or uint64. One table entry per number of the range, and one on either
+    side: whatever lies outside of the range is clipped to these.
+    """
+    below = wanted[0] - words.dtype.type(1) if wanted[0] else ~words.dtype.type(0)
+    places = (wanted - below).astype(np.int64)
+    table = np.zeros(int(places[-1]) + 2, dtype=np.bool_)
+    table[places] = True
+    mask = np.empty(len(words), dtype=np.bool_)
+    for start in range(0, len(words), _STEP_ITEMS):
+        # Modular: what lies below the range becomes a huge number.
+        relative = words[start : start + _STEP_ITEMS] - below
+        mask[start : start + _STEP_ITEMS] = table.take(_index(relative), mode="clip")
+    return mask
+
+
+def _in_slots(words: NDArray[Any], wanted: NDArray[Any]) -> Bools:
+    """bool[len]: which words (uint32 or uint64) are among `wanted`, all distinct.
+
+    A hash table holds one wanted word per slot; each word is compared with the one in its slot. The
+    few that found their slot taken get another round. Cost is the same whatever matches.
+    """
+    bits = min(max(_SLOT_BITS_MIN, 6 + len(wanted).bit_length()), _SLOT_BITS_MAX)
+    shift = words.dtype.type(8 * words.dtype.itemsize - bits)
+    # Few values have a place of their own each, for one multiplier or another.
+    for multiplier in _MULTIPLIERS[words.dtype.itemsize]:
+        table, rest = _table_of(wanted, wanted * multiplier >> shift, bits)
+        if not len(rest) or len(wanted) > _TRIED_MAX:
+            break
+    tables = [table]
+    while len(rest) > _LOOP_MAX and len(tables) < _ROUNDS_MAX:
+        table, rest = _table_of(rest, rest * multiplier >> shift, bits)
+        tables.append(table)
+    rest = np.sort(rest)
+    mask = np.empty(len(words), dtype=np.bool_)
+    for start in range(0, len(words), _STEP_ITEMS):
+        step, hits = words[start : start + _STEP_ITEMS], mask[start : start + _STEP_ITEMS]
+        mixed = step * multiplier
+        mixed >>= shift
+        index = _index(mixed)
+        np.equal(tables[0].take(index, mode="clip"), step, out=hits)
+        for table in tables[1:]:
+            hits |= table.take(index, mode="clip") == step
+        if 0 < len(rest) <= _LOOP_MAX:
+            hits |= _loop(step, rest)
+        elif len(rest):  # Someone has chosen values that collide.
+            places = np.minimum(np.searchsorted(rest, step), len(rest) - 1)
+            hits |= rest[places] == step
+    return mask
+
+
+def _table_of(
+    wanted: NDArray[Any], slots: NDArray[Any], bits: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The table with a wanted word in its slot, and those that found theirs taken."""
+    # An empty slot holds a word that belongs elsewhere, which no word in this slot equals.
+    table = np.full(1 << bits, wanted[0])
+    table[slots] = wanted
+    return table, wanted[table[slots] != wanted]
+
+
+def _index(words: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers, to index with. 8-byte ones as int64 in place: huge ones are negative."""
+    return words.view(np.int64) if words.dtype.itemsize == 8 else words
 
 
 def _unsigned(array: NDArray[Any]) -> NDArray[Any]:
     return array.view(f"u{array.dtype.itemsize}")
-
-
-def _hash16(array: NDArray[Any]) -> NDArray[Any]:
-    """16 mixed bits of each 4- or 8-byte item; equal items hash alike, as -0.0 does not occur."""
-    words = _unsigned(array)
-    multiplier, shift = _HASHES[words.dtype.itemsize]
-    mixed = words * multiplier
-    mixed >>= shift
-    # As signed numbers, the 8-byte ones are indexes without another conversion.
-    signed: NDArray[Any] = mixed.view(f"i{words.dtype.itemsize}")
-    return signed

@@ -33,7 +33,11 @@ Data = bytes | memoryview | NDArray[Any] | Any  # Any: a pyarrow Buffer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartRows:
-    """Live rows, ascending by seq. Arrow columns are large_string / large_binary."""
+    """Live rows, ascending by seq. Arrow columns are large_string / large_binary.
+
+    records: the finished section that the columns lie in, if there is one. forget_pages: lets go of
+        resident pages, if columns and vectors are mapped; called after each pass over them.
+    """
 
     seqs: Int64s
     ids: pa.Array
@@ -41,6 +45,8 @@ class PartRows:
     uris: pa.Array
     metadatas: pa.Array
     vectors: Float32s
+    records: memoryview | None = None
+    forget_pages: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         count = len(self.seqs)
@@ -70,20 +76,25 @@ def write_part(
 
     step: called between pieces of work; it may raise to give up (the objects become orphans).
     """
+
+    def done() -> None:
+        rows.forget_pages()
+        step()
+
     groups: dict[str, dict[str, Data]] = {
-        "records": {"records": _records(rows)},
+        "records": {"records": _records(rows) if rows.records is None else rows.records},
         "vectors": {"vectors": np.ascontiguousarray(rows.vectors)},
         "index": {"norms": _norms(rows.vectors)},
     }
-    step()
+    done()
     index = groups["index"]
     index.update(IdIndex.build(BytesColumn.from_arrow(rows.ids)).sections())
-    step()
+    done()
     index.update(MetadataIndex.build(BytesColumn.from_arrow(rows.metadatas)).sections())
-    step()
+    done()
     if len(rows.seqs) >= TEXT_INDEX_ROWS_MIN and rows.documents.null_count < len(rows.seqs):
         index.update(TextIndex.build(BytesColumn.from_arrow(rows.documents)).sections())
-        step()
+        done()
     if graph is not None and graph.rows is not None:
         index["graph_rows"] = graph.rows
     total = sum(_bytes_of(data).nbytes for group in groups.values() for data in group.values())
@@ -96,13 +107,13 @@ def write_part(
         for section, (start, stop) in offsets.items():
             places[section] = SectionPlace(len(objects), start, stop)
         objects.append(info)
-        step()
+        done()
     if graph is not None:
         key = f"parts/{part_id}/graph"
         places["graph"] = SectionPlace(len(objects), 0, graph.file.nbytes)
         objects.append(ObjectInfo(key, graph.file.nbytes, xxh3(graph.file), has_table=False))
         store.create(key, graph.file)
-        step()
+        done()
     return Manifest(
         id=part_id,
         rows=len(rows.seqs),

@@ -1,34 +1,120 @@
-"""What searching costs, in microseconds of one core, and which way is chosen. Pure.
+"""What searching costs, in microseconds of one core, and which way is chosen.
 
-The constants were measured on an x86-64 core with AVX-512. They need only be right enough to order
-the alternatives: a wrong choice costs time, never an answer.
+A cost is a count of rows or of candidates times constants of a reference machine (an x86-64 core
+with AVX-512, 2 MB of L2 cache; quiet), times what this machine needs as a multiple of it. The
+multiples are 1 until `measure` has been run: a server does that once, after its start, in a
+background thread. They need only be right enough to order the alternatives: a wrong choice costs
+time, never an answer (docs/decisions/0010-measured-costs.md).
+
+    measure(SystemClock())
+    scan_us(20_000, 20_000, 128)  # 708.2 on the reference machine
+    graph_us(20_000, 128, ef=100)  # 120.4
+
+The graph's constants were fitted to searches of one query by one thread:
+
+    labels x d    20k x 128      100k x 128           20k x 768
+    ef            100   125      100   200   400      100
+    measured us   115   160      280   550   1,100    580
+    fitted us     120   149      263   521   1,037    588
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-# A filtered answer comes from an exact scan up to this cost: filtering a graph loses recall.
+import numpy as np
+
+from ochredb.clock import Clock
+
+# A filtered answer comes from an exact scan up to this cost on the reference machine: filtering a
+# graph loses recall. Not scaled, so that answers do not depend on the machine.
 FILTERED_SCAN_US_MAX = 8_000.0
 # Below this share of matching rows a graph is never asked: most of what it visits would be dropped.
 GRAPH_SHARE_MIN = 0.05
-# A graph is searched with a candidate list longer than `ef_search` by this factor: ours is built by
-# several threads and grown, and shall not find less than one built in one go.
-EF_MARGIN = 1.25
+# A graph that was not calibrated is searched with a candidate list longer than `ef_search` by this
+# factor: ours is built by several threads and grown, and shall not find less than one built in one
+# go.
+EF_MARGIN = 1.15
 # How many more candidates than asked for are recomputed exactly, at least.
 OVERFETCH_ROWS = 16
+
+_GATHER_SHARE_MAX = 0.3  # As in ochredb.vectors.scan.
+_LABELS_REFERENCE = 20_000
+_SIZE_FACTOR_MIN, _SIZE_FACTOR_MAX = 0.5, 4.0  # All in cache; every access misses it.
+_MEASURED_ROWS, _MEASURED_DIMENSION = 65_536, 128  # 32 MB: little of it stays in caches.
+_RUN_ROWS = 1_024  # Of a run: 0.04 and 0.1 ms, short enough to be left alone at times.
+_RUNS = _MEASURED_ROWS // _RUN_ROWS
+_MULTIPLE_MIN, _MULTIPLE_MAX = 0.25, 8.0
+# How far the two multiples may be apart. Machines are not; measurements beside other work are.
+_APART_MAX = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """This machine's time as a multiple of the reference machine's.
+
+    stream: a product with consecutive rows. random: rows from all over memory, gathered or visited
+    by a graph search.
+    """
+
+    stream: float = 1.0
+    random: float = 1.0
+
+
+_machine = Machine()
+
+
+def machine() -> Machine:
+    """The multiples in use."""
+    return _machine
+
+
+def measure(clock: Clock) -> Machine:
+    """Measure this machine and use the result from now on.
+
+    The lower quartile of 64 short runs each of a product and of a gather, so that other work that
+    runs meanwhile hardly shows. Cost: 20 to 30 ms and 33 MB, given back.
+    """
+    global _machine
+    rows = np.ones((_MEASURED_ROWS, _MEASURED_DIMENSION), np.float32)
+    query = np.ones(_MEASURED_DIMENSION, np.float32)
+    # A step prime to the number of rows: no row is beside the one before, or in a cache.
+    scattered = np.arange(_RUN_ROWS) * 6_151
+    times_s = np.empty((_RUNS, 3))
+    for run in range(_RUNS):
+        first = run * _RUN_ROWS
+        block = rows[first : first + _RUN_ROWS]
+        picks = (scattered + first) % _MEASURED_ROWS
+        times_s[run, 0] = clock.monotonic_s()
+        _ = block @ query
+        times_s[run, 1] = clock.monotonic_s()
+        _ = rows[picks] @ query
+        times_s[run, 2] = clock.monotonic_s()
+    stream_us, random_us = (np.quantile(np.diff(times_s, axis=1), 0.25, axis=0) * 1e6).tolist()
+    stream = _multiple(stream_us, _everything_us(_RUN_ROWS, _MEASURED_DIMENSION))
+    random = _multiple(random_us, _gather_us(_RUN_ROWS, _MEASURED_DIMENSION))
+    random = min(max(random, stream / _APART_MAX), stream * _APART_MAX)
+    _machine = Machine(stream, random)
+    return _machine
+
+
+def use(measured: Machine) -> None:
+    """Use these multiples: `Machine()` are the reference machine's."""
+    global _machine
+    _machine = measured
 
 
 def scan_us(matching: int, total: int, dimension: int) -> float:
     """An exact scan: gather the matching rows, or one product over all, whichever is chosen."""
-    gather = matching * (0.02 + 0.0005 * dimension)
-    everything = total * (0.006 + 0.00022 * dimension)
-    return 25.0 + (gather if matching <= 0.3 * total else everything)
+    return _scan_us(matching, total, dimension, _machine)
 
 
 def graph_us(labels: int, dimension: int, ef: int) -> float:
     """One search of a graph with candidate list `ef`; memory latency grows with its size."""
-    return 25.0 + ef * (0.3 + 0.006 * dimension) * max(0.5, math.sqrt(labels / 20_000))
+    factor = math.sqrt(labels / _LABELS_REFERENCE)
+    factor = min(max(factor, _SIZE_FACTOR_MIN), _SIZE_FACTOR_MAX)
+    return 5.0 + _machine.random * ef * (0.22 + 0.0073 * dimension) * factor
 
 
 def fetch_count(count: int, share: float) -> int:
@@ -43,7 +129,31 @@ def prefers_graph(
     share = matching / max(1, total)
     if labels == 0 or matching <= count + OVERFETCH_ROWS:
         return False
-    scan = scan_us(matching, total, dimension)
-    if filtered and (scan <= FILTERED_SCAN_US_MAX or share < GRAPH_SHARE_MIN):
+    if filtered and (
+        share < GRAPH_SHARE_MIN
+        or _scan_us(matching, total, dimension, Machine()) <= FILTERED_SCAN_US_MAX
+    ):
         return False
-    return graph_us(labels, dimension, max(ef, fetch_count(count, share))) < scan
+    asked = max(ef, fetch_count(count, share))
+    return graph_us(labels, dimension, asked) < scan_us(matching, total, dimension)
+
+
+def _scan_us(matching: int, total: int, dimension: int, machine: Machine) -> float:
+    if matching <= _GATHER_SHARE_MAX * total:
+        return 25.0 + machine.random * _gather_us(matching, dimension)
+    return 25.0 + machine.stream * _everything_us(total, dimension)
+
+
+def _gather_us(rows: int, dimension: int) -> float:
+    return rows * (0.02 + 0.0005 * dimension)
+
+
+def _everything_us(rows: int, dimension: int) -> float:
+    return rows * (0.006 + 0.00022 * dimension)
+
+
+def _multiple(measured_us: float, reference_us: float) -> float:
+    """Their ratio, within what a machine can be; a clock that stands still measures nothing."""
+    if measured_us <= 0.0:
+        return 1.0
+    return min(max(measured_us / reference_us, _MULTIPLE_MIN), _MULTIPLE_MAX)

@@ -1,4 +1,4 @@
-"""The steps of a read, each small, typed and explainable: the `repr` of one says what it does.
+"""The steps of a read, each small, typed and explainable: with a trace, each says what it did.
 
     Filter -> Nearest (or Page) -> Project
 
@@ -8,6 +8,7 @@ segments: Nearest sorts by (distance, seq), Page by seq, and both cut only after
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ochredb.cancel import Cancel
-from ochredb.plan import cost
+from ochredb.explain import PlanStep, Trace, Value
 from ochredb.plan.filter import evaluate
 from ochredb.segment import Rows, SegmentView, View
 from ochredb.types import Bools, Field, Float32s, Records
-from ochredb.vectors.distance import Space
-from ochredb.vectors.scan import Estimates, estimates, finish, limit_of
 from ochredb.where import Where
 
 _T = TypeVar("_T")
@@ -41,15 +40,59 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Rows of an answer, in order. segments: int64[n], rows: int64[n], distances: float32[n]."""
+    """Rows of an answer, in order; of several answers one after the other.
+
+    segments: int64[n], rows: int64[n], distances: float32[n]. splits: answer i is what lies at
+    [splits[i], splits[i + 1]).
+    """
 
     segments: NDArray[np.int64]
     rows: Rows
+    splits: list[int]
     distances: Float32s | None = None
 
     def __post_init__(self) -> None:
         assert self.segments.shape == self.rows.shape
         assert self.distances is None or self.distances.shape == self.rows.shape
+        assert self.splits[-1] == len(self.rows)
+
+    def answers(self, first: int, stop: int) -> Hits:
+        """Answers [first, stop)."""
+        start = self.splits[first]
+        piece = slice(start, self.splits[stop])
+        return Hits(
+            self.segments[piece],
+            self.rows[piece],
+            [split - start for split in self.splits[first : stop + 1]],
+            None if self.distances is None else self.distances[piece],
+        )
+
+
+def step(trace: Trace | None, operator: str) -> AbstractContextManager[PlanStep | None]:
+    """A step of the plan, if it is asked for."""
+    return nullcontext() if trace is None else trace.step(operator)
+
+
+def named(item: SegmentView) -> dict[str, Value]:
+    """Which segment a step worked on."""
+    return {"part": item.part_id or "tail", "rows": len(item.segment)}
+
+
+class Opening:
+    """Notes in a step how many bytes of a segment had to be read and verified for it."""
+
+    def __init__(self, item: SegmentView, plan: PlanStep | None) -> None:
+        self._segment, self._plan = item.segment, plan
+
+    def __enter__(self) -> None:
+        if self._plan is not None:
+            self._before = self._segment.verified_bytes
+
+    def __exit__(self, *_: object) -> None:
+        if self._plan is not None:
+            read = self._segment.verified_bytes - self._before
+            self._plan.details["bytes_read"] = read
+            self._plan.details["cached"] = read == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +102,20 @@ class Filter:
     where: Where | None = None
     ids: tuple[str, ...] | None = None
 
-    def run(self, view: View, cancel: Cancel) -> list[Selection]:
+    def run(self, view: View, cancel: Cancel, trace: Trace | None = None) -> list[Selection]:
         if self.where is None and self.ids is None:
             return [Selection(item, item.live, item.live_count, False) for item in view.segments]
+        with step(trace, "Filter") as plan:
+            if plan is not None:
+                plan.details["where"] = None if self.where is None else repr(self.where)
+                plan.details["ids"] = None if self.ids is None else len(self.ids)
+            selections = self._run(view, cancel, trace)
+            if plan is not None:
+                plan.details["rows_in"] = view.count
+                plan.details["rows_out"] = sum(item.count for item in selections)
+        return selections
+
+    def _run(self, view: View, cancel: Cancel, trace: Trace | None) -> list[Selection]:
         selections = []
         found = view.find_ids(self.ids) if self.ids is not None else None
         for position, item in enumerate(view.segments):
@@ -73,112 +127,16 @@ class Filter:
                 if not mask.any():
                     continue
             if self.where is not None:
-                mask = evaluate(self.where, item.segment, mask)
+                with step(trace, "Evaluate") as plan, Opening(item, plan):
+                    mask = evaluate(self.where, item.segment, mask, cancel)
+                    if plan is not None:
+                        plan.details |= named(item)
+                        plan.details["rows_out"] = int(np.count_nonzero(mask))
             assert mask is not None
             count = int(np.count_nonzero(mask))
             if count:
                 selections.append(Selection(item, mask, count, True))
         return selections
-
-
-@dataclass(frozen=True, slots=True)
-class Nearest:
-    """The `count` rows nearest to a query vector, exact, or by a graph where that is cheaper.
-
-    ef: the collection's `ef_search`, a floor for the graph's candidate list.
-    """
-
-    space: Space
-    count: int
-    ef: int
-    exact: bool = False
-
-    def run(self, query: Float32s, view: View, selections: list[Selection], cancel: Cancel) -> Hits:
-        """query: float32[d]. If it is not finite, distances are NaN and rows come in seq order."""
-        if self.count == 0:
-            return self._merged([])
-        if not np.isfinite(query).all():
-            hits = Page(self.count, 0).run(view, selections)
-            return Hits(hits.segments, hits.rows, np.full(len(hits.rows), np.nan, np.float32))
-        numbers = {id(item): number for number, item in enumerate(view.segments)}
-        found: list[tuple[int, Rows, Float32s, SegmentView]] = []
-        scans: list[tuple[int, Estimates, SegmentView]] = []
-        for selection in selections:
-            cancel.check()
-            item, number = selection.view, numbers[id(selection.view)]
-            rows = self._by_graph(query, selection) if self.uses_graph(selection) else None
-            if rows is None:
-                estimated = estimates(self.space, query, item.segment, selection.rows())
-                scans.append((number, estimated, item))
-            else:
-                distances = finish(self.space, query, item.segment, rows, self.count)
-                found.append((number, *distances, item))
-        if scans:
-            # One limit for all scanned segments: exact distances only for what can still answer.
-            limit = limit_of([estimated for _, estimated, _ in scans], self.count)
-            for number, estimated, item in scans:
-                rows = estimated.within(limit)
-                if len(rows):
-                    found.append(
-                        (number, *finish(self.space, query, item.segment, rows, self.count), item)
-                    )
-        return self._merged(found)
-
-    def _merged(self, found: list[tuple[int, Rows, Float32s, SegmentView]]) -> Hits:
-        if len(found) == 1:
-            number, rows, distances, _ = found[0]
-            return Hits(np.full(len(rows), number), rows, distances)
-        none = np.empty(0, np.int64)
-        segments = np.repeat(
-            np.array([number for number, *_ in found], np.int64),
-            np.array([len(rows) for _, rows, _, _ in found], np.int64),
-        )
-        rows = np.concatenate([none, *(rows for _, rows, _, _ in found)])
-        distances = np.concatenate([np.empty(0, np.float32), *(item[2] for item in found)])
-        seqs = np.concatenate([none, *(view.segment.seqs[rows] for _, rows, _, view in found)])
-        order = np.lexsort((seqs, distances))[: self.count]
-        return Hits(segments[order], rows[order], distances[order])
-
-    def uses_graph(self, selection: Selection) -> bool:
-        """The planner's choice for one segment."""
-        graph = selection.view.segment.graph_labels
-        return not self.exact and cost.prefers_graph(
-            matching=selection.count,
-            total=len(selection.view.segment),
-            labels=graph,
-            dimension=selection.view.segment.dimension,
-            count=self.count,
-            ef=self.ef,
-            filtered=selection.filtered,
-        )
-
-    def estimate_us(self, selection: Selection) -> float:
-        """Predicted cost of one query vector on one segment."""
-        segment = selection.view.segment
-        dimension = segment.dimension
-        if self.uses_graph(selection):
-            share = selection.count / max(1, segment.graph_labels)
-            ef = max(self.ef, cost.fetch_count(self.count, share))
-            return cost.graph_us(segment.graph_labels, dimension, ef)
-        return cost.scan_us(selection.count, len(segment), dimension)
-
-    def _by_graph(self, query: Float32s, selection: Selection) -> Rows | None:
-        """Candidates from the graph, widened until enough survive; None: scan instead (I10)."""
-        graph = selection.view.segment.graph
-        assert graph is not None
-        wanted = min(self.count + cost.OVERFETCH_ROWS, selection.count)
-        labels = selection.view.segment.graph_labels
-        fetch = cost.fetch_count(self.count, selection.count / max(1, labels))
-        while fetch <= labels // 4 + wanted:
-            rows = graph.search(query, fetch, max(self.ef, fetch))
-            if rows is None:
-                return None
-            if selection.mask is not None:
-                rows = rows[selection.mask[rows]]
-            if len(rows) >= min(wanted, selection.count):
-                return rows
-            fetch *= 2
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +163,10 @@ class Page:
             seqs.append(segment.seqs[chosen])
         if not rows:
             empty = np.empty(0, np.int64)
-            return Hits(empty, empty)
+            return Hits(empty, empty, [0, 0])
         all_rows = np.concatenate(rows)
         order = np.argsort(np.concatenate(seqs), kind="stable")[self.offset : stop]
-        return Hits(np.concatenate(segments)[order], all_rows[order])
+        return Hits(np.concatenate(segments)[order], all_rows[order], [0, len(order)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +177,8 @@ class Project:
 
     def run(self, view: View, hits: Hits) -> Records:
         count = len(hits.rows)
-        numbers = np.unique(hits.segments) if count > 1 else hits.segments
+        # `np.unique` would import numpy.ma, 20 ms of a server's first answer.
+        numbers = np.flatnonzero(np.bincount(hits.segments)) if count > 1 else hits.segments
         if len(numbers) == 1:
             return self._take(view.segments[int(numbers[0])], hits.rows)
         answer = Records(

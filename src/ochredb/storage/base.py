@@ -7,7 +7,7 @@ object that was read once may be cached for ever, and two writers can never disa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -98,10 +98,18 @@ class Mappable(Protocol):
         """
         ...
 
+    def scratch(self, pieces: Iterable[Piece]) -> memoryview:
+        """What is too large for the heap: the pieces, one after the other, as a read-only view.
+
+        It has no name and no other reader, is not durable, and is gone with its last reference or
+        with the process. Each piece is taken when the one before is written. Raises Unavailable.
+        """
+        ...
+
     def forget_pages(self, view: memoryview) -> None:
         """Let go of a mapped object's resident pages; they stay in the page cache.
 
-        view: a whole object as `map` gave it. Its content is unchanged; reading it faults the
+        view: whole, as `map` or `scratch` gave it. Its content is unchanged; reading it faults the
         pages in again.
         """
         ...

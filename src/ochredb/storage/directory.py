@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ochredb.clock import Clock
@@ -28,7 +28,7 @@ from ochredb.storage import files
 from ochredb.storage.base import RESERVED_PART, StoredObject, byte_views, check_key, is_key
 
 if TYPE_CHECKING:
-    from ochredb.storage.base import Data
+    from ochredb.storage.base import Data, Piece
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _PUBLISH_ATTEMPTS_MAX = 100
@@ -135,6 +135,19 @@ class DirectoryStore:
             raise NotFound(f"no object {key}", key=key) from error
         except OSError as error:
             raise _unavailable("map", path, error) from error
+
+    def scratch(self, pieces: Iterable[Piece]) -> memoryview:
+        path = f"{self._temporary}/{self._ids.uuid7()}"
+        try:
+            os.makedirs(self._temporary, exist_ok=True)
+            with files.opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
+                os.unlink(path)
+                for piece in pieces:
+                    # Written, not stored into a mapping: there a full disk would be a SIGBUS.
+                    files.write_all(descriptor, byte_views(piece))
+                return files.map_read_only(descriptor)
+        except OSError as error:
+            raise _unavailable("write", path, error) from error
 
     def forget_pages(self, view: memoryview) -> None:
         files.forget_pages(view)

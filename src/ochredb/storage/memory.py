@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from ochredb.clock import Clock, SystemClock
@@ -10,7 +10,7 @@ from ochredb.errors import AlreadyExists, NotFound
 from ochredb.storage.base import StoredObject, byte_views, check_key
 
 if TYPE_CHECKING:
-    from ochredb.storage.base import Data
+    from ochredb.storage.base import Data, Piece
 
 
 class _Entry(NamedTuple):
@@ -62,6 +62,13 @@ class MemoryStore:
 
     def map(self, key: str) -> memoryview:
         return memoryview(self.get(key))
+
+    def scratch(self, pieces: Iterable[Piece]) -> memoryview:
+        content = bytearray()
+        for piece in pieces:
+            for view in byte_views(piece):
+                content += view
+        return memoryview(content).toreadonly()
 
     def forget_pages(self, view: memoryview) -> None:
         """Nothing is mapped: the view is the object itself."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,7 @@ from ochredb.errors import Unavailable
 from ochredb.storage.base import LocalStore, ObjectStore, StoredObject
 
 if TYPE_CHECKING:
-    from ochredb.storage.base import Data
+    from ochredb.storage.base import Data, Piece
 
 Verb = Literal["create", "get", "list", "delete"]
 
@@ -94,6 +94,12 @@ class FaultyStore:
         fault = self._begin("get", key)
         view = self._inner.map(key)
         self._end("get", key, fault)
+        return view
+
+    def scratch(self, pieces: Iterable[Piece]) -> memoryview:
+        fault = self._begin("create", "scratch")
+        view = self._inner.scratch(pieces)
+        self._end("create", "scratch", fault)
         return view
 
     def forget_pages(self, view: memoryview) -> None:

@@ -148,7 +148,7 @@ class CollectionModel:
             name
             for name, record in self.records.items()
             if (ids is None or name in ids)
-            and (where is None or matches(where, record))
+            and (where is None or matches(where, name, record))
             and (document is None or matches_document(document, record))
         ]
 
@@ -284,19 +284,19 @@ def _type_name(value: Any) -> str:
 # -- filters, on the JSON of requests (rest-contract section 8)
 
 
-def matches(where: Json, record: Record) -> bool:
-    """Whether a `where` object matches."""
+def matches(where: Json, name: str, record: Record) -> bool:
+    """Whether a `where` object matches the record of this id."""
     ((key, condition),) = where.items()
     if key == "$and":
-        return all(matches(child, record) for child in condition)
+        return all(matches(child, name, record) for child in condition)
     if key == "$or":
-        return any(matches(child, record) for child in condition)
+        return any(matches(child, name, record) for child in condition)
     if key == "#document":
         return matches_document(condition, record)
     if not isinstance(condition, dict):
         condition = {"$eq": condition}
     ((operator, operand),) = condition.items()
-    value = record.metadata.get(key)
+    value: Any = name if key == "#id" else record.metadata.get(key)
     match operator:
         case "$eq":
             return _equal(value, operand)

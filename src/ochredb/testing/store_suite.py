@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -265,6 +265,47 @@ class MappableStoreSuite(StoreSuite):
                 store.map(key)
         with pytest.raises(InvalidArgument):
             store.map("../x")
+
+    def test_scratch_is_what_was_written(self, store: LocalStore) -> None:
+        """One piece at a time, whose memory may be used again for the next."""
+        buffer = bytearray(1 << 16)
+
+        def pieces() -> Iterator[Piece]:
+            for number in range(100):
+                buffer[:] = bytes([number]) * len(buffer)
+                yield buffer
+            yield b""
+            yield np.arange(3, dtype=np.int64)
+
+        view = store.scratch(pieces())
+        expected = b"".join(bytes([number]) * (1 << 16) for number in range(100))
+        expected += np.arange(3, dtype=np.int64).tobytes()
+        assert (view.readonly, view.ndim, view.format) == (True, 1, "B")
+        assert bytes(view) == expected
+        store.forget_pages(view)
+        store.create("a", view)
+        assert store.get("a") == bytes(view) == expected
+        assert bytes(store.scratch([])) == b""
+
+    def test_scratch_has_no_name(self, store: LocalStore) -> None:
+        view = store.scratch([b"x"])
+        assert list(store.list("")) == []
+        path = store.path("probe")
+        if path is not None:
+            root = os.path.dirname(path)
+            assert [name for _, _, names in os.walk(root) for name in names] == []
+        assert bytes(view) == b"x"
+
+    def test_scratch_may_be_given_up(self, store: LocalStore) -> None:
+        class Stop(Exception):
+            pass
+
+        def pieces() -> Iterator[Piece]:
+            yield b"x" * 100_000
+            raise Stop
+
+        with pytest.raises(Stop):
+            store.scratch(pieces())
 
     def test_path_names_the_file(self, store: LocalStore) -> None:
         store.create("a/b", b"content")

@@ -80,6 +80,7 @@ def encoded(item: Float32s | None, as_base64: bool) -> Any:
 WORDS = (
     "red", "Red", "green", "blue", "tower", "Straße", "naïve", "日本語", "emoji 🦀!", "a.b", "x",
     "1999", "2024-02-29", "the quick brown fox", "quick", "\\d+", "\t", "%", "",
+    "e\u0301", "\u0000", "\u200d", "𝔘𝔫𝔦",
 )  # fmt: skip
 documents = st.one_of(
     st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join),
@@ -89,9 +90,15 @@ documents = st.one_of(
 uris = st.sampled_from(["", "https://example.org/ä?q=1", "file:///x", "s3://bucket/key"])
 
 KEYS = ("i", "f", "s", "b", "m", "li", "lf", "ls", "lb", "größe", "a.b", "null")
-INTEGERS = (-1, 0, 1, 2, 3, 7, 2**53, 2**53 + 1, 2**63 - 1, -(2**63))
-FLOATS = (-0.5, 0.0, 1.0, 1.5, 2.0, 0.1, 1e300, 5e-324, float(2**53), float(2**63))
-STRINGS = ("", "x", "X", "tower", "Straße", "1", "true", "日本語", "a" * 40)
+INTEGERS = (-1, 0, 1, 2, 3, 7, 300, -70_000, 2**53, 2**53 + 1, 2**62 + 1, 2**63 - 1, -(2**63))
+FLOATS = (
+    -0.5, 0.0, -0.0, 1.0, 1.5, 2.0, 0.1, 300.0, 1e300, 5e-324, float(2**53), float(2**62),
+    float(2**63), -float(2**63),
+)  # fmt: skip
+STRINGS = (
+    "", "x", "X", "tower", "Straße", "1", "true", "日本語", "a" * 40, "é", "e\u0301", "\u0000",
+    "🦀",
+)  # fmt: skip
 
 integers = st.sampled_from(INTEGERS)
 floats = st.sampled_from(FLOATS)
@@ -136,7 +143,9 @@ PATTERNS = (
 )  # fmt: skip
 NEEDLES = (
     "red", "Red", "e", "quick brown", "tower", "ß", "ïv", "日本語", "🦀", "", " ", "\\", "1999",
-    "not in there", "the quick brown fox", "a.b", "ab",
+    "not in there", "the quick brown fox", "a.b", "ab", "\u0301", "e\u0301", "\u0000", "語", "𝔘𝔫",
+    "xred", "redx", "rx", "towerred", "d t", "er", "ipsum lorem ipsum", "z" * 40,
+    "the quick brown fox the quick brown fox",
 )  # fmt: skip
 
 _document_leaf = st.one_of(
@@ -153,7 +162,21 @@ _document_leaf = st.one_of(
 )
 _key = st.sampled_from(KEYS)
 _one_type = st.one_of(
-    *(st.lists(kind, min_size=1, max_size=4) for kind in (integers, floats, strings, booleans))
+    *(st.lists(kind, min_size=1, max_size=size)
+      for kind in (integers, floats, strings, booleans) for size in (4, 12)),
+    # Floats admit integers after them.
+    st.builds(lambda first, rest: [first, *rest], floats,
+              st.lists(st.one_of(integers, floats), max_size=5)),
+)  # fmt: skip
+_names = st.sampled_from(("id-1", "id-2", "id-7", "a", "🦀", "r0", "r1", "r7", "r29", "\u0000"))
+_id_leaf = st.one_of(
+    st.builds(lambda name: {"#id": name}, _names),
+    st.builds(lambda op, name: {"#id": {op: name}}, st.sampled_from(["$eq", "$ne"]), _names),
+    st.builds(
+        lambda op, names: {"#id": {op: names}},
+        st.sampled_from(["$in", "$nin"]),
+        st.lists(_names, min_size=1, max_size=6),
+    ),
 )
 _leaf = st.one_of(
     st.builds(lambda key, value: {key: value}, _key, scalars),
@@ -176,6 +199,7 @@ _leaf = st.one_of(
         _one_type,
     ),
     st.builds(lambda condition: {"#document": condition}, _document_leaf),
+    _id_leaf,
 )
 
 

@@ -1,0 +1,138 @@
+"""Bytes of an object, checked block by block before anything of a block is used.
+
+An object ends with a table of checksums of its blocks; the table's own checksum is in the catalog.
+Each block is checked once per process. Whoever reads here and there checks only what is touched.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ochredb.checksum import BLOCK_BYTES, block_checksums, xxh3
+from ochredb.errors import Corrupt
+from ochredb.parts.columns import BytesColumn, Rows
+from ochredb.parts.manifest import ObjectInfo
+from ochredb.storage.base import LocalStore
+
+
+class VerifiedObject:
+    """One mapped object. Thread-safe. Checking costs 0.1 ms per MB, in page cache."""
+
+    def __init__(self, store: LocalStore, info: ObjectInfo) -> None:
+        self.key, self._store = info.key, store
+        self.view = store.map(info.key)
+        if self.view.nbytes != info.size:
+            raise Corrupt(f"{info.key} has {self.view.nbytes} bytes instead of {info.size}")
+        if not info.has_table:
+            self.data_bytes, self._block_bytes = info.size, max(1, info.size)
+            self._expected = np.array([info.checksum], np.uint64)
+        else:
+            # size = data + 8 bytes for each started block of data.
+            blocks = -(-info.size // (BLOCK_BYTES + 8))
+            self.data_bytes, self._block_bytes = info.size - 8 * blocks, BLOCK_BYTES
+            table = self.view[self.data_bytes :]
+            if xxh3(table) != info.checksum:
+                raise Corrupt(f"the checksum table of {info.key} is damaged")
+            self._expected = np.frombuffer(table, np.uint64)
+        self._verified = np.zeros(len(self._expected), np.bool_)
+        self._first_unverified = 0
+        self._lock = threading.Lock()
+        self.is_complete = False
+        """Whether every block has been checked."""
+
+    @property
+    def address(self) -> int:
+        return int(np.frombuffer(self.view, np.uint8).ctypes.data) if self.view.nbytes else 0
+
+    @property
+    def verified_bytes(self) -> int:
+        return min(self.data_bytes, int(np.count_nonzero(self._verified)) * self._block_bytes)
+
+    def verify(self, start: int, stop: int) -> memoryview:
+        """Bytes [start, stop), checked. Raises Corrupt, naming the object and the block."""
+        if not 0 <= start <= stop <= self.data_bytes:
+            raise Corrupt(f"{self.key}: a section lies outside of the object")
+        if not self.is_complete:
+            with self._lock:
+                self._verify_blocks(start // self._block_bytes, -(-stop // self._block_bytes))
+        return self.view[start:stop]
+
+    def verify_ranges(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """Check the blocks of many ranges [starts[i], stops[i]), and one more that was not yet.
+
+        So an object that is read here and there becomes complete, and checking for that ends.
+        Cost: 10 µs and, for what was not checked before, 25 µs per block.
+        """
+        if len(starts) and not 0 <= int(starts.min()) <= int(stops.max()) <= self.data_bytes:
+            raise Corrupt(f"{self.key}: a value lies outside of the object")
+        filled = stops > starts
+        firsts = starts[filled] // self._block_bytes
+        lasts = (stops[filled] - 1) // self._block_bytes
+        # Most ranges lie in one block, which most often was checked before.
+        open_ranges = (firsts != lasts) | ~self._verified[firsts]
+        with self._lock:
+            for first, last in zip(
+                firsts[open_ranges].tolist(), lasts[open_ranges].tolist(), strict=True
+            ):
+                self._verify_blocks(first, last + 1)
+            self._verify_blocks(self._first_unverified, self._first_unverified + 1)
+
+    def _verify_blocks(self, first: int, last: int) -> None:
+        """Check blocks [first, last) unless that was done; the lock is held."""
+        if self._verified[first:last].all():
+            return
+        size = self._block_bytes
+        data = self.view[first * size : min(last * size, self.data_bytes)]
+        wrong = np.flatnonzero(block_checksums(data, size) != self._expected[first:last])
+        if len(wrong):
+            raise Corrupt(f"block {first + int(wrong[0])} of {self.key} fails its checksum")
+        self._verified[first:last] = True
+        if self._verified[self._first_unverified]:
+            missing = np.flatnonzero(~self._verified)
+            self.is_complete = not len(missing)
+            self._first_unverified = int(missing[0]) if len(missing) else len(self._verified)
+
+    def forget_pages(self) -> None:
+        """Let go of resident pages (they stay in the page cache): after a pass over everything."""
+        self._store.forget_pages(self.view)
+
+
+class StoredColumn:
+    """A column of byte strings in an object, of whose data only what is read is checked.
+
+    Offsets and validity are checked at once: they are small, and say where the data lies.
+    """
+
+    def __init__(self, stored: VerifiedObject, array: Any) -> None:
+        """array: a pyarrow Array over the object's bytes, zero copy."""
+        self._stored, base = stored, stored.address
+        *small, data = array.buffers() if array.type != pa.null() else [None]
+        for buffer in small:
+            if buffer is not None:
+                stored.verify(buffer.address - base, buffer.address - base + buffer.size)
+        self._column = BytesColumn.from_arrow(array)
+        # An empty buffer may have any address.
+        self._data_start = 0 if data is None or not data.size else data.address - base
+
+    def of(self, rows: Rows) -> BytesColumn:
+        """The column, whose strings of these rows have been checked."""
+        if not self._stored.is_complete:
+            offsets = self._column.offsets
+            places = np.asarray(rows, np.int64)
+            starts = offsets[places].astype(np.int64) + self._data_start
+            self._stored.verify_ranges(starts, offsets[places + 1] + np.int64(self._data_start))
+        return self._column
+
+    def whole(self) -> BytesColumn:
+        """The column, whose strings have all been checked."""
+        offsets = self._column.offsets
+        start, stop = int(offsets[0]) + self._data_start, int(offsets[-1]) + self._data_start
+        self._stored.verify(start, stop)
+        if stop - start > BLOCK_BYTES:
+            self._stored.forget_pages()
+        return self._column

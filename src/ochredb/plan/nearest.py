@@ -1,0 +1,313 @@
+"""The nearest rows: which way to find them in each segment, and the merge of what was found.
+
+Whatever proposed a row, its distance is recomputed by one exact function from the stored vector,
+and ties go to the older record: answers do not depend on how rows are spread over segments (I5).
+Several query vectors are searched together: one matrix product where rows are scanned, threads
+where a graph is searched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ochredb.cancel import Cancel
+from ochredb.explain import Trace, Value
+from ochredb.parts.calibration import ef_for
+from ochredb.plan import cost
+from ochredb.plan.operators import Hits, Opening, Page, Selection, named, step
+from ochredb.segment import Rows, View
+from ochredb.types import Float32s, Int64s
+from ochredb.vectors.distance import Space
+from ochredb.vectors.scan import Candidates, estimates, exactly, limits_of, queries_per_block
+
+_QUERIES_PER_SEARCH = 64  # Of a graph, between two looks at whether to go on.
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The `count` rows nearest to each query vector, exact, or by a graph where that is cheaper.
+
+    ef: the collection's `ef_search`, a floor for the candidate list of its graphs.
+    target_recall: the share of the true nearest that a graph shall find, by its own calibration;
+        0: what `ef` alone gives.
+    """
+
+    space: Space
+    count: int
+    ef: int
+    target_recall: float = 0.0
+    exact: bool = False
+
+    def run(
+        self,
+        queries: Float32s,
+        view: View,
+        selections: list[Selection],
+        cancel: Cancel,
+        trace: Trace | None = None,
+    ) -> Hits:
+        """queries: float32[q, d], q >= 1.
+
+        To one that is not finite all distances are NaN, and rows come in seq order.
+        """
+        if self.count == 0:
+            return self._cut(len(queries), [])
+        finite = np.logical_and.reduce(np.isfinite(queries), axis=1)
+        if not finite.all():
+            each = [
+                self.run(queries[i : i + 1], view, selections, cancel, trace)
+                if finite[i]
+                else self._unordered(view, selections)
+                for i in range(len(queries))
+            ]
+            return _joined(each)
+        with step(trace, "Nearest") as plan:
+            hits = self._run(queries, view, selections, cancel, trace)
+            if plan is not None:
+                plan.details["queries"] = len(queries)
+                plan.details["n_results"] = self.count
+                plan.details["rows_in"] = sum(item.count for item in selections)
+                plan.details["rows_out"] = len(hits.rows)
+        return hits
+
+    def _run(
+        self,
+        queries: Float32s,
+        view: View,
+        selections: list[Selection],
+        cancel: Cancel,
+        trace: Trace | None,
+    ) -> Hits:
+        numbers = {id(item): number for number, item in enumerate(view.segments)}
+        found: list[tuple[int, Candidates]] = []
+        scanned = []
+        for selection in selections:
+            cancel.check()
+            if not self.uses_graph(selection):
+                scanned.append(selection)
+                continue
+            number = numbers[id(selection.view)]
+            candidates, short = self._by_graph(queries, selection, cancel, trace)
+            found += [(number, item) for item in candidates]
+            if len(short):  # The graph could not give enough: I10.
+                found += self._by_scan(queries, short, [selection], numbers, cancel, trace)
+        if scanned:
+            everyone = np.arange(len(queries))
+            found += self._by_scan(queries, everyone, scanned, numbers, cancel, trace)
+        return self._cut(len(queries), found)
+
+    def _cut(self, queries: int, found: list[tuple[int, Candidates]]) -> Hits:
+        """The `count` candidates nearest to each query, ties to the older."""
+        if len(found) == 1:
+            number, only = found[0]
+            owners, rows, distances, seqs = only.owners, only.rows, only.distances, only.seqs
+            segments = np.full(len(rows), number, np.int64)
+        elif found:
+            owners = np.concatenate([item.owners for _, item in found])
+            rows = np.concatenate([item.rows for _, item in found])
+            distances = np.concatenate([item.distances for _, item in found])
+            seqs = np.concatenate([item.seqs for _, item in found])
+            segments = np.repeat(
+                np.array([number for number, _ in found], np.int64),
+                [len(item.rows) for _, item in found],
+            )
+        else:
+            none = np.empty(0, np.int64)
+            return Hits(none, none, [0] * (queries + 1), np.empty(0, np.float32))
+        if queries == 1:
+            order = np.lexsort((seqs, distances))[: self.count]
+            splits = [0, len(order)]
+        else:
+            order = np.lexsort((seqs, distances, owners))
+            counts = np.bincount(owners, minlength=queries)
+            starts = np.cumsum(counts) - counts
+            order = order[np.arange(len(order)) - np.repeat(starts, counts) < self.count]
+            splits = [0, *np.cumsum(np.minimum(counts, self.count)).tolist()]
+        return Hits(segments[order], rows[order], splits, distances[order])
+
+    def _unordered(self, view: View, selections: list[Selection]) -> Hits:
+        hits = Page(self.count, 0).run(view, selections)
+        nan = np.full(len(hits.rows), np.nan, np.float32)
+        return Hits(hits.segments, hits.rows, hits.splits, nan)
+
+    # -- which way
+
+    def uses_graph(self, selection: Selection) -> bool:
+        """The planner's choice for one segment."""
+        segment = selection.view.segment
+        labels = segment.graph_labels
+        return (
+            labels > 0
+            and not self.exact
+            and cost.prefers_graph(
+                matching=selection.count,
+                total=len(segment),
+                labels=labels,
+                dimension=segment.dimension,
+                count=self.count,
+                ef=self.ef_of(selection),
+                filtered=selection.filtered,
+            )
+        )
+
+    def ef_of(self, selection: Selection) -> int:
+        """The length of the candidate list with which a segment's graph is searched."""
+        return max(self.ef, ef_for(selection.view.segment.graph_recall, self.target_recall))
+
+    def estimate_us(self, selection: Selection) -> float:
+        """Predicted cost of one query vector on one segment."""
+        segment = selection.view.segment
+        if self.uses_graph(selection):
+            asked = max(self.ef_of(selection), self._fetch(selection))
+            return cost.graph_us(segment.graph_labels, segment.dimension, asked)
+        return cost.scan_us(selection.count, len(segment), segment.dimension)
+
+    def _fetch(self, selection: Selection) -> int:
+        labels = selection.view.segment.graph_labels
+        return cost.fetch_count(self.count, selection.count / max(1, labels))
+
+    # -- by graph
+
+    def _by_graph(
+        self, queries: Float32s, selection: Selection, cancel: Cancel, trace: Trace | None
+    ) -> tuple[list[Candidates], Int64s]:
+        """Candidates of a segment's graph, and the numbers of the queries it could not answer."""
+        found, short = [], []
+        with step(trace, "Graph") as plan, Opening(selection.view, plan):
+            for start in range(0, len(queries), _QUERIES_PER_SEARCH):
+                cancel.check()
+                numbers = np.arange(start, min(start + _QUERIES_PER_SEARCH, len(queries)))
+                owners, rows, left = self._search(queries, numbers, selection)
+                found.append(exactly(self.space, queries, selection.view.segment, owners, rows))
+                short.append(left)
+            if plan is not None:
+                plan.details |= self._explained(selection)
+                plan.details["ef"] = max(self.ef_of(selection), self._fetch(selection))
+                plan.details["target_recall"] = self.target_recall
+                plan.details["candidates"] = sum(len(item.rows) for item in found)
+                plan.details["fell_short"] = sum(map(len, short))
+        return found, short[0] if len(short) == 1 else np.concatenate(short)
+
+    def _search(
+        self, queries: Float32s, numbers: Int64s, selection: Selection
+    ) -> tuple[Int64s, Rows, Int64s]:
+        """Pairs (owner, row) for queries[numbers], and the numbers of those that stay short.
+
+        The search is widened until enough rows survive the filter.
+        """
+        segment, mask = selection.view.segment, selection.mask
+        graph = segment.graph
+        assert graph is not None
+        wanted = min(self.count + cost.OVERFETCH_ROWS, selection.count)
+        asked = max(self.ef_of(selection), self._fetch(selection))
+        owners: list[Int64s] = []
+        kept: list[Rows] = []
+        while True:
+            rows = graph.search(queries[numbers], asked)
+            if rows is None:
+                break
+            valid = rows >= 0
+            if mask is not None:
+                valid &= mask[rows]
+            if rows.shape[1] >= wanted and valid[:, :wanted].all():
+                owners.append(np.repeat(numbers, wanted))
+                kept.append(rows[:, :wanted].ravel())
+                numbers = numbers[:0]
+                break
+            enough = np.count_nonzero(valid, axis=1) >= wanted
+            chosen = valid & (np.cumsum(valid, axis=1) <= wanted)
+            chosen[~enough] = False
+            places, columns = np.nonzero(chosen)
+            owners.append(numbers[places])
+            kept.append(rows[places, columns])
+            numbers = numbers[~enough]
+            asked *= 2
+            if not len(numbers) or asked > segment.graph_labels // 4 + wanted:
+                break
+        if len(kept) == 1:
+            return owners[0], kept[0], numbers
+        none = [np.empty(0, np.int64)]
+        return np.concatenate(none + owners), np.concatenate(none + kept), numbers
+
+    # -- by scan
+
+    def _by_scan(
+        self,
+        queries: Float32s,
+        owners: Int64s,
+        selections: list[Selection],
+        numbers: dict[int, int],
+        cancel: Cancel,
+        trace: Trace | None,
+    ) -> list[tuple[int, Candidates]]:
+        """Candidates for queries[owners] among all rows of these segments.
+
+        One limit for all segments: exact distances only for what can still answer.
+        """
+        if trace is not None:
+            return self._by_traced_scan(queries, owners, selections, numbers, cancel, trace)
+        found = []
+        rows = [selection.rows() for selection in selections]
+        step_queries = queries_per_block(sum(len(item.view.segment) for item in selections))
+        for start in range(0, len(owners), step_queries):
+            block = owners[start : start + step_queries]
+            asked = queries if len(block) == len(queries) else queries[block]
+            estimated = []
+            for selection, chosen in zip(selections, rows, strict=True):
+                cancel.check()
+                estimated.append(estimates(self.space, asked, selection.view.segment, chosen))
+            limits = limits_of(estimated, self.count)
+            for selection, item in zip(selections, estimated, strict=True):
+                places, near = item.within(limits)
+                if len(near):
+                    candidates = exactly(
+                        self.space, queries, selection.view.segment, block[places], near
+                    )
+                    found.append((numbers[id(selection.view)], candidates))
+        return found
+
+    def _by_traced_scan(
+        self,
+        queries: Float32s,
+        owners: Int64s,
+        selections: list[Selection],
+        numbers: dict[int, int],
+        cancel: Cancel,
+        trace: Trace,
+    ) -> list[tuple[int, Candidates]]:
+        """The same, segment by segment, so that each has its own time."""
+        found = []
+        for selection in selections:
+            with trace.step("Scan") as plan, Opening(selection.view, plan):
+                candidates = self._by_scan(queries, owners, [selection], numbers, cancel, None)
+                plan.details |= self._explained(selection)
+                plan.details["candidates"] = sum(len(item.rows) for _, item in candidates)
+            found += candidates
+        return found
+
+    def _explained(self, selection: Selection) -> dict[str, Value]:
+        segment = selection.view.segment
+        details = named(selection.view)
+        details["matching"] = selection.count
+        details["estimate_us"] = round(self.estimate_us(selection), 1)
+        if segment.graph_labels:
+            scan_us = cost.scan_us(selection.count, len(segment), segment.dimension)
+            asked = max(self.ef_of(selection), self._fetch(selection))
+            graph_us = cost.graph_us(segment.graph_labels, segment.dimension, asked)
+            details["scan_us"], details["graph_us"] = round(scan_us, 1), round(graph_us, 1)
+        return details
+
+
+def _joined(each: list[Hits]) -> Hits:
+    """Several answers as one."""
+    splits = [0]
+    for hits in each:
+        splits += [splits[-1] + split for split in hits.splits[1:]]
+    return Hits(
+        np.concatenate([hits.segments for hits in each]),
+        np.concatenate([hits.rows for hits in each]),
+        splits,
+        np.concatenate([hits.distances for hits in each if hits.distances is not None]),
+    )

@@ -1,0 +1,80 @@
+"""The cost model: close to what was measured, and harmless where the machine was measured badly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ochredb.clock import SystemClock
+from ochredb.plan import cost
+from ochredb.plan.cost import Machine
+
+from .kernel import ManualClock
+
+
+@pytest.fixture(autouse=True)
+def _reference() -> Iterator[None]:
+    before = cost.machine()
+    cost.use(Machine())
+    yield
+    cost.use(before)
+
+
+@pytest.mark.parametrize(
+    ("labels", "dimension", "ef", "measured_us"),
+    [
+        (20_000, 128, 100, 115),
+        (20_000, 128, 125, 160),
+        (100_000, 128, 100, 280),
+        (100_000, 128, 200, 550),
+        (100_000, 128, 400, 1_100),
+        (20_000, 768, 100, 580),
+    ],
+)
+def test_a_graph_search_costs_about_what_was_measured(
+    labels: int, dimension: int, ef: int, measured_us: float
+) -> None:
+    assert cost.graph_us(labels, dimension, ef) == pytest.approx(measured_us, rel=0.08)
+
+
+def _prefers(labels: int, ef: int, *, matching: int | None = None, filtered: bool = False) -> bool:
+    return cost.prefers_graph(
+        matching=labels if matching is None else matching,
+        total=labels,
+        labels=labels,
+        dimension=128,
+        count=10,
+        ef=ef,
+        filtered=filtered,
+    )
+
+
+@pytest.mark.parametrize("machine", [Machine(), Machine(0.85, 1.27), Machine(4.0, 6.0)])
+def test_the_choices_that_matter_are_the_same_on_every_machine(machine: Machine) -> None:
+    cost.use(machine)
+    assert _prefers(20_000, 125)
+    assert _prefers(100_000, 440)
+    assert not _prefers(2_000, 400)
+    assert not _prefers(0, 100)
+    # Filtered answers are exact while a scan of their rows is short on the reference machine.
+    assert not _prefers(100_000, 125, matching=50_000, filtered=True)
+    assert _prefers(1_000_000, 125, matching=500_000, filtered=True)
+    assert not _prefers(1_000_000, 125, matching=40_000, filtered=True)
+
+
+def test_a_filter_asks_for_more_neighbours() -> None:
+    assert cost.fetch_count(10, 1.0) == 26
+    assert cost.fetch_count(10, 0.5) == 63
+
+
+def test_measuring_sets_multiples_within_bounds() -> None:
+    measured = cost.measure(SystemClock())
+    assert cost.machine() == measured
+    assert 0.25 <= measured.stream <= 8.0
+    assert measured.stream / 1.51 <= measured.random <= measured.stream * 1.51
+    assert cost.scan_us(20_000, 20_000, 128) == pytest.approx(25 + measured.stream * 683.2)
+
+
+def test_a_clock_that_stands_still_measures_nothing() -> None:
+    assert cost.measure(ManualClock()) == Machine()

@@ -1,0 +1,170 @@
+"""Searching: a batch answers as its queries do alone, by graph, by scan, and by both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from ochredb.cancel import Cancel
+from ochredb.explain import PlanStep
+from ochredb.peers import QueryRequest
+from ochredb.types import Field, Float32s, Op, Operations, QueryAnswer
+from ochredb.where import Compare
+from ochredb_node.node import Node, NodeConfig
+
+from .kernel import make_collection
+
+_ROWS, _DIMENSION = 2_600, 256  # Enough for a graph.
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Float32s:
+    rng = np.random.default_rng(3)
+    centers = rng.standard_normal((40, _DIMENSION))
+    noise = 0.4 * rng.standard_normal((_ROWS + 60, _DIMENSION))
+    rows: Float32s = (centers[rng.integers(0, 40, _ROWS + 60)] + noise).astype(np.float32)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def store(vectors: Float32s) -> Iterator[tuple[Node, str]]:
+    """A collection with a graph, dead rows in it, and a tail."""
+    node = Node(NodeConfig())
+    node.start(background=False)
+    collection = make_collection(node)
+    _add(node, collection, vectors, 0, _ROWS - 50)
+    node.compactor.compact_now(collection)
+    deleted = [f"id-{n}" for n in range(0, 600, 3)]
+    node.log.append(collection, Operations(op=Op.DELETE, ids=deleted), cancel=Cancel())
+    _add(node, collection, vectors, _ROWS - 50, _ROWS)
+    yield node, collection
+    node.close()
+
+
+def _add(node: Node, collection: str, vectors: Float32s, start: int, stop: int) -> None:
+    numbers = range(start, stop)
+    operations = Operations(
+        op=Op.ADD,
+        ids=[f"id-{n}" for n in numbers],
+        embeddings=vectors[start:stop],
+        metadatas=[orjson.dumps({"n": n}) for n in numbers],
+    )
+    node.log.append(collection, operations, cancel=Cancel())
+
+
+def _query(store: tuple[Node, str], queries: Float32s, **more: Any) -> QueryAnswer:
+    node, collection = store
+    request = QueryRequest(embeddings=queries, fields=Field.METADATA, **more)
+    return node.query.query(collection, request, cancel=Cancel())
+
+
+def _steps(plan: PlanStep | None, operator: str) -> list[PlanStep]:
+    assert plan is not None
+    inner = [found for step in plan.steps for found in _steps(step, operator)]
+    return [plan, *inner] if plan.operator == operator else inner
+
+
+def _same(one: QueryAnswer, other: QueryAnswer) -> None:
+    assert [rows.ids for rows in one.records] == [rows.ids for rows in other.records]
+    assert [rows.metadatas for rows in one.records] == [rows.metadatas for rows in other.records]
+    for mine, theirs in zip(one.distances, other.distances, strict=True):
+        assert mine.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("where", [None, Compare("n", "$lt", 1_900), Compare("n", "$lt", 40)])
+def test_a_batch_answers_as_its_queries_alone(
+    store: tuple[Node, str], vectors: Float32s, exact: bool, where: Compare | None
+) -> None:
+    queries = vectors[_ROWS:]
+    together = _query(store, queries, exact=exact, where=where, n_results=12)
+    alone = [_query(store, q[np.newaxis], exact=exact, where=where, n_results=12) for q in queries]
+    _same(
+        together,
+        QueryAnswer([one.records[0] for one in alone], [one.distances[0] for one in alone]),
+    )
+
+
+def test_queries_that_are_not_finite_do_not_disturb_others(
+    store: tuple[Node, str], vectors: Float32s
+) -> None:
+    queries = vectors[_ROWS : _ROWS + 4].copy()
+    queries[1, 7] = np.nan
+    queries[3, 0] = np.inf
+    answer = _query(store, queries)
+    for row in (0, 2):
+        alone = _query(store, vectors[_ROWS + row : _ROWS + row + 1])
+        assert answer.records[row].ids == alone.records[0].ids
+        assert answer.distances[row].tobytes() == alone.distances[0].tobytes()
+    for row in (1, 3):
+        assert np.isnan(answer.distances[row]).all()
+        assert answer.records[row].ids == [f"id-{n}" for n in (1, 2, 4, 5, 7, 8, 10, 11, 13, 14)]
+
+
+def test_quick_reads_run_together_answer_as_they_do_alone(
+    store: tuple[Node, str], vectors: Float32s
+) -> None:
+    node, collection = store
+    _query(store, vectors[:1])
+    requests = [
+        QueryRequest(embeddings=vectors[_ROWS + n : _ROWS + n + 1 + n % 3]) for n in range(7)
+    ]
+    reads = [node.query.quick(collection, request) for request in requests]
+    known = [read for read in reads if read is not None]
+    assert len(known) == 7
+    assert len({read.group for read in known}) == 1
+    answers = node.query.run_together(known, cancel=Cancel())
+    for read, answer in zip(known, answers, strict=True):
+        alone = read.run(Cancel())
+        assert isinstance(alone, QueryAnswer)
+        _same(answer, alone)
+    other = node.query.quick(collection, QueryRequest(embeddings=vectors[:1], n_results=3))
+    assert other is not None and other.group != known[0].group
+
+
+def test_the_graph_is_used_and_exact_forces_scans(
+    store: tuple[Node, str], vectors: Float32s
+) -> None:
+    queries = vectors[_ROWS : _ROWS + 30]
+    approximate = _query(store, queries, explain=True, target_recall=0.0)
+    exact = _query(store, queries, exact=True, explain=True)
+    (graph,) = _steps(approximate.plan, "Graph")
+    assert graph.details["fell_short"] == 0
+    assert graph.details["ef"] == 115
+    assert not _steps(exact.plan, "Graph")
+    assert len(_steps(exact.plan, "Scan")) == 2
+    found = sum(
+        len(set(mine.ids) & set(true.ids))
+        for mine, true in zip(approximate.records, exact.records, strict=True)
+    )
+    assert found >= 0.9 * 300
+
+
+def test_a_target_lengthens_the_candidate_list(store: tuple[Node, str], vectors: Float32s) -> None:
+    node, collection = store
+    (item, *_) = node.query._loaded[collection].view.segments  # type: ignore[union-attr]
+    curve = item.segment.graph_recall
+    assert len(curve) > 0
+    plan = _query(store, vectors[:1], explain=True, target_recall=0.999999).plan
+    assert _steps(plan, "Graph")[0].details["ef"] == max(115, curve[-1][0])
+
+
+def test_a_plan_says_what_was_done(store: tuple[Node, str], vectors: Float32s) -> None:
+    plan = _query(store, vectors[:2], where=Compare("n", "$gte", 2_000), explain=True).plan
+    assert plan is not None
+    assert [step.operator for step in plan.steps] == ["Snapshot", "Filter", "Nearest", "Project"]
+    snapshot, filtered, nearest, project = plan.steps
+    assert snapshot.details["parts"] == 1
+    assert snapshot.details["tail_records"] == 50
+    assert filtered.details["rows_out"] == 600
+    assert [step.details["rows_out"] for step in filtered.steps] == [550, 50]
+    assert nearest.details["queries"] == 2
+    assert nearest.details["rows_out"] == 20
+    assert project.details["rows"] == 20
+    assert all(step.time_us > 0 for step in plan.steps)
+    assert {step.operator for step in nearest.steps} <= {"Graph", "Scan"}
+    assert "bytes_read" in nearest.steps[0].details
