@@ -147,6 +147,17 @@ def test_growing_waits_for_a_quarter_under_load_and_for_nothing_when_idle() -> N
     assert merge_plan(parts, idle=False) == MergePlan(("g", "a", "b", "c"), "g", True)
 
 
+def test_a_remainder_too_small_for_a_graph_of_its_own_joins_the_one_there_is() -> None:
+    """Beside a graph it would be scanned by every search, for ever."""
+    parts = [_part("g", 16_500, labels=16_500), _part("f", 3_500)]
+    assert 3_500 * DIMENSION < GRAPH_COMPONENTS_MIN
+    assert merge_plan(parts, idle=True) == MergePlan(("g", "f"), "g", True)
+    assert unsettled_rows(parts) == 3_500
+    assert merge_plan([parts[0], _part("f", 500)], idle=True) is None
+    assert merge_plan(parts, idle=False) is None
+    assert merge_plan([_part("f", 3_500)], idle=True) is None
+
+
 def test_a_full_graph_part_is_not_grown_any_more() -> None:
     full = _part("full", GRAPH_PART_ROWS_MAX, labels=GRAPH_PART_ROWS_MAX)
     small = _part("small", 10_000, labels=10_000)

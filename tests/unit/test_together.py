@@ -46,57 +46,58 @@ async def _answer(given: bytes | Awaitable[bytes]) -> bytes | Exception:
 
 
 def _run(
-    reads: list[QuickAnswer], announced: int
-) -> tuple[list[int], list[bool], list[bytes | Exception]]:
-    """The sizes of the batches, which reads were answered at once, and the answers."""
+    *turns: list[QuickAnswer],
+) -> tuple[list[int], list[list[bool]], list[list[bytes | Exception]]]:
+    """The sizes of the batches; by turn of the loop, which reads were answered at once, and how."""
     frontend = _Frontend()
     together = Together(frontend)  # type: ignore[arg-type]
 
-    async def run() -> tuple[list[bool], list[bytes | Exception]]:
-        for _ in range(announced):
-            together.announce()
-        given = []
-        for read in reads:
-            together.started()
-            given.append(together.run(read, Cancel()))
-        return [isinstance(one, bytes) for one in given], [await _answer(one) for one in given]
+    async def run() -> tuple[list[list[bool]], list[list[bytes | Exception]]]:
+        at_once, answers = [], []
+        for reads in turns:
+            given = [together.run(read, Cancel()) for read in reads]
+            at_once.append([isinstance(one, bytes) for one in given])
+            await asyncio.sleep(0)
+            answers.append([await _answer(one) for one in given])
+        return at_once, answers
 
     at_once, answers = asyncio.run(run())
     return frontend.batches, at_once, answers
 
 
-def test_a_read_that_comes_alone_runs_at_once() -> None:
-    assert _run([_read("a")], 1) == ([], [True], [b"a"])
-    assert _run([_read("a"), _read("b")], 0) == ([], [True, True], [b"a", b"b"])
+_PAIR = [_read("x"), _read("y")]
 
 
-def test_reads_of_one_turn_run_as_one_batch() -> None:
+def test_reads_that_come_alone_run_at_once() -> None:
+    assert _run([_read("a")], [_read("b")]) == ([], [[True], [True]], [[b"a"], [b"b"]])
+
+
+def test_after_company_the_reads_of_a_turn_are_one_batch() -> None:
     names = ["a", "b", "c", "d"]
-    batches, at_once, answers = _run([_read(name) for name in names], 4)
-    assert (batches, at_once) == ([4], [False] * 4)
-    assert answers == [name.encode() for name in names]
+    batches, at_once, answers = _run(_PAIR, [_read(name) for name in names], [_read("e")])
+    assert (batches, at_once) == ([4], [[True] * 2, [False] * 4, [False]])
+    assert answers == [[b"x", b"y"], [name.encode() for name in names], [b"e"]]
+
+
+def test_without_company_for_a_while_reads_run_at_once_again() -> None:
+    _, at_once, _ = _run(_PAIR, *([_read("a")] for _ in range(10)))
+    assert at_once == [[True, True], *[[False]] * 8, [True], [True]]
 
 
 def test_groups_are_kept_apart_and_some_reads_are_never_grouped() -> None:
     reads = [_read("a", "g"), _read("b", "h"), _read("c", "g"), _read("d", None)]
-    batches, at_once, answers = _run(reads, 4)
-    assert (batches, at_once) == ([2], [False, False, False, True])
-    assert answers == [b"a", b"b", b"c", b"d"]
+    batches, at_once, answers = _run(_PAIR, reads)
+    assert (batches, at_once[1]) == ([2], [False, False, False, True])
+    assert answers[1] == [b"a", b"b", b"c", b"d"]
 
 
 def test_a_bad_read_fails_alone() -> None:
-    _, _, answers = _run([_read("a"), _read("bad"), _read("c")], 3)
+    _, _, (_, answers) = _run(_PAIR, [_read("a"), _read("bad"), _read("c")])
     assert answers[0] == b"a" and answers[2] == b"c"
     assert isinstance(answers[1], InvalidArgument)
 
 
-def test_an_announced_request_that_never_starts_holds_nobody_up() -> None:
-    batches, at_once, answers = _run([_read("a"), _read("b")], 5)
-    assert (batches, at_once) == ([2], [False, False])
-    assert answers == [b"a", b"b"]
-
-
 def test_a_batch_has_a_bound() -> None:
-    batches, _, answers = _run([_read(str(n)) for n in range(40)], 40)
+    batches, _, (_, answers) = _run(_PAIR, [_read(str(n)) for n in range(40)])
     assert batches == [16, 16, 8]
     assert answers == [str(n).encode() for n in range(40)]

@@ -65,16 +65,17 @@ def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
     for part in graphs:
         if _dead_share(part) > (DEAD_SHARE_MAX_IDLE if idle else DEAD_SHARE_MAX):
             return MergePlan((part.manifest.id,), None, _wants_graph([part]))
-    if _wants_graph(flats):
-        target = max(
-            (part for part in graphs if part.manifest.graph_labels < GRAPH_PART_ROWS_MAX),
-            key=lambda part: part.manifest.rows,
-            default=None,
-        )
-        if target is None:
+    target = max(
+        (part for part in graphs if part.manifest.graph_labels < GRAPH_PART_ROWS_MAX),
+        key=lambda part: part.manifest.rows,
+        default=None,
+    )
+    if target is None:
+        if flats and _wants_graph(flats):
             return MergePlan(_ids(flats), None, True)
-        if _live(flats) >= (GROW_SHARE_IDLE if idle else GROW_SHARE) * target.live_rows:
-            return MergePlan(_ids([target, *flats]), target.manifest.id, True)
+    # Also rows that would not be worth a graph of their own: beside one they are scanned each time.
+    elif flats and _live(flats) >= (GROW_SHARE_IDLE if idle else GROW_SHARE) * target.live_rows:
+        return MergePlan(_ids([target, *flats]), target.manifest.id, True)
     for part in flats:
         if part.manifest.rows >= TIER_ROWS_MIN and _dead_share(part) > DEAD_SHARE_MAX:
             return MergePlan((part.manifest.id,), None, False)

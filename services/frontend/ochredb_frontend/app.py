@@ -67,6 +67,7 @@ class App:
         self.frontend = frontend
         self.metrics = Metrics()
         self._config = config
+        self.body_bytes_max = config.body_bytes_max
         self._clock = frontend.clock
         self._ids = ids or IdSource()
         self._auth = TokenAuth(config.token)
@@ -121,7 +122,6 @@ class App:
         started_s = self._clock.monotonic_s()
         operation = "unmatched"
         self._in_flight += 1
-        self.together.started()
         try:
             self._auth.check(path, headers)
             parts = path.split("/")
@@ -157,7 +157,7 @@ class App:
             response = error_response(error)
         finally:
             self._in_flight -= 1
-        await _send(send, response, request_id, head=method == "HEAD")
+        await _send(scope, send, response, request_id)
         duration_s = self._clock.monotonic_s() - started_s
         self.metrics.observe(operation, response.status, duration_s)
         if duration_s >= self._config.slow_request_s:
@@ -333,9 +333,10 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-async def _send(send: Send, response: Response, request_id: str, *, head: bool) -> None:
+async def _send(scope: Scope, send: Send, response: Response, request_id: str) -> None:
     encoded_id = request_id.encode()
     content_type = response.content_type
+    body = b"" if scope["method"] == "HEAD" else response.body
     headers = [
         (b"content-length", b"%d" % len(response.body)),
         (b"x-request-id", encoded_id),
@@ -346,8 +347,13 @@ async def _send(send: Send, response: Response, request_id: str, *, head: bool) 
         headers.append((b"content-type", encoded_type))
     for name, value in response.headers:
         headers.append((name.encode(), value.encode()))
+    respond: Callable[[int, bytes, bytes], bool] | None = scope.get("ochredb.respond")
+    if respond is not None:
+        head = b"".join([b"%b: %b\r\n" % header for header in headers])
+        if respond(response.status, head, body):
+            return
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else response.body})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -14,6 +14,8 @@ from ochredb.types import Float32s
 
 _T = TypeVar("_T")
 _THREADS = os.cpu_count() or 1
+# Waking another thread costs about as much as a search; so few are not worth it.
+_ROWS_OF_SHARE_MIN = 3
 
 _lock = threading.Lock()
 _pool: tuple[int, ThreadPoolExecutor] | None = None  # With the process that made it.
@@ -33,7 +35,7 @@ def in_shares(work: Callable[[Float32s], _T], rows: Float32s) -> list[_T]:
 
     Cost beside the work: about 0.05 ms for each share but the first, which the caller does.
     """
-    shares = min(_THREADS, len(rows))
+    shares = min(_THREADS, len(rows) // _ROWS_OF_SHARE_MIN)
     if shares < 2:
         return [work(rows)]
     first, *others = np.array_split(rows, shares)
