@@ -104,13 +104,15 @@ def _graph(
 ) -> tuple[GraphSections, hnswlib.Index, Calibration]:
     """A graph over the merged rows: new, or the grown part's with the other rows inserted."""
     threads = world.config.graph_threads
+    if not settles:  # Others are at work: leave them half of the processors, and of the caches.
+        threads = max(1, threads // 2)
     rows: NDArray[np.int32] | None = None
     known, labels = Calibration(), len(merged.seqs)
     if grown is None:
         world.counters.graph_insertions += labels
         index = graphs.inserted(merged.vectors, settings, threads=threads, step=step)
     else:
-        rows, index = _grown(world, merged, parts[grown], maps[grown], settings, step)
+        rows, index = _grown(world, merged, parts[grown], maps[grown], settings, threads, step)
         labels, old = len(rows), parts[grown].manifest
         known = Calibration(old.graph_recall, old.graph_recall_labels, old.graph_recall_queries)
     calibrated = at_lowest_priority(
@@ -129,6 +131,7 @@ def _grown(
     part: Part,
     mapping: NDArray[np.int64],
     settings: IndexSettings,
+    threads: int,
     step: Callable[[], None],
 ) -> tuple[NDArray[np.int32], hnswlib.Index]:
     """The part's graph with the rows inserted that are not of it, and the row of each label.
@@ -150,7 +153,7 @@ def _grown(
         index = graphs.inserted(
             merged.vectors[inserted],
             settings,
-            threads=world.config.graph_threads,
+            threads=threads,
             step=step,
             grow=(path, labels),
         )

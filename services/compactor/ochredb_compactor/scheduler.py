@@ -18,9 +18,11 @@ from ochredb_compactor.config import CompactorConfig
 GRAPH_COMPONENTS_MIN = 640_000  # rows x dimension from which a graph beats a scan (0.1 ms).
 GRAPH_ROWS_MIN = 2_000
 GRAPH_PART_ROWS_MAX = 4_000_000
-# Each growth rewrites the part: under load grow by this share, when writes pause by the smaller
-# one. Fewer flat rows than that stay flat, and are scanned.
+# Each growth rewrites the part: under load grow by this share, and by no fewer components than a
+# scan of which takes some tenths of a millisecond; when writes pause by the smaller share. Fewer
+# flat rows than that stay flat, and are scanned.
 GROW_SHARE = 0.25
+GROW_COMPONENTS_MIN = 1_280_000
 GROW_SHARE_IDLE = 0.05
 # A graph with more dead labels is built anew: at once above the larger share, when writes pause
 # above the smaller one. While records are being replaced, a new graph is soon as old as the last.
@@ -73,8 +75,7 @@ def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
     if target is None:
         if flats and _wants_graph(flats):
             return MergePlan(_ids(flats), None, True)
-    # Also rows that would not be worth a graph of their own: beside one they are scanned each time.
-    elif flats and _live(flats) >= (GROW_SHARE_IDLE if idle else GROW_SHARE) * target.live_rows:
+    elif flats and _may_grow(target, flats, idle):
         return MergePlan(_ids([target, *flats]), target.manifest.id, True)
     for part in flats:
         if part.manifest.rows >= TIER_ROWS_MIN and _dead_share(part) > DEAD_SHARE_MAX:
@@ -105,6 +106,18 @@ def _tier_merge(flats: Sequence[VersionPart]) -> MergePlan | None:
         if len(members) >= TIER_PARTS:
             return MergePlan(_ids(members), None, False)
     return None
+
+
+def _may_grow(target: VersionPart, flats: Sequence[VersionPart], idle: bool) -> bool:
+    """Whether the rows of `flats` should join the graph of `target` now.
+
+    When idle also rows that would not be worth a graph of their own: they are scanned each time.
+    """
+    rows = _live(flats)
+    if idle:
+        return rows >= GROW_SHARE_IDLE * target.live_rows
+    enough = rows * target.manifest.dimension >= GROW_COMPONENTS_MIN
+    return enough and rows >= GROW_SHARE * target.live_rows
 
 
 def _wants_graph(parts: Sequence[VersionPart]) -> bool:
