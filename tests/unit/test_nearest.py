@@ -134,7 +134,7 @@ def test_the_graph_is_used_and_exact_forces_scans(
     exact = _query(store, queries, exact=True, explain=True)
     (graph,) = _steps(approximate.plan, "Graph")
     assert graph.details["fell_short"] == 0
-    assert graph.details["ef"] == 111
+    assert graph.details["ef"] == 115
     assert not _steps(exact.plan, "Graph")
     assert len(_steps(exact.plan, "Scan")) == 2
     found = sum(
@@ -150,7 +150,7 @@ def test_a_target_lengthens_the_candidate_list(store: tuple[Node, str], vectors:
     curve = item.segment.graph_recall
     assert len(curve) > 0
     plan = _query(store, vectors[:1], explain=True, target_recall=0.999999).plan
-    assert _steps(plan, "Graph")[0].details["ef"] == max(111, curve[-1][0])
+    assert _steps(plan, "Graph")[0].details["ef"] == max(115, curve[-1][0])
 
 
 def test_a_plan_says_what_was_done(store: tuple[Node, str], vectors: Float32s) -> None:

@@ -180,3 +180,15 @@ def test_the_state_shown_is_the_state_kept(node: Node) -> None:
         for thread in threads:
             thread.join()
     assert offsets[0] < offsets[-1], "the writers wrote meanwhile"
+
+
+def test_pins_of_dead_backups_do_not_count(node: Node) -> None:
+    """A store without a server has nobody else who releases them."""
+    pins = _pins(node)
+    for number in range(PINS_MAX):
+        with pins.take(f"dead-{number}", "me", 0.0):
+            pass
+    with pins.take("alive", "me", 60.0):
+        pins.check("alive")
+    with pytest.raises(NotFound):
+        pins.check("dead-0")

@@ -46,8 +46,10 @@ def collect(world: World, step: Callable[[], None]) -> int:
         keys = world.objects.deleting(_BATCH)
         if not keys:
             return deleted
-        _delete(world, keys, step)
-        deleted += len(keys)
+        gone = _delete(world, keys, step)
+        deleted += gone
+        if gone < len(keys):
+            return deleted  # Some could not be deleted now: they come first again next time.
 
 
 def find_orphans(world: World) -> tuple[list[str], int]:
@@ -101,11 +103,19 @@ def discarding(world: World, objects: Sequence[tuple[str, int]]) -> Iterator[Non
         raise
 
 
-def _delete(world: World, keys: Sequence[str], step: Callable[[], None]) -> None:
+def _delete(world: World, keys: Sequence[str], step: Callable[[], None]) -> int:
+    """Delete what can be deleted; one that cannot does not keep the others (I9)."""
+    gone = []
     for key in keys:
-        world.store.delete(key)
+        try:
+            world.store.delete(key)
+        except OchreError as error:
+            log.warning("cannot delete %s: %s", key, error)
+        else:
+            gone.append(key)
         step()
-    world.objects.forget(keys)
+    world.objects.forget(gone)
+    return len(gone)
 
 
 def _unknown(world: World, keys: Sequence[str]) -> list[str]:

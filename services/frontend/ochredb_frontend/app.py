@@ -152,6 +152,7 @@ class App:
         except _BodyTooLargeError:
             response = body_too_large()
         except _DisconnectedError:
+            scope.pop("ochredb.respond", None)  # It refers to the scope: a cycle.
             return
         except Exception as error:
             response = error_response(error)
@@ -347,7 +348,7 @@ async def _send(scope: Scope, send: Send, response: Response, request_id: str) -
         headers.append((b"content-type", encoded_type))
     for name, value in response.headers:
         headers.append((name.encode(), value.encode()))
-    respond: Callable[[int, bytes, bytes], bool] | None = scope.get("ochredb.respond")
+    respond: Callable[[int, bytes, bytes], bool] | None = scope.pop("ochredb.respond", None)
     if respond is not None:
         head = b"".join([b"%b: %b\r\n" % header for header in headers])
         if respond(response.status, head, body):

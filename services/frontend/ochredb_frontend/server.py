@@ -45,6 +45,7 @@ class _Protocol(HttpToolsProtocol):
 
     _in_head = True
     _head_bytes = 0
+    _at_head = False  # Within the parser's call at the end of a head.
     _begun: tuple[RequestResponseCycle, Any] | None = None  # Waits for its last byte.
 
     def data_received(self, data: bytes) -> None:
@@ -60,9 +61,11 @@ class _Protocol(HttpToolsProtocol):
             self._run_at_once(cycle, app)
 
     def on_headers_complete(self) -> None:
-        self._head_bytes = 0
-        super().on_headers_complete()
-        self._in_head = False
+        self._in_head, self._head_bytes, self._at_head = False, 0, True
+        try:
+            super().on_headers_complete()
+        finally:
+            self._at_head = False
 
     def on_message_complete(self) -> None:
         self._in_head = True
@@ -71,9 +74,9 @@ class _Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]  # It may have more keys.
         scope["ochredb.respond"] = partial(_respond, cycle)
-        # While the head is parsed: another request's turn comes with its body complete.
+        # A pipelined request's turn comes later, with its body complete: it takes the usual way.
         limit = min(_SMALL_BODY_BYTES, self.app.body_bytes_max)
-        if self._in_head and cycle is self.cycle and _is_small(cycle, limit):
+        if self._at_head and _is_small(cycle, limit):
             self._begun = cycle, app
         else:
             super()._start_asgi_task(cycle, app)

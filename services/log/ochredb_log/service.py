@@ -302,7 +302,10 @@ class LogService:
             again = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Swept)]
             if not again:
                 break
-            repeated = self._flush_once([batch[i] for i in again])
+            try:
+                repeated = self._flush_once([batch[i] for i in again])
+            except OchreError as error:  # Only theirs: the others of the batch are committed.
+                repeated = [type(error)(str(error), **error.detail) for _ in again]
             for i, outcome in zip(again, repeated, strict=True):
                 outcomes[i] = outcome
         return outcomes

@@ -132,8 +132,14 @@ def _selections(
 
 
 def _graphs_are_loaded(nearest: Nearest, selections: list[Selection]) -> bool:
+    """Whether searching uses no graph that would have to be loaded first.
+
+    The planner decides once more when it searches, and costs may have been measured between: for
+    filtered rows its choice does not depend on them.
+    """
     return all(
-        selection.view.segment.graph_is_loaded or not nearest.uses_graph(selection)
+        selection.view.segment.graph_is_loaded
+        or (selection.filtered and not nearest.uses_graph(selection))
         for selection in selections
     )
 

@@ -116,12 +116,10 @@ class QueryService:
         snapshot = self._logs.snapshot(collection_id)
         if not loaded.is_current(snapshot):
             # After a few writes of this process: catching up costs less than a pool's hand-over.
-            if not loaded.refresh_is_quick(snapshot):
-                return None
             with contextlib.suppress(Gone):
-                loaded.refresh(snapshot)
+                loaded.refresh_if_quick(snapshot)
         view = loaded.view
-        if view is None or not loaded.is_current(snapshot):
+        if view is None or not loaded.shows(view, snapshot):
             return None
         with self._lock:
             if collection_id in self._loaded:
@@ -138,7 +136,9 @@ class QueryService:
         if request.where is None and request.ids is None and request.n_results:
             searches = loaded.searches
             if searches is None or searches.view is not view:
-                loaded.searches = searches = quick.Searches(view)
+                searches = quick.Searches(view)
+                if loaded.view is view:
+                    loaded.searches = searches
             search = searches.find(request, partial(self._nearest, loaded), limit_us)
             if search is None:
                 return None

@@ -103,6 +103,10 @@ def take(
     return manifest
 
 
+class _Unreadable(Exception):
+    """One object of a source that answers otherwise."""
+
+
 class _Taker:
     """One backup in progress. damaged: name and problem, in the order found."""
 
@@ -189,15 +193,20 @@ class _Taker:
         os.makedirs(os.path.dirname(path), exist_ok=True)
 
         def read(start: int, stop: int) -> bytes:
-            return self._source.read_object(self._started.id, key, start, stop)
+            try:
+                return self._source.read_object(self._started.id, key, start, stop)
+            except Unavailable as error:
+                # A bad sector, if the source answers otherwise: one of its objects is lost.
+                self._source.renew(self._started.id)
+                raise _Unreadable(f"cannot be read: {error}") from error
 
         before = self._done_bytes
         try:
             found, checksum = write_synced(path, self._pieces(key, read, size, check))
-        except NotFound:
+        except (NotFound, _Unreadable) as error:
             self._source.renew(self._started.id)  # Raises if it is the backup that is not there.
             files.unlink_if_exists(path)
-            self.damaged[key] = "is missing"
+            self.damaged[key] = "is missing" if isinstance(error, NotFound) else str(error)
             return None
         finally:
             self._done_bytes = before + size

@@ -313,8 +313,10 @@ class SqliteDatabase:
                 elif quiet and self._wal_bytes() > _WAL_IDLE_BYTES_MAX:
                     # It holds writers up while it waits for readers: so it does not wait.
                     connection.execute("PRAGMA busy_timeout=0")
-                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                    connection.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
+                    try:
+                        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    finally:
+                        connection.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
                     self._wal_pages = 0
                 return quiet
         except sqlite3.OperationalError as error:

@@ -84,7 +84,7 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
     """Create or migrate under the store's lock, so that processes that start together agree."""
     import alembic.command
     from alembic.config import Config
-    from sqlalchemy import create_engine
+    from sqlalchemy import URL, create_engine
     from sqlalchemy.exc import OperationalError
     from sqlalchemy.pool import NullPool
 
@@ -103,7 +103,8 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
             connection.execute("PRAGMA synchronous=FULL")
         finally:
             connection.close()
-        engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+        # Not as text: a path may hold "?" and "%".
+        engine = create_engine(URL.create("sqlite", database=path), poolclass=NullPool)
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with engine.connect() as sql:

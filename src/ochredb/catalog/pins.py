@@ -73,7 +73,10 @@ class PinTable:
                 # Opened while nobody else can commit, and before this transaction does: it sees
                 # what this transaction reads, without the pin.
                 state = stack.enter_context(self._db.read_consistent())
-                row = state.one(_COUNT)
+                state.one(_COUNT)  # Its first statement is what its view is of.
+                # Of backups that died; nobody else may be there to do it.
+                self._release_expired(session)
+                row = session.one(_COUNT)
                 if row is not None and row[0] >= PINS_MAX:
                     raise Exhausted(f"{row[0]} backups run or have not expired yet; retry later")
                 now = self._clock.now_us()
@@ -113,8 +116,11 @@ class PinTable:
             if session.one(_EXPIRED, now_us=now) is None:
                 return
         with self._db.write() as session:
-            for (pin,) in session.all(_EXPIRED, now_us=now):
-                self._release(session, pin)
+            self._release_expired(session)
+
+    def _release_expired(self, session: Session) -> None:
+        for (pin,) in session.all(_EXPIRED, now_us=self._clock.now_us()):
+            self._release(session, pin)
 
     def _release(self, session: Session, pin: str) -> None:
         session.run(_DELETE, pin=pin)

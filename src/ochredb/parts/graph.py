@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ochredb.configuration import IndexSettings
+from ochredb.errors import Corrupt, Unavailable
 from ochredb.priority import at_lowest_priority
 from ochredb.types import Float32s, Int64s
 from ochredb.vectors.threads import in_shares
@@ -37,6 +38,9 @@ class HnswGraph:
     ) -> None:
         self._index, self._rows, self.size_bytes = index, rows, size_bytes
         self.labels = int(index.get_current_count())
+        # A search's candidate list is as long as the longer of this and what it asks for: nobody
+        # may find another one here, left by whoever built the graph.
+        index.set_ef(1)
 
     @classmethod
     def load(
@@ -44,7 +48,10 @@ class HnswGraph:
     ) -> HnswGraph:
         """Read a graph file; its bytes must have passed their checksum (hnswlib trusts them)."""
         index = hnswlib.Index(space=settings.space, dim=dimension)
-        index.load_index(path)
+        try:
+            index.load_index(path)
+        except RuntimeError as error:
+            raise Corrupt(f"hnswlib cannot read the graph {path}: {error}") from error
         return cls(index, rows, os.path.getsize(path))
 
     def search(self, queries: Float32s, ef: int) -> Int64s | None:
@@ -126,11 +133,25 @@ def inserted(
 
 
 def saved(index: hnswlib.Index) -> memoryview:
-    """The index's file as a view of an unlinked temporary file."""
+    """The index's file as a view of an unlinked temporary file.
+
+    Raises Unavailable if it did not get all of its bytes: hnswlib does not notice a full disk.
+    """
     handle, path = tempfile.mkstemp(prefix="ochredb-graph-")
     try:
+        named = f"/proc/self/fd/{handle}"
+        if os.path.exists(named):  # Linux: unlinked before it is written, it cannot be left behind.
+            os.unlink(path)
+            path = named
         index.save_index(path)
+        size, expected = os.fstat(handle).st_size, int(index.index_file_size())
+        if size != expected:
+            raise Unavailable(
+                f"a graph of {expected} bytes was cut to {size} in {tempfile.gettempdir()}: "
+                "is it full?"
+            )
         return memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
     finally:
         os.close(handle)
-        os.unlink(path)
+        if not path.startswith("/proc/"):
+            os.unlink(path)

@@ -35,7 +35,7 @@ GRAPH_SHARE_MIN = 0.05
 # A graph that was not calibrated is searched with a candidate list longer than `ef_search` by this
 # factor: ours is built by several threads and grown, and shall not find less than one built in one
 # go.
-EF_MARGIN = 1.1
+EF_MARGIN = 1.15
 # How many more candidates than asked for are recomputed exactly, at least.
 OVERFETCH_ROWS = 16
 

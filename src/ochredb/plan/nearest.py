@@ -20,7 +20,14 @@ from ochredb.plan.operators import Hits, Opening, Page, Selection, named, step
 from ochredb.segment import Rows, View
 from ochredb.types import Float32s, Int64s
 from ochredb.vectors.distance import Space
-from ochredb.vectors.scan import Candidates, estimates, exactly, limits_of, queries_per_block
+from ochredb.vectors.scan import (
+    Candidates,
+    are_usual,
+    estimates,
+    exactly,
+    limits_of,
+    queries_per_block,
+)
 
 _QUERIES_PER_SEARCH = 64  # Of a graph, between two looks at whether to go on.
 
@@ -54,15 +61,15 @@ class Nearest:
         """
         if self.count == 0:
             return self._cut(len(queries), [])
-        finite = np.logical_and.reduce(np.isfinite(queries), axis=1)
-        if not finite.all():
+        if len(queries) > 1 and not are_usual(queries):
+            # Such a query takes longer: in a batch it would make all of them.
             each = [
                 self.run(queries[i : i + 1], view, selections, cancel, trace)
-                if finite[i]
-                else self._unordered(view, selections)
                 for i in range(len(queries))
             ]
             return _joined(each)
+        if len(queries) == 1 and not np.isfinite(queries).all():
+            return self._unordered(view, selections)
         with step(trace, "Nearest") as plan:
             hits = self._run(queries, view, selections, cancel, trace)
             if plan is not None:

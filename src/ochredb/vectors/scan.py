@@ -60,19 +60,20 @@ def queries_per_block(rows: int) -> int:
     return max(1, _BLOCK_BYTES // (4 * max(1, rows)))
 
 
+def are_usual(queries: Float32s) -> bool:
+    """Whether float32 holds the squares of all of float32[q, d]: finite, not zero, not huge."""
+    wide = queries.astype(np.float64)
+    norms2 = np.einsum("ij,ij->i", wide, wide)
+    return float(norms2.min()) > NORM2_MIN and float(norms2.max()) < NORM2_MAX
+
+
 def estimates(space: Space, queries: Float32s, segment: Segment, rows: Rows | None) -> Estimates:
     """Estimates of float32[q, d] for `rows` (int64[m] ascending, None = all): one BLAS product.
 
     Where float32 would overflow or underflow, the exact distances themselves.
     """
     vectors, norms = segment.vectors, segment.squared_norms
-    wide = queries.astype(np.float64)
-    query_norms2 = np.einsum("ij,ij->i", wide, wide)
-    if (
-        not float(query_norms2.min()) > NORM2_MIN
-        or not float(query_norms2.max()) < NORM2_MAX
-        or not float(norms.max()) < NORM2_MAX
-    ):
+    if not are_usual(queries) or not float(norms.max()) < NORM2_MAX:
         found = [_all_exact(space, query, vectors, rows) for query in queries]
         return Estimates(rows, np.stack(found), np.zeros((1, 1), np.float32))
     if rows is None or len(rows) > _GATHER_SHARE_MAX * len(segment):

@@ -1,0 +1,52 @@
+"""Requests sent before the answers to earlier ones: all are answered, in order."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from ochredb.testing.server_process import ochredb_server
+
+_ROOT = "/api/v2/tenants/default_tenant/databases/default_database/collections"
+
+
+def _request(method: str, path: str, body: str = "") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def _statuses(address: tuple[str, int], data: bytes, count: int) -> list[int]:
+    with socket.create_connection(address) as sock:
+        sock.settimeout(10.0)
+        sock.sendall(data)
+        answer = b""
+        while len(re.findall(rb"HTTP/1.1 \d", answer)) < count:
+            chunk = sock.recv(65536)
+            assert chunk, "closed before every request was answered"
+            answer += chunk
+        return [int(status) for status in re.findall(rb"HTTP/1.1 (\d+) ", answer)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_pipelined_requests_are_all_answered(tmp_path: Path, count: int) -> None:
+    """The last of them used to wait for a next one."""
+    with ochredb_server(tmp_path / "data") as server:
+        address = ("127.0.0.1", server.port)
+        heartbeat = _request("GET", "/api/v2/heartbeat")
+        create = _request("POST", _ROOT, '{"name": "pipelined", "get_or_create": true}')
+        assert _statuses(address, heartbeat * count, count) == [200] * count
+        # The first is answered by another thread while the others wait.
+        assert _statuses(address, create * count, count) == [200] * count
+        mixed = (heartbeat + create) * count
+        assert _statuses(address, mixed, 2 * count) == [200] * (2 * count)
+        # In pieces that end within a head and within a body.
+        with socket.create_connection(address) as sock:
+            sock.settimeout(10.0)
+            for start in range(0, len(mixed), 97):
+                sock.sendall(mixed[start : start + 97])
+            answer = b""
+            while answer.count(b"HTTP/1.1 200") < 2 * count:
+                answer += sock.recv(65536)
