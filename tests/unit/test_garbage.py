@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ochredb.catalog.objects import Swept
-from ochredb.errors import Conflict
+from ochredb.errors import Conflict, Unavailable
 from ochredb.types import Op
 from ochredb_compactor import garbage
 from ochredb_compactor.compaction import compact
@@ -127,6 +127,29 @@ class TestGarbage:
         }
         assert object_keys(node) == kept
         assert [all_rows(node, collection) for collection in collections[:2]] == expected[:2]
+
+    def test_an_object_that_cannot_be_deleted_does_not_keep_the_others(
+        self, node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        collection = make_collection(node)
+        for step in range(4):
+            add_rows(node, collection, 10 * step, 10)
+            node.compactor.compact_now(collection)
+        node.namespace.delete_collection("default_tenant", "default_database", "records")
+        clock.advance(100)
+        delete, stuck = _world(node).store.delete, min(object_keys(node))
+
+        def failing(key: str) -> None:
+            if key == stuck:
+                raise Unavailable("input/output error")
+            delete(key)
+
+        monkeypatch.setattr(_world(node).store, "delete", failing)
+        node.compactor.collect_now(sweep_orphans=False)
+        assert object_keys(node) == {stuck}
+        monkeypatch.undo()
+        node.compactor.collect_now(sweep_orphans=False)
+        assert object_keys(node) == set()
 
     def test_a_replaced_version_goes_after_its_retention_and_the_grace(
         self, node: Node, clock: ManualClock

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ochredb.checksum import BLOCK_BYTES, block_checksums
 from ochredb.configuration import IndexSettings
-from ochredb.errors import Corrupt, NotFound
+from ochredb.errors import Corrupt, NotFound, Unavailable
 from ochredb.ids import IdSource
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts import graph as graphs
@@ -332,3 +332,35 @@ class TestDeletedRows:
     def test_rows_that_do_not_exist(self) -> None:
         with pytest.raises(Corrupt, match="does not exist"):
             deleted_rows.decode(deleted_rows.encode(np.array([10])), 10)
+
+
+def test_a_graph_whose_file_was_cut_short_is_refused() -> None:
+    """hnswlib does not notice a full disk; the cut file would get a valid checksum."""
+
+    class Cut:
+        def save_index(self, path: str) -> None:
+            with open(path, "wb") as file:
+                file.write(b"x" * 100)
+
+        def index_file_size(self) -> int:
+            return 829_832
+
+    with pytest.raises(Unavailable, match="829832 bytes was cut to 100"):
+        graphs.saved(Cut())
+
+
+def test_a_built_graph_is_searched_as_the_same_one_loaded(store: LocalStore) -> None:
+    """Whoever calibrated it left another candidate list behind."""
+    rows = _rows(600, 8)
+    index = graphs.inserted(rows.vectors, SETTINGS, threads=1, step=lambda: None)
+    index.set_ef(500)
+    part = Part(store, _write(store, rows, _graph(rows)), SETTINGS)
+    part.adopt_graph(index, None)
+    adopted = part.graph
+    loaded = Part(store, part.manifest, SETTINGS).graph
+    assert adopted is not None and loaded is not None
+    assert index.ef == 1
+    for row in range(0, 600, 50):
+        one, other = (graph.search(rows.vectors[row : row + 1], 12) for graph in (adopted, loaded))
+        assert one is not None and other is not None
+        assert one.tolist() == other.tolist()
