@@ -89,8 +89,6 @@ class LoadedCollection:
 
     def refresh_if_quick(self, snapshot: Snapshot) -> None:
         """Catch up if that is quick and nobody else is at it; for an event loop."""
-        if not self.refresh_is_quick(snapshot):
-            return
         with self._logs.reading():
             if self._lock.acquire(blocking=False):
                 try:

@@ -167,13 +167,14 @@ class Nearest:
         """Predicted cost of one query vector on one segment."""
         segment = selection.view.segment
         if self.uses_graph(selection):
-            asked = max(self.ef_of(selection), self._fetch(selection))
+            asked = self._asked(selection)
             return cost.graph_us(segment.graph_labels, segment.dimension, asked)
         return cost.scan_us(selection.count, len(segment), segment.dimension)
 
-    def _fetch(self, selection: Selection) -> int:
-        labels = selection.view.segment.graph_labels
-        return cost.fetch_count(self.count, selection.count / max(1, labels))
+    def _asked(self, selection: Selection) -> int:
+        """How many candidates a segment's graph is asked for at first."""
+        share = selection.count / max(1, selection.view.segment.graph_labels)
+        return max(self.ef_of(selection), cost.fetch_count(self.count, share))
 
     # -- by graph
 
@@ -191,7 +192,7 @@ class Nearest:
                 short.append(left)
             if plan is not None:
                 plan.details |= self._explained(selection)
-                plan.details["ef"] = max(self.ef_of(selection), self._fetch(selection))
+                plan.details["ef"] = self._asked(selection)
                 plan.details["target_recall"] = self.target_recall
                 plan.details["candidates"] = sum(len(item.rows) for item in found)
                 plan.details["fell_short"] = sum(map(len, short))
@@ -208,7 +209,7 @@ class Nearest:
         graph = segment.graph
         assert graph is not None
         wanted = min(self.count + cost.OVERFETCH_ROWS, selection.count)
-        asked = max(self.ef_of(selection), self._fetch(selection))
+        asked = self._asked(selection)
         owners: list[Int64s] = []
         kept: list[Rows] = []
         while True:
@@ -301,7 +302,7 @@ class Nearest:
         details["estimate_us"] = round(self.estimate_us(selection), 1)
         if segment.graph_labels:
             scan_us = cost.scan_us(selection.count, len(segment), segment.dimension)
-            asked = max(self.ef_of(selection), self._fetch(selection))
+            asked = self._asked(selection)
             graph_us = cost.graph_us(segment.graph_labels, segment.dimension, asked)
             details["scan_us"], details["graph_us"] = round(scan_us, 1), round(graph_us, 1)
         return details
