@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ochredb_node import cli_backup, cli_explain
+from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
 from ochredb_node.memory import tune_allocator
 from ochredb_node.settings import Settings, SettingsError, add_arguments, load
 
 if TYPE_CHECKING:
     from ochredb_node.node import NodeConfig
-
-_USAGE_ERROR, _FAILURE = 2, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = options.pop("command")
     if command is None:
         parser.print_help()
-        return _USAGE_ERROR
+        return USAGE_ERROR
     if command in cli_backup.COMMANDS:
         return cli_backup.run(command, options)
     if command == cli_explain.COMMAND:
@@ -34,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load(options)
     except SettingsError as error:
-        print(f"ochredb: {error}", file=sys.stderr)
-        return _USAGE_ERROR
+        return failed(error, USAGE_ERROR)
     return run(settings)
 
 
@@ -87,8 +85,7 @@ def run(settings: Settings) -> int:
         node = Node(node_config(settings))
         node.start()
     except (OchreError, OSError) as error:
-        print(f"ochredb: {error}", file=sys.stderr)
-        return _FAILURE
+        return failed(error, FAILURE)
     app = App(node.frontend)
     app.metrics.counter(
         "ochredb_graph_insertions_total",

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from ochredb_node.cli_common import FAILURE, USAGE_ERROR, add_token, failed, token_headers
 
 if TYPE_CHECKING:
     from ochredb.backup import BackupManifest, Progress
 
 BACKUP, RESTORE = "backup", "restore"
 COMMANDS = (BACKUP, RESTORE)
-_USAGE_ERROR, _FAILURE, _INTERRUPTED = 2, 1, 130
+_INTERRUPTED = 130
 _LINE_PERIOD_S = 5.0
 
 
@@ -32,7 +33,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = parser.add_argument
     add("source", metavar="PATH|URL", help="directory of the data, or http(s)://host:port")
     add("target", metavar="TARGET", help="a new or an empty directory")
-    add("--token", help="token of the server; prefer OCHREDB_TOKEN: flags are visible to others")
+    add_token(parser)
     add(
         "--keep-going", action="store_true",
         help="complete the backup although something is damaged; ends with 1 all the same",
@@ -57,7 +58,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(command: str, options: dict[str, Any]) -> int:
     """Returns the exit status: 0, 1 if it failed or found damage, 2 for wrong options."""
     if command == RESTORE and options["check_only"] == (options["target"] is not None):
-        return _failed("restore needs a TARGET, or --check-only and none", _USAGE_ERROR)
+        return failed("restore needs a TARGET, or --check-only and none", USAGE_ERROR)
     # Late: `ochredb --help` needs none of it.
     from ochredb.api.exceptions import ChromaError
     from ochredb.errors import OchreError
@@ -65,22 +66,21 @@ def run(command: str, options: dict[str, Any]) -> int:
     try:
         return _backup(options) if command == BACKUP else _restore(options)
     except (OchreError, ChromaError, OSError) as error:
-        return _failed(str(error), _FAILURE)
+        return failed(str(error), FAILURE)
     except KeyboardInterrupt:
         left = f"; {options['target']} is incomplete" if options["target"] else ""
-        return _failed(f"interrupted{left}", _INTERRUPTED)
+        return failed(f"interrupted{left}", _INTERRUPTED)
 
 
 def _backup(options: dict[str, Any]) -> int:
     from ochredb.backup import backup
 
     started_s = time.monotonic()
-    token = options["token"] or os.environ.get("OCHREDB_TOKEN")
     with _progress("backing up") as progress:
         manifest = backup(
             options["source"],
             options["target"],
-            headers={"Authorization": f"Bearer {token}"} if token else None,
+            headers=token_headers(options),
             keep_going=options["keep_going"],
             progress=progress,
         )
@@ -119,7 +119,7 @@ def _summary(manifest: BackupManifest) -> str:
 def _report_damage(manifest: BackupManifest) -> int:
     for name, reason in manifest.damaged:
         print(f"ochredb: damaged at the source: {name}: {reason}", file=sys.stderr)
-    return _FAILURE if manifest.damaged else 0
+    return FAILURE if manifest.damaged else 0
 
 
 def _megabytes(size: int) -> str:
@@ -178,8 +178,3 @@ class _Lines:
                 file=sys.stderr,
                 flush=True,
             )
-
-
-def _failed(reason: str, status: int) -> int:
-    print(f"ochredb: {reason}", file=sys.stderr)
-    return status

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from typing import TYPE_CHECKING, Any
+
+from ochredb_node.cli_common import FAILURE, USAGE_ERROR, add_token, failed, token_headers
 
 if TYPE_CHECKING:
     from ochredb import ClientAPI, Collection
     from ochredb.api.types import GetResult, QueryResult
 
 COMMAND = "explain"
-_USAGE_ERROR, _FAILURE = 2, 1
 _N_RESULTS = 10
 _QUERY_ONLY = ("n_results", "exact", "target_recall")
 _GET_ONLY = ("limit",)
@@ -48,7 +48,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--limit", type=int, metavar="N", help="of a get (default: all that match)")
     add("--warm", action="store_true", help="run it once before, so that all is in memory")
     add("--json", action="store_true", help="print JSON instead of a tree")
-    add("--token", help="token of the server; prefer OCHREDB_TOKEN: flags are visible to others")
+    add_token(parser)
 
 
 def explain(options: dict[str, Any]) -> int:
@@ -56,7 +56,7 @@ def explain(options: dict[str, Any]) -> int:
     kind, wrong = ("query", _GET_ONLY) if _is_query(options) else ("get", _QUERY_ONLY)
     for name in wrong:
         if options[name] is not None:
-            return _failed(f"--{name.replace('_', '-')} is not for a {kind}", _USAGE_ERROR)
+            return failed(f"--{name.replace('_', '-')} is not for a {kind}", USAGE_ERROR)
     # Late: `ochredb --help` needs none of it.
     from ochredb.api.exceptions import ChromaError
 
@@ -71,9 +71,9 @@ def explain(options: dict[str, Any]) -> int:
             answer = _read(collection, vector, options)
             elapsed_us = (time.perf_counter() - started) * 1e6
     except (ChromaError, ValueError, TypeError, OSError) as error:
-        return _failed(str(error), _FAILURE)
+        return failed(str(error), FAILURE)
     if "plan" not in answer:
-        return _failed(f"{options['target']} answers without a plan", _FAILURE)
+        return failed(f"{options['target']} answers without a plan", FAILURE)
     _show(answer, elapsed_us, as_json=options["json"])
     return 0
 
@@ -140,9 +140,7 @@ def _client(options: dict[str, Any]) -> ClientAPI:
     names = {name: options[name] for name in ("tenant", "database") if options[name] is not None}
     target = options["target"]
     if target.startswith(("http://", "https://")):
-        token = options["token"] or os.environ.get("OCHREDB_TOKEN")
-        headers = {"Authorization": f"Bearer {token}"} if token else None
-        return ochredb.HttpClient(target, headers=headers, **names)
+        return ochredb.HttpClient(target, headers=token_headers(options), **names)
     if not os.path.exists(os.path.join(target, CATALOG_FILE)):
         raise ValueError(f"{target} is neither a URL nor a directory with an OchreDB database")
     return ochredb.PersistentClient(target, **names)
@@ -169,8 +167,3 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-
-
-def _failed(reason: str, status: int) -> int:
-    print(f"ochredb: {reason}", file=sys.stderr)
-    return status
