@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("powerloss.c")
-MAGIC = 0x31474F4C53534F4C
+# What each record begins with. Nothing that is recorded contains it: the log is outside the tree.
+MAGIC = (0x31474F4C53534F4C).to_bytes(8, "little")
+_HEAD_BYTES = 40
 
 FileId = tuple[int, int]
 
@@ -97,17 +99,22 @@ class PowerLoss:
 def read_log(path: str) -> Durable:
     """Replay a recorder's log, if there is one.
 
-    A record cut off at the end is of a sync that never returned, and is ignored.
+    A record cut off is of a sync that never returned, and is ignored: at the end, or where a
+    process was killed and the next one went on with the log.
     """
     durable = Durable()
-    log = memoryview(Path(path).read_bytes() if os.path.exists(path) else b"")
-    position = 0
-    while position + 40 <= len(log):
-        magic, size, kind, inode, birth = struct.unpack_from("<QQQQQ", log, position)
-        assert magic == MAGIC, f"the log is damaged at byte {position}"
-        if position + size > len(log):
-            break
-        body = log[position + 40 : position + size]
+    data = Path(path).read_bytes() if os.path.exists(path) else b""
+    log, position = memoryview(data), 0
+    while position < len(data):
+        found = data.startswith(MAGIC[: len(data) - position], position)
+        assert found, f"the log is damaged at byte {position}"
+        size = _whole_record(data, position)
+        if size is None:
+            following = data.find(MAGIC, position + 1)
+            position = len(data) if following < 0 else following
+            continue
+        kind, inode, birth = struct.unpack_from("<QQQ", log, position + 16)
+        body = log[position + _HEAD_BYTES : position + size]
         if kind == ord("R"):
             durable.root = (inode, birth)
         elif kind == ord("S"):
@@ -121,6 +128,20 @@ def read_log(path: str) -> Durable:
         durable.records += 1
         position += size
     return durable
+
+
+def _whole_record(data: bytes, position: int) -> int | None:
+    """The size of the record at `position`, or None if it was cut off.
+
+    What follows a whole record is another one, which may itself be cut off, or the end.
+    """
+    if position + _HEAD_BYTES > len(data):
+        return None
+    (size,) = struct.unpack_from("<Q", data, position + 8)
+    stop = position + int(size)
+    if size < _HEAD_BYTES or stop > len(data):
+        return None
+    return int(size) if data.startswith(MAGIC[: len(data) - stop], stop) else None
 
 
 def _read_entries(body: memoryview) -> dict[str, tuple[bool, FileId]]:

@@ -310,6 +310,15 @@ def test_a_record_cut_off_by_the_kill_is_ignored(loss: PowerLoss) -> None:
     assert tree(loss) == {"a": b"1"}
 
 
+@pytest.mark.parametrize("cut", [1, 50, 139])
+def test_so_is_one_behind_which_the_next_process_went_on(loss: PowerLoss, cut: int) -> None:
+    run(loss, "write('a', b'1'); sync_folder('.'); write('a', b'2' * 100); die()")
+    Path(loss.log).write_bytes(Path(loss.log).read_bytes()[:-cut])
+    run(loss, "write('b', b'3'); sync_folder('.'); write('b', b'4' * 5_000); die()")
+    loss.strike()
+    assert tree(loss) == {"a": b"1", "b": b"4" * 5_000}
+
+
 def test_a_process_killed_while_the_recorder_starts_has_done_nothing(loss: PowerLoss) -> None:
     (Path(loss.tree) / "old").write_bytes(b"old" * 100_000)
     run(loss, "die()")
