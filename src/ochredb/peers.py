@@ -127,6 +127,18 @@ class QuickRead:
     embeddings: Float32s | None = None  # Of a read with a group.
 
 
+class Batch(Protocol):
+    """Several quick reads that are searched as one."""
+
+    def search(self) -> None:
+        """The first half, which hardly needs the interpreter's lock; in any thread."""
+        ...
+
+    def answers(self, cancel: Cancel) -> list[QueryAnswer]:
+        """The second half: one answer for each read. Raises what either half failed with."""
+        ...
+
+
 class Query(Protocol):
     """Strong reads: each sees every write acknowledged before it began."""
 
@@ -157,8 +169,8 @@ class Query(Protocol):
         """
         ...
 
-    def run_together(self, reads: Sequence[QuickRead], *, cancel: Cancel) -> list[QueryAnswer]:
-        """The answers of quick reads of one group, searched as one batch. As quick as they are."""
+    def together(self, reads: Sequence[QuickRead]) -> Batch:
+        """Quick reads of one group, to be searched as one batch. As quick as they are."""
         ...
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -235,6 +236,20 @@ class FakeLog:
         self._world.require(collection_id)
 
 
+@dataclass
+class FakeBatch:
+    reads: Sequence[QuickRead]
+    searched: bool = False
+
+    def search(self) -> None:
+        self.searched = True
+
+    def answers(self, cancel: Cancel) -> list[QueryAnswer]:
+        assert self.searched
+        answers = [read.run(cancel) for read in self.reads]
+        return [answer for answer in answers if isinstance(answer, QueryAnswer)]
+
+
 class FakeQuery:
     """Returns records in order of insertion; all distances are exact."""
 
@@ -304,10 +319,9 @@ class FakeQuery:
             query.embeddings,
         )
 
-    def run_together(self, reads: Sequence[QuickRead], *, cancel: Cancel) -> list[QueryAnswer]:
+    def together(self, reads: Sequence[QuickRead]) -> FakeBatch:
         self._world.together.append(len(reads))
-        answers = [read.run(cancel) for read in reads]
-        return [answer for answer in answers if isinstance(answer, QueryAnswer)]
+        return FakeBatch(reads)
 
     def _ids(self, collection_id: str, wanted: list[str] | None) -> list[str]:
         self._world.require(collection_id)

@@ -15,6 +15,7 @@ from ochredb.peers import QueryRequest
 from ochredb.types import Field, Float32s, Op, Operations, QueryAnswer
 from ochredb.where import Compare
 from ochredb_node.node import Node, NodeConfig
+from ochredb_query.quick import Search
 
 from .kernel import make_collection
 
@@ -117,13 +118,40 @@ def test_quick_reads_run_together_answer_as_they_do_alone(
     known = [read for read in reads if read is not None]
     assert len(known) == 7
     assert len({read.group for read in known}) == 1
-    answers = node.query.run_together(known, cancel=Cancel())
+    batch = node.query.together(known)
+    batch.search()
+    answers = batch.answers(Cancel())
     for read, answer in zip(known, answers, strict=True):
         alone = read.run(Cancel())
         assert isinstance(alone, QueryAnswer)
         _same(answer, alone)
     other = node.query.quick(collection, QueryRequest(embeddings=vectors[:1], n_results=3))
     assert other is not None and other.group != known[0].group
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
+def test_one_graph_answers_as_the_general_search_does(vectors: Float32s, space: str) -> None:
+    """Ties included: every vector is stored twice."""
+    node = Node(NodeConfig())
+    node.start(background=False)
+    try:
+        collection = make_collection(node, space=space)
+        _add(node, collection, np.repeat(vectors[: _ROWS // 2], 2, axis=0), 0, _ROWS)
+        node.compactor.compact_now(collection)
+        requests = [QueryRequest(embeddings=vectors[n : n + 3]) for n in (_ROWS - 9, 40, 500)]
+        bad = vectors[:2].copy()
+        bad[1, 3] = np.inf
+        requests.append(QueryRequest(embeddings=bad))
+        for request in requests:
+            node.query.query(collection, request, cancel=Cancel())
+            read = node.query.quick(collection, request)
+            assert read is not None and isinstance(read.group, Search)
+            assert read.group.one_graph is not None
+            quick = read.run(Cancel())
+            assert isinstance(quick, QueryAnswer)
+            _same(quick, node.query.query(collection, request, cancel=Cancel()))
+    finally:
+        node.close()
 
 
 def test_the_graph_is_used_and_exact_forces_scans(

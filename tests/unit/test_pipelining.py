@@ -6,6 +6,7 @@ import re
 import socket
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ochredb.testing.server_process import ochredb_server
@@ -50,3 +51,32 @@ def test_pipelined_requests_are_all_answered(tmp_path: Path, count: int) -> None
             answer = b""
             while answer.count(b"HTTP/1.1 200") < 2 * count:
                 answer += sock.recv(65536)
+
+
+def test_reads_of_both_ways_are_answered_in_order(tmp_path: Path) -> None:
+    """Small reads go a shorter way; behind another request, or in chunks, they go the usual one."""
+    with ochredb_server(tmp_path / "data") as server:
+        address = ("127.0.0.1", server.port)
+        made = httpx.post(server.url + _ROOT, json={"name": "reads"}).json()
+        path = f"{_ROOT}/{made['id']}"
+        rows = {"ids": ["a", "b"], "embeddings": [[1, 2], [3, 4]]}
+        assert httpx.post(server.url + path + "/add", json=rows).status_code == 201
+        count = _request("GET", path + "/count")
+        query = _request("POST", path + "/query", '{"query_embeddings": [[1, 2]]}')
+        wrong = _request("POST", path + "/query", '{"query_embeddings": 1}')
+        head = query.partition(b"content-length")[0] + b"transfer-encoding: chunked\r\n\r\n"
+        body = b'{"query_embeddings": [[3, 4]]}'
+        chunked = head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        some = [count, query, wrong, chunked, query, count, chunked, wrong]
+        assert _statuses(address, b"".join(some), 8) == [200, 200, 422, 200, 200, 200, 200, 422]
+        for one in (count, query, chunked):
+            assert _statuses(address, one, 1) == [200]
+        close = query.replace(b"host: x", b"host: x\r\nconnection: close")
+        with socket.create_connection(address) as sock:
+            sock.settimeout(10.0)
+            sock.sendall(close)
+            answer = b""
+            while chunk := sock.recv(65536):
+                answer += chunk
+        assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer
+        assert answer.endswith(b"}")

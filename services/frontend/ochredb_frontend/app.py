@@ -1,14 +1,16 @@
-"""The ASGI application: a small dispatcher over the table of routes, and FastAPI for the pages.
+"""The application: a small dispatcher over the table of routes, and FastAPI for the pages.
 
-What a reader would look for in middleware is here, once, around both: request ids, authentication,
-the body limit, the deadline, cancellation, metrics and the slow-request log.
+Small requests to the hot routes come whole (`App.exchange`), all others by ASGI. What a reader
+would look for in middleware is here, once, around both: request ids, authentication, the body
+limit, the deadline, cancellation, metrics and the slow-request log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -18,6 +20,7 @@ from ochredb.errors import DeadlineExceeded
 from ochredb.ids import IdSource
 from ochredb_frontend.auth import TokenAuth
 from ochredb_frontend.messages import (
+    JSON,
     Request,
     Response,
     body_too_large,
@@ -30,6 +33,7 @@ from ochredb_frontend.service import Frontend
 from ochredb_frontend.together import Together
 
 if TYPE_CHECKING:
+    from ochredb_frontend.protocol import Exchange
     from ochredb_frontend.web import Web
 
 Scope = MutableMapping[str, Any]
@@ -41,10 +45,25 @@ logger = logging.getLogger("ochredb.frontend")
 
 _REQUEST_ID_CHARS_MAX = 128
 _DEADLINE_GRACE_S = 0.25  # Work that checks its deadline gets this long to say so itself.
-_JSON = b"application/json"
+_LOST_CHECK_S = 0.1  # A request that takes long looks this often whether its client is there.
+_JSON = JSON.encode()
 _PAGES = ("/docs", "/openapi.json")
 # The literal segments of /api/v2/tenants/{}/databases/{}/collections/{}/VERB.
 _COLLECTION_LITERALS = ("api", "v2", "tenants", "databases", "collections")
+
+
+Result = bytes | Response | Exception
+Answer = Callable[[Result], None]
+
+
+@dataclass(slots=True)
+class _Call:
+    """What is noted of a request: its path, its id, and when it began by the monotonic clock."""
+
+    path: str
+    request_id: str
+    started_s: float
+    operation: str = "unmatched"
 
 
 class _BodyTooLargeError(Exception):
@@ -98,6 +117,7 @@ class App:
 
     def close(self) -> None:
         """Wait for running work; call after the server has stopped accepting requests."""
+        self.together.close()
         for pool in self._pools.values():
             pool.close()
 
@@ -113,61 +133,134 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        request_id = self._request_id(headers)
+        headers = _decoded(scope["headers"])
         method: str = scope["method"]
         path = _raw_path(scope)
-        started_s = self._clock.monotonic_s()
-        operation = "unmatched"
-        self._in_flight += 1
+        call = self._begin(path, headers)
         try:
             self._auth.check(path, headers)
-            parts = path.split("/")
-            route = None
-            if len(parts) == 10 and (*parts[1:4], parts[5], parts[7]) == _COLLECTION_LITERALS:
-                route = self._hot.get((method, parts[9]))
-            if route is not None:
-                operation = route.operation
-                request = Request(
-                    method=method,
-                    path=path,
-                    query_string=scope["query_string"].decode("latin-1"),
-                    headers=headers,
-                    cancel=Cancel(self._config.deadline_s, self._clock),
-                    parameters={
-                        "tenant": unquote(parts[4]),
-                        "database": unquote(parts[6]),
-                        "collection_id": unquote(parts[8]),
-                    },
-                )
+            hot = self._hot_route(method, path)
+            if hot is not None:
+                route, parameters = hot
+                call.operation = route.operation
+                request = self._new_request(method, path, scope["query_string"], headers)
+                request.parameters = parameters
                 if method == "POST":
                     request.body = await self._read_body(headers, receive)
                 response = await self._run(route, request, receive)
             elif path in _PAGES:
-                operation, response = await self._serve_page(scope, headers, path, receive)
+                call.operation, response = await self._serve_page(scope, headers, path, receive)
             else:
-                operation, response = await self._serve_other(scope, headers, path, receive)
+                call.operation, response = await self._serve_other(scope, headers, path, receive)
         except _BodyTooLargeError:
             response = body_too_large()
         except _DisconnectedError:
-            scope.pop("ochredb.respond", None)  # It refers to the scope: a cycle.
             return
         except Exception as error:
             response = error_response(error)
         finally:
             self._in_flight -= 1
-        await _send(scope, send, response, request_id)
-        duration_s = self._clock.monotonic_s() - started_s
-        self.metrics.observe(operation, response.status, duration_s)
+        await _send(scope, send, response, call.request_id)
+        self._note(call, response.status)
+
+    # -- whole requests
+
+    def exchange(self, exchange: Exchange) -> bool:
+        """Answer a small request now or later; False if it is not for a hot route.
+
+        Called on the event loop. What is quick is answered before this returns, or at the end of
+        the loop's turn together with others; the rest in a pool.
+        """
+        method, path = exchange.method.decode("latin-1"), exchange.path.decode("latin-1")
+        hot = self._hot_route(method, path)
+        if hot is None:
+            return False
+        headers = _decoded(exchange.fields.items())
+        call = self._begin(path, headers)
+        route, parameters = hot
+        call.operation = route.operation
+        request = self._new_request(method, path, exchange.query_string, headers)
+        request.body, request.parameters = exchange.body, parameters
+        answer = partial(self._answer, exchange, call)
+        try:
+            self._auth.check(path, headers)
+            work = self._begin_read(route, request, answer)
+        except Exception as error:
+            answer(error)
+            return True
+        if work is not None:
+            exchange.spawn(self._answer_in_pool(route, work, request.cancel, exchange, answer))
+        return True
+
+    async def _answer_in_pool(
+        self,
+        route: Route,
+        work: Callable[[], Response],
+        cancel: Cancel,
+        exchange: Exchange,
+        answer: Answer,
+    ) -> None:
+        try:
+            response = await self._in_pool(route, work, cancel, partial(_lost, exchange))
+        except _DisconnectedError:
+            self._in_flight -= 1
+        except Exception as error:
+            answer(error)
+        else:
+            answer(response)
+
+    def _answer(self, exchange: Exchange, call: _Call, result: Result) -> None:
+        self._in_flight -= 1
+        if isinstance(result, bytes):
+            response = Response(200, result)
+        elif isinstance(result, Response):
+            response = result
+        else:
+            response = error_response(result)
+        head = b"".join([b"%b: %b\r\n" % one for one in _headers(response, call.request_id)])
+        exchange.respond(response.status, head, response.body)
+        self._note(call, response.status)
+
+    # -- what every request has
+
+    def _begin(self, path: str, headers: Mapping[str, str]) -> _Call:
+        self._in_flight += 1
+        return _Call(path, self._request_id(headers), self._clock.monotonic_s())
+
+    def _note(self, call: _Call, status: int) -> None:
+        duration_s = self._clock.monotonic_s() - call.started_s
+        self.metrics.observe(call.operation, status, duration_s)
         if duration_s >= self._config.slow_request_s:
             logger.warning(
                 "slow request: operation=%s status=%d duration_ms=%.0f request_id=%s path=%s",
-                operation, response.status, duration_s * 1000, request_id, path,
+                call.operation, status, duration_s * 1000, call.request_id, call.path,
             )  # fmt: skip
 
-    def _request_id(self, headers: dict[str, str]) -> str:
+    def _hot_route(self, method: str, path: str) -> tuple[Route, dict[str, str]] | None:
+        """The hot route of a path, and its parameters."""
+        parts = path.split("/")
+        if len(parts) != 10 or (*parts[1:4], parts[5], parts[7]) != _COLLECTION_LITERALS:
+            return None
+        route = self._hot.get((method, parts[9]))
+        if route is None:
+            return None
+        parameters = {"tenant": parts[4], "database": parts[6], "collection_id": parts[8]}
+        if "%" in path:
+            parameters = {name: unquote(value) for name, value in parameters.items()}
+        return route, parameters
+
+    def _new_request(
+        self, method: str, path: str, query_string: bytes, headers: Mapping[str, str]
+    ) -> Request:
+        return Request(
+            method=method,
+            path=path,
+            query_string=query_string.decode("latin-1"),
+            headers=headers,
+            cancel=self._new_cancel(),
+        )
+
+    def _request_id(self, headers: Mapping[str, str]) -> str:
         given = headers.get("x-request-id") or headers.get("chroma-trace-id")
         if (
             given
@@ -204,17 +297,33 @@ class App:
         """Answer on the event loop if that is quick, in the route's pool otherwise."""
         if route.pool == "inline":
             return route.handler(self.frontend, request)
-        work: Callable[[], Response]
+        answers: list[Result] = []
+        work = self._begin_read(route, request, answers.append, alone=True)
+        if work is not None:
+            return await self._in_pool(route, work, request.cancel, receive)
+        (answer,) = answers
+        if isinstance(answer, BaseException):
+            raise answer
+        return Response(200, answer) if isinstance(answer, bytes) else answer
+
+    def _begin_read(
+        self, route: Route, request: Request, answer: Answer, *, alone: bool = False
+    ) -> Callable[[], Response] | None:
+        """Have `answer` called with what a quick read finds, or return the work for a pool.
+
+        alone: now; else perhaps together with other reads, when this turn of the loop is over.
+        """
         if route.parse_read is None or not self._parses_quickly(request.body):
-            work = partial(route.handler, self.frontend, request)
+            return partial(route.handler, self.frontend, request)
+        read = route.parse_read(request, self._config)
+        quick = self.frontend.quick(read)
+        if quick is None:
+            return partial(_answer_read, self.frontend, read, request.cancel)
+        if alone:
+            answer(quick.run(request.cancel))
         else:
-            read = route.parse_read(request, self._config)
-            quick = self.frontend.quick(read)
-            if quick is not None:
-                body = self.together.run(quick, request.cancel)
-                return Response(200, body if isinstance(body, bytes) else await body)
-            work = partial(_answer_read, self.frontend, read, request.cancel)
-        return await self._in_pool(route, work, request.cancel, receive)
+            self.together.run(quick, request.cancel, answer)
+        return None
 
     def _parses_quickly(self, body: bytes) -> bool:
         """Whether the event loop may parse a body: it is short and has no pattern to compile.
@@ -334,26 +443,37 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-async def _send(scope: Scope, send: Send, response: Response, request_id: str) -> None:
+async def _lost(exchange: Exchange) -> Message:
+    """ASGI's last message, once the client is gone."""
+    while not exchange.is_lost:
+        await asyncio.sleep(_LOST_CHECK_S)
+    return {"type": "http.disconnect"}
+
+
+def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+
+
+def _headers(response: Response, request_id: str) -> list[tuple[bytes, bytes]]:
     encoded_id = request_id.encode()
-    content_type = response.content_type
-    body = b"" if scope["method"] == "HEAD" else response.body
     headers = [
         (b"content-length", b"%d" % len(response.body)),
         (b"x-request-id", encoded_id),
         (b"chroma-trace-id", encoded_id),
     ]
+    content_type = response.content_type
     if content_type is not None:
-        encoded_type = _JSON if content_type == "application/json" else content_type.encode()
+        encoded_type = _JSON if content_type == JSON else content_type.encode()
         headers.append((b"content-type", encoded_type))
     for name, value in response.headers:
         headers.append((name.encode(), value.encode()))
-    respond: Callable[[int, bytes, bytes], bool] | None = scope.pop("ochredb.respond", None)
-    if respond is not None:
-        head = b"".join([b"%b: %b\r\n" % header for header in headers])
-        if respond(response.status, head, body):
-            return
+    return headers
+
+
+async def _send(scope: Scope, send: Send, response: Response, request_id: str) -> None:
+    headers = _headers(response, request_id)
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    body = b"" if scope["method"] == "HEAD" else response.body
     await send({"type": "http.response.body", "body": body})
 
 

@@ -16,7 +16,7 @@ from ochredb.cancel import Cancel
 from ochredb.catalog.namespace import DatabaseInfo, Namespace
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import Conflict, Forbidden, Unimplemented
-from ochredb.peers import GetRequest, Log, Query, QueryRequest, QuickRead
+from ochredb.peers import Batch, GetRequest, Log, Query, QueryRequest, QuickRead
 from ochredb.types import (
     CollectionInfo,
     Field,
@@ -47,6 +47,19 @@ class QuickAnswer:
 
     def run(self, cancel: Cancel) -> bytes:
         return self.read.encode(self.quick.run(cancel))
+
+
+@dataclass(frozen=True, slots=True)
+class QuickAnswers:
+    """Several parsed reads that are searched as one batch, and their encoding."""
+
+    reads: list[Read]
+    batch: Batch
+
+    def encoded(self, cancel: Cancel) -> list[bytes]:
+        """An answer for each read, after `batch.search`."""
+        answers = self.batch.answers(cancel)
+        return [read.encode(answer) for read, answer in zip(self.reads, answers, strict=True)]
 
 
 class Frontend:
@@ -237,10 +250,11 @@ class Frontend:
         found = self._query.quick(read.collection_id, read.request)
         return None if found is None else QuickAnswer(read, found)
 
-    def run_together(self, reads: Sequence[QuickAnswer], cancel: Cancel) -> list[bytes]:
-        """The encoded answers of quick reads of one group."""
-        answers = self._query.run_together([read.quick for read in reads], cancel=cancel)
-        return [read.read.encode(answer) for read, answer in zip(reads, answers, strict=True)]
+    def together(self, reads: Sequence[QuickAnswer]) -> QuickAnswers:
+        """Quick reads of one group as one batch."""
+        return QuickAnswers(
+            [read.read for read in reads], self._query.together([read.quick for read in reads])
+        )
 
     def delete(self, deletion: Deletion, cancel: Cancel) -> int:
         """Delete by ids or filter. Returns the number of ids given, or the number that matched."""

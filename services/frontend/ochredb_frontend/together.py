@@ -1,79 +1,159 @@
 """Quick reads that arrived in one turn of the event loop, run as one batch.
 
 Most of what a short search costs beside the search itself are calls that cost the same for eight
-queries as for one; and a batch can use every processor, which the event loop's thread alone cannot.
+queries as for one. And the search itself does without the interpreter's lock: it runs in a thread
+beside, so that with many clients two processors are at work, one parsing and encoding, one
+searching.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Hashable
+from functools import partial
 
 from ochredb.cancel import Cancel
-from ochredb_frontend.service import Frontend, QuickAnswer
+from ochredb.peers import Batch
+from ochredb_frontend.service import Frontend, QuickAnswer, QuickAnswers
 
-_READS_MAX = 16  # Of a batch: bounds how long the loop is held.
+_READS_MAX = 16  # Of a batch: bounds how long the loop is held, and how long a read waits.
 _CROWDED_TURNS = 8
 
-Item = tuple[QuickAnswer, Cancel, "asyncio.Future[bytes]"]
+Answer = Callable[[bytes | Exception], None]
+Item = tuple[QuickAnswer, Cancel, Answer]
+_Job = tuple[Batch, asyncio.AbstractEventLoop, Callable[[], None]]
 
 
 class Together:
     """Used by the event loop's thread only.
 
     Whether a read has company is known only after it: so reads run at once until a turn of the loop
-    had several, and from then on wait for the end of their turn, until turns have one again.
+    had several, and from then on wait for the end of their turn, and for the batch before theirs,
+    until turns have one again.
     """
 
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
-        self._pending: list[Item] = []
+        self._waiting: dict[Hashable, list[Item]] = {}  # By group, oldest first.
+        self._waiting_count = 0
         self._reads_of_turn = 0
         self._crowded_turns = 0
+        self._searcher = _Searcher()
 
-    def run(self, read: QuickAnswer, cancel: Cancel) -> bytes | asyncio.Future[bytes]:
-        """The answer, or what becomes the answer when this turn of the loop is over."""
-        if read.quick.group is None:
-            return read.run(cancel)
-        loop = asyncio.get_running_loop()
+    def run(self, read: QuickAnswer, cancel: Cancel, answer: Answer) -> None:
+        """Have `answer` called, now or later."""
+        group = read.quick.group
+        if group is None:
+            _run(read, cancel, answer)
+            return
         if not self._reads_of_turn:
-            loop.call_soon(self._turn_is_over)
+            asyncio.get_running_loop().call_soon(self._turn_is_over)
         self._reads_of_turn += 1
         if not self._crowded_turns:
-            return read.run(cancel)
-        future: asyncio.Future[bytes] = loop.create_future()
-        self._pending.append((read, cancel, future))
-        if len(self._pending) == _READS_MAX:
-            self._answer()
-        return future
+            _run(read, cancel, answer)
+            return
+        self._waiting.setdefault(group, []).append((read, cancel, answer))
+        self._waiting_count += 1
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._searcher.close()
 
     def _turn_is_over(self) -> None:
         crowded = self._reads_of_turn > 1
         self._crowded_turns = _CROWDED_TURNS if crowded else max(0, self._crowded_turns - 1)
         self._reads_of_turn = 0
-        self._answer()
+        self._begin()
 
-    def _answer(self) -> None:
-        pending, self._pending = self._pending, []
-        groups: dict[Hashable, list[Item]] = {}
-        for item in pending:
-            if not item[2].done():  # Its request was given up.
-                groups.setdefault(item[0].quick.group, []).append(item)
-        for items in groups.values():
-            if len(items) > 1 and self._answer_together(items):
+    def _begin(self) -> None:
+        """Hand what waits to the thread beside, or if that is busy and too much waits, do it."""
+        while self._waiting and (not self._searcher.busy or self._waiting_count >= _READS_MAX):
+            items = self._next_items()
+            try:
+                answers = self._frontend.together([read for read, _, _ in items])
+            except Exception:
+                _run_alone(items)
                 continue
-            for read, cancel, future in items:
-                try:
-                    future.set_result(read.run(cancel))
-                except Exception as error:
-                    future.set_exception(error)
+            if self._searcher.busy:
+                answers.batch.search()
+                _answer(items, answers)
+            else:
+                self._searcher.search(answers.batch, partial(self._searched, items, answers))
 
-    def _answer_together(self, items: list[Item]) -> bool:
-        """Whether it went well; if not, each is tried alone, so that one fails alone (I9)."""
-        try:
-            answers = self._frontend.run_together([read for read, _, _ in items], Cancel())
-        except Exception:
-            return False
-        for (_, _, future), answer in zip(items, answers, strict=True):
-            future.set_result(answer)
-        return True
+    def _next_items(self) -> list[Item]:
+        """Of the group that waits longest, at most a batch."""
+        group, items = next(iter(self._waiting.items()))
+        del self._waiting[group]
+        if items[_READS_MAX:]:
+            self._waiting[group] = items[_READS_MAX:]
+        self._waiting_count -= len(items[:_READS_MAX])
+        return items[:_READS_MAX]
+
+    def _searched(self, items: list[Item], answers: QuickAnswers) -> None:
+        self._begin()  # First, so that both processors have something to do.
+        _answer(items, answers)
+
+
+class _Searcher:
+    """A thread that searches one batch at a time. Used by the event loop's thread only."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def search(self, batch: Batch, done: Callable[[], None]) -> None:
+        """Have `done` called on the event loop once the batch has been searched."""
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ochredb-search", daemon=True)
+            self._thread.start()
+        self.busy = True
+        self._jobs.put((batch, loop, done))
+
+    def _finish(self, done: Callable[[], None]) -> None:
+        self.busy = False
+        done()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            batch, loop, done = job
+            try:
+                batch.search()
+            finally:  # What it failed with is raised when its answers are asked for.
+                with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
+                    loop.call_soon_threadsafe(self._finish, done)
+            del job, batch, done  # Nothing is kept while there is nothing to do.
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _answer(items: list[Item], answers: QuickAnswers) -> None:
+    try:
+        bodies = answers.encoded(Cancel())
+    except Exception:
+        _run_alone(items)
+        return
+    for (_, _, answer), body in zip(items, bodies, strict=True):
+        answer(body)
+
+
+def _run_alone(items: list[Item]) -> None:
+    """A batch failed: each is tried alone, so that one fails alone (I9)."""
+    for item in items:
+        _run(*item)
+
+
+def _run(read: QuickAnswer, cancel: Cancel, answer: Answer) -> None:
+    try:
+        body = read.run(cancel)
+    except Exception as error:
+        answer(error)
+    else:
+        answer(body)

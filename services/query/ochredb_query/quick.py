@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ochredb.cancel import Cancel
 from ochredb.peers import GetRequest, QueryRequest
-from ochredb.plan.nearest import Nearest
+from ochredb.plan.nearest import Nearest, OneGraph
 from ochredb.plan.operators import Filter, Selection
 from ochredb.segment import View
 from ochredb.types import Field
@@ -41,7 +41,7 @@ class Search:
     """An unfiltered search of one view that is quick; equal only to itself.
 
     Requests that find the same one differ in their query vectors alone: they may run as one batch.
-    search_us: estimated, for each query vector.
+    search_us: estimated, for each query vector. one_graph: the whole search, if it is that simple.
     """
 
     view: View
@@ -49,6 +49,7 @@ class Search:
     fields: Field
     selections: list[Selection]
     search_us: float
+    one_graph: OneGraph | None
 
 
 class Searches:
@@ -77,7 +78,8 @@ class Searches:
             if not _graphs_are_loaded(step, selections):
                 return None
             search_us = sum(step.estimate_us(selection) for selection in selections)
-            search = Search(view, step, request.fields, selections, search_us)
+            one_graph = step.one_graph(selections) if dimension == view.dimension else None
+            search = Search(view, step, request.fields, selections, search_us, one_graph)
             if len(self._known) < _PLANS_MAX:
                 self._known[asked] = search
         return search if search.search_us * queries <= limit_us else None

@@ -8,6 +8,7 @@ where a graph is searched.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,9 @@ from ochredb.explain import Trace, Value
 from ochredb.parts.calibration import ef_for
 from ochredb.plan import cost
 from ochredb.plan.operators import Hits, Opening, Page, Selection, named, step
-from ochredb.segment import Rows, View
+from ochredb.segment import Rows, Segment, View
 from ochredb.types import Float32s, Int64s
-from ochredb.vectors.distance import Space
+from ochredb.vectors.distance import Space, exact
 from ochredb.vectors.scan import (
     Candidates,
     are_usual,
@@ -30,6 +31,41 @@ from ochredb.vectors.scan import (
 )
 
 _QUERIES_PER_SEARCH = 64  # Of a graph, between two looks at whether to go on.
+
+
+@dataclass(frozen=True, slots=True)
+class OneGraph:
+    """The commonest search, made ready: by the graph of the only segment, all of whose rows live.
+
+    It answers as `Nearest` does, in a few calls. ef: candidates asked for. wanted: how many of them
+    are looked at again.
+    """
+
+    segment: Segment
+    space: Space
+    count: int
+    ef: int
+    wanted: int
+
+    def candidates(self, queries: Float32s) -> Rows | None:
+        """int64[q, wanted] rows near each of float32[q, d]; most of the time it takes is here.
+
+        None: `Nearest` has to do it, for a query that is not finite or a graph with gaps.
+        """
+        graph = self.segment.graph
+        if graph is None or not math.isfinite(float(queries.sum())):
+            return None
+        found = graph.search(queries, self.ef)
+        return None if found is None else found[:, : self.wanted]
+
+    def nearest(self, queries: Float32s, rows: Rows) -> tuple[Rows, Float32s]:
+        """int64[q, k] rows and float32[q, k] distances, of the candidates, nearest first."""
+        again = queries if len(queries) == 1 else np.repeat(queries, rows.shape[1], axis=0)
+        distances = exact(self.space, again, self.segment.vectors[rows.ravel()]).reshape(rows.shape)
+        order = np.lexsort((self.segment.seqs[rows], distances))[:, : self.count]
+        if len(queries) == 1:
+            return rows[:, order[0]], distances[:, order[0]]
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +213,17 @@ class Nearest:
         return max(self.ef_of(selection), cost.fetch_count(self.count, share))
 
     # -- by graph
+
+    def one_graph(self, selections: list[Selection]) -> OneGraph | None:
+        """The search of these selections made ready, if it is one graph's and nothing else."""
+        if len(selections) != 1 or selections[0].mask is not None or not self.count:
+            return None
+        (selection,) = selections
+        segment = selection.view.segment
+        if segment.graph_labels != len(segment) or not self.uses_graph(selection):
+            return None  # A label without a row is a record that died.
+        wanted = min(self.count + cost.OVERFETCH_ROWS, selection.count)
+        return OneGraph(segment, self.space, self.count, self._asked(selection), wanted)
 
     def _by_graph(
         self, queries: Float32s, selection: Selection, cancel: Cancel, trace: Trace | None

@@ -180,7 +180,7 @@ class Project:
         # `np.unique` would import numpy.ma, 20 ms of a server's first answer.
         numbers = np.flatnonzero(np.bincount(hits.segments)) if count > 1 else hits.segments
         if len(numbers) == 1:
-            return self._take(view.segments[int(numbers[0])], hits.rows)
+            return self.take(view.segments[int(numbers[0])], hits.rows)
         answer = Records(
             ids=[""] * count,
             documents=[None] * count if Field.DOCUMENT in self.fields else None,
@@ -191,7 +191,7 @@ class Project:
             answer.embeddings = np.empty((count, view.dimension or 0), np.float32)
         for number in numbers.tolist():
             places = np.flatnonzero(hits.segments == number)
-            taken = self._take(view.segments[number], hits.rows[places])
+            taken = self.take(view.segments[number], hits.rows[places])
             _put(answer.ids, places, taken.ids)
             _put(answer.documents, places, taken.documents)
             _put(answer.uris, places, taken.uris)
@@ -200,7 +200,8 @@ class Project:
                 answer.embeddings[places] = taken.embeddings
         return answer
 
-    def _take(self, item: SegmentView, rows: Rows) -> Records:
+    def take(self, item: SegmentView, rows: Rows) -> Records:
+        """Rows of one segment, in the given order."""
         segment, fields = item.segment, self.fields
         return Records(
             ids=segment.take_ids(rows),

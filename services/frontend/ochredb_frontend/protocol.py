@@ -1,0 +1,212 @@
+"""HTTP over a connection: uvicorn's protocol, with a short way for what is most of the work.
+
+A request that comes alone, simply sent and with a small body is collected and offered to the
+application in one piece, without ASGI's scope, messages and coroutine (`Exchange`). What the
+application does not take that way, and every other request, goes uvicorn's.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Coroutine, Generator, Mapping
+from functools import partial
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+_HEAD_BYTES_MAX = 64 << 10  # Request line and headers, beyond what arrived with them.
+_SMALL_BODY_BYTES = 64 << 10
+_ONE_WRITE_BYTES_MAX = 64 << 10
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\n"
+    b"connection: close\r\n\r\n"
+)
+
+
+class Exchange:
+    """A request that is answered without ASGI. To uvicorn's protocol it is the current cycle.
+
+    fields: the headers, by lower-case name; of one that is repeated, the last.
+    """
+
+    __slots__ = (
+        "body", "disconnected", "fields", "keep_alive", "method", "path", "protocol",
+        "query_string", "response_complete",
+    )  # fmt: skip
+
+    def __init__(self, protocol: Protocol, fields: Mapping[bytes, bytes]) -> None:
+        parser = protocol.parser
+        self.protocol, self.fields = protocol, fields
+        self.method: bytes = parser.get_method()
+        self.path, _, self.query_string = protocol.url.partition(b"?")
+        self.body = b""
+        self.keep_alive = parser.get_http_version() == "1.1" and parser.should_keep_alive()
+        self.response_complete = self.disconnected = False
+
+    def respond(self, status: int, head: bytes, body: bytes) -> None:
+        """Write the whole answer; nothing if the client is gone or was answered already.
+
+        head: complete header lines, content-length among them.
+        """
+        if self.response_complete:
+            return
+        self.response_complete = True
+        protocol = self.protocol
+        transport = protocol.transport
+        if self.is_lost:
+            return
+        close = b"" if self.keep_alive else b"connection: close\r\n"
+        lines = (STATUS_LINE[status], protocol.default_lines(), close, head, b"\r\n")
+        if len(body) <= _ONE_WRITE_BYTES_MAX:  # So that the client wakes up once.
+            transport.write(b"".join((*lines, body)))
+        else:
+            transport.write(b"".join(lines))
+            transport.write(body)
+        if not self.keep_alive:
+            transport.close()
+        protocol.on_response_complete()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the rest of the answer as a task, which a graceful end waits for.
+
+        Begun at once: what does not wait at all ends here.
+        """
+        self.protocol.begin(work)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody would read an answer."""
+        return self.disconnected or bool(self.protocol.transport.is_closing())
+
+    @property
+    def message_event(self) -> Exchange:
+        """What uvicorn sets when the connection is lost."""
+        return self
+
+    def set(self) -> None:
+        """Nobody waits: who works on the answer looks at `disconnected`."""
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with exchanges, and with a bound for heads, which it would buffer."""
+
+    cycle: Any  # uvicorn's RequestResponseCycle, an Exchange, or None.
+    _in_head = True
+    _head_bytes = 0
+    _whole_body: bytes | None = None  # Of an exchange that becomes a cycle.
+    _default_headers: list[tuple[bytes, bytes]] | None = None
+    _default_lines = b""
+
+    def default_lines(self) -> bytes:
+        """The header lines of every answer; uvicorn makes a new list of them each second."""
+        headers = self.server_state.default_headers
+        if headers is not self._default_headers:
+            self._default_headers = headers
+            self._default_lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        return self._default_lines
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_BYTES_MAX + len(data):
+                self.transport.write(_HEAD_TOO_LARGE)
+                self.transport.close()
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        # What ASGI needs besides is made when it is needed.
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        fields = dict(self.headers)
+        if self._is_simple(fields):
+            self.cycle = Exchange(self, fields)
+        else:
+            self._begin_cycle()
+
+    def _is_simple(self, fields: Mapping[bytes, bytes]) -> bool:
+        """Whether the request comes alone and its body, if it has one, is small and simply sent."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            return False  # Pipelined: it waits for its turn.
+        if self.expect_100_continue or self.flow.write_paused:
+            return False
+        if b"transfer-encoding" in fields or b"upgrade" in fields:
+            return False
+        length = fields.get(b"content-length")
+        if length is None:
+            return True
+        limit = min(_SMALL_BODY_BYTES, self.app.body_bytes_max)
+        return len(length) < 10 and length.isdigit() and int(length) <= limit
+
+    def _begin_cycle(self) -> None:
+        """Go uvicorn's way with the request whose head is complete."""
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers = self.scope["headers"] = headers
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if type(self.cycle) is Exchange:
+            self.cycle.body += body
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        exchange = self.cycle
+        if type(exchange) is not Exchange:
+            super().on_message_complete()
+        elif not self.app.exchange(exchange):
+            self.cycle = None  # As before the first request.
+            self._whole_body = exchange.body
+            self._begin_cycle()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        body, self._whole_body = self._whole_body, None
+        if body is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.body += body
+        cycle.more_body = False
+        cycle.message_event.set()
+        self.begin(cycle.run_asgi(app))
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine up to where it first waits, and the rest of it as a task."""
+        try:
+            waiting = work.send(None)
+        except StopIteration:
+            return
+        task = self.loop.create_task(_go_on(work, waiting))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+
+async def _go_on(running: Coroutine[Any, Any, None], waiting: Any) -> None:
+    """The rest of a coroutine that was begun and waits for `waiting`."""
+    await _rest(running, waiting)
+
+
+@types.coroutine
+def _rest(running: Coroutine[Any, Any, None], waiting: Any) -> Generator[Any, Any, None]:
+    while True:
+        try:
+            sent = yield waiting
+        except BaseException as error:
+            advance = partial(running.throw, error)
+        else:
+            advance = partial(running.send, sent)
+        try:
+            waiting = advance()
+        except StopIteration:
+            return
