@@ -17,7 +17,7 @@ from ochredb_frontend.shapes import wrong_shape, wrong_type
 
 _INCONSISTENT = "Inconsistent dimensions in provided embeddings"
 _NO_DIMENSION = "Validation error: embeddings: Each embedding must have at least 1 dimension"
-_SCAN_MAX = 2_000  # Up to so many numbers, looking at each type is cheaper than numpy's overhead.
+_SCAN_MAX = 250  # Up to so many numbers, looking at each type is cheaper than numpy's overhead.
 _NOT_FINITE = "Validation error: embeddings: Embeddings must not contain NaN or Infinity values"
 
 

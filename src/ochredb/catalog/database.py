@@ -99,6 +99,27 @@ class SqliteSession:
         self.connection.executemany(text, [literals | p for p in params] if literals else params)
 
 
+class _Reading:
+    """A block that reads: a class, because the snapshot of every read enters one."""
+
+    __slots__ = ("_database", "_session")
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+
+    def __enter__(self) -> Session:
+        try:
+            self._session = self._database.begin_read()
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+        return self._session
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._database.end_read(self._session)
+        if isinstance(error, sqlite3.Error):
+            raise _translated(error) from error
+
+
 class SqliteDatabase:
     """SQLite in WAL mode with full durability; `path` None is a private database in memory.
 
@@ -205,28 +226,34 @@ class SqliteDatabase:
         if self._closed:
             raise Unavailable("the catalog is closed")
 
-    @contextlib.contextmanager
-    def read(self) -> Iterator[Session]:
-        if self._path is None:
-            self._check()
-            with self._lock:
-                yield self._memory_session()
-            return
+    def read(self) -> contextlib.AbstractContextManager[Session]:
+        return _Reading(self)
+
+    def begin_read(self) -> SqliteSession:
+        """A session until `end_read`."""
         self._check()
-        try:
-            with self._pool:
-                session = self._idle.pop() if self._idle else self._connect(query_only=True)
-                self._reading += 1
+        if self._path is None:
+            self._lock.acquire()
             try:
-                yield session
-            finally:
-                with self._pool:
-                    self._reading -= 1
-                    self._idle.append(session)
-                    if self._held_over_fork:
-                        self._pool.notify_all()
-        except sqlite3.Error as error:
-            raise _translated(error) from error
+                return self._memory_session()
+            except BaseException:
+                self._lock.release()
+                raise
+        with self._pool:
+            session = self._idle.pop() if self._idle else self._connect(query_only=True)
+            self._reading += 1
+        return session
+
+    def end_read(self, session: SqliteSession) -> None:
+        """Give it back."""
+        if self._path is None:
+            self._lock.release()
+            return
+        with self._pool:
+            self._reading -= 1
+            self._idle.append(session)
+            if self._held_over_fork:
+                self._pool.notify_all()
 
     @contextlib.contextmanager
     def read_consistent(self) -> Iterator[Session]:
