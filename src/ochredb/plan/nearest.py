@@ -9,7 +9,7 @@ where a graph is searched.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,14 +21,7 @@ from ochredb.plan.operators import Hits, Opening, Page, Selection, named, step
 from ochredb.segment import Rows, Segment, View
 from ochredb.types import Float32s, Int64s
 from ochredb.vectors.distance import Space, exact
-from ochredb.vectors.scan import (
-    Candidates,
-    are_usual,
-    estimates,
-    exactly,
-    limits_of,
-    queries_per_block,
-)
+from ochredb.vectors.scan import QUERIES_MAX, Candidates, Scan, are_usual, exactly
 
 _QUERIES_PER_SEARCH = 64  # Of a graph, between two looks at whether to go on.
 
@@ -304,23 +297,17 @@ class Nearest:
         if trace is not None:
             return self._by_traced_scan(queries, owners, selections, numbers, cancel, trace)
         found = []
-        rows = [selection.rows() for selection in selections]
-        step_queries = queries_per_block(sum(len(item.view.segment) for item in selections))
-        for start in range(0, len(owners), step_queries):
-            block = owners[start : start + step_queries]
+        for start in range(0, len(owners), QUERIES_MAX):
+            block = owners[start : start + QUERIES_MAX]
             asked = queries if len(block) == len(queries) else queries[block]
-            estimated = []
-            for selection, chosen in zip(selections, rows, strict=True):
+            scan = Scan(self.space, asked, self.count)
+            for selection in selections:
                 cancel.check()
-                estimated.append(estimates(self.space, asked, selection.view.segment, chosen))
-            limits = limits_of(estimated, self.count)
-            for selection, item in zip(selections, estimated, strict=True):
-                places, near = item.within(limits)
-                if len(near):
-                    candidates = exactly(
-                        self.space, queries, selection.view.segment, block[places], near
-                    )
-                    found.append((numbers[id(selection.view)], candidates))
+                scan.add(numbers[id(selection.view)], selection.view.segment, selection.mask)
+            found += [
+                (number, replace(item, owners=block[item.owners]))
+                for number, item in scan.candidates()
+            ]
         return found
 
     def _by_traced_scan(

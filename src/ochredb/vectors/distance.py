@@ -25,6 +25,8 @@ from ochredb.types import Float32s
 Space = Literal["l2", "cosine", "ip"]
 _UNIT_ROUNDOFF = 2.0**-24
 _GATHERED_COMPONENTS = 1 << 18  # 1 MiB.
+# OpenBLAS multiplies matrices in place up to this many multiplications; fewer rows do not pay.
+_SMALL_PRODUCT, _SMALL_ROWS_MIN = 1_000_000, 64
 _local = threading.local()
 # Above this, squares and their sums may overflow float32: estimates are useless.
 NORM2_MAX = 1e36
@@ -69,64 +71,84 @@ def products(
     """The inner products of float32[q, d] with float32[n, d], or with its `rows`: float32[q, n].
 
     Cost: one product by BLAS. Rows are gathered in blocks that stay in the processor's cache, into
-    memory that is used again and again: fresh pages would cost more than the product.
+    memory that is used again and again: fresh pages would cost more than the product. Several
+    queries are multiplied in blocks that BLAS takes as they are: it copies the vectors of large
+    ones, which costs up to twice as much.
     """
-    if rows is None:
+    several = len(queries) > 1
+    total = len(vectors) if rows is None else len(rows)
+    if rows is None and not several:
         # One query: the matrix-vector product, which reads the vectors once and packs nothing.
-        if len(queries) == 1:
-            dots: Float32s = (vectors @ queries[0])[np.newaxis]
-            return dots
-        return queries @ vectors.T
+        dots: Float32s = (vectors @ queries[0])[np.newaxis]
+        return dots
     dimension = vectors.shape[1]
     step = max(1, _GATHERED_COMPONENTS // dimension)
-    scratch: Float32s | None = getattr(_local, "gathered", None)
-    if scratch is None or scratch.size < step * dimension:
-        scratch = _local.gathered = np.empty(step * dimension, np.float32)
-    dots = np.empty((len(queries), len(rows)), np.float32)
-    for start in range(0, len(rows), step):
-        chosen = rows[start : start + step]
-        block = scratch[: len(chosen) * dimension].reshape(len(chosen), dimension)
-        np.take(vectors, chosen, axis=0, out=block, mode="clip")  # "raise" would buffer.
-        if len(queries) == 1:
-            np.dot(block, queries[0], out=dots[0, start : start + step])
+    if several:
+        few = _SMALL_PRODUCT // (len(queries) * dimension)
+        step = min(step, few) if few >= _SMALL_ROWS_MIN else step
+    if rows is not None:
+        gathered = _scratch("gathered", step * dimension)
+    if several:
+        columns = np.ascontiguousarray(queries.T)
+        product = _scratch("product", step * len(queries))
+    dots = np.empty((len(queries), total), np.float32)
+    for start in range(0, total, step):
+        stop = min(start + step, total)
+        if rows is None:
+            block = vectors[start:stop]
         else:
-            dots[:, start : start + step] = queries @ block.T
+            block = gathered[: (stop - start) * dimension].reshape(-1, dimension)
+            # "raise" would buffer.
+            np.take(vectors, rows[start:stop], axis=0, out=block, mode="clip")
+        if several:
+            out = product[: (stop - start) * len(queries)].reshape(-1, len(queries))
+            np.dot(block, columns, out=out)
+            dots[:, start:stop] = out.T
+        else:
+            np.dot(block, queries[0], out=dots[0, start:stop])
     return dots
+
+
+def _scratch(name: str, components: int) -> Float32s:
+    """float32[components] that this thread uses again and again."""
+    scratch: Float32s | None = getattr(_local, name, None)
+    if scratch is None or scratch.size < components:
+        scratch = np.empty(components, np.float32)
+        setattr(_local, name, scratch)
+    return scratch
 
 
 def estimate(
     space: Space, queries: Float32s, dots: Float32s, squared_norms: Float32s
-) -> tuple[Float32s, Float32s]:
+) -> tuple[Float32s, Float32s, Float32s]:
     """Fast distances and a bound on the error of each.
 
     Args:
         queries: float32[q, d]. dots: float32[q, n], their `products`; overwritten.
         squared_norms: float32[n].
-    Returns: float32[q, n] estimates in the same measure as `exact`, and float32[q, n] (or, for
-        cosine, float32[1, 1] or [1, n]) such that |estimate - exact| <= bound.
+    Returns: float32[q, n] estimates in the same measure as `exact`, float32[n] or [1], and
+        float32[q, 1] or [1, 1]: |estimate - exact| <= the sum of these two.
     """
     factor = np.float32(8.0 * (queries.shape[1] + 4) * _UNIT_ROUNDOFF)
     query_norms2 = np.einsum("ij,ij->i", queries, queries)[:, np.newaxis]
     if space == "l2":
         # Exact distances are rounded to float32: half a unit of the result, within the bound.
-        sums = squared_norms + query_norms2
         dots *= np.float32(-2.0)
-        dots += sums
-        sums *= factor
-        sums += np.float32(NORM2_MIN)
-        return dots, sums
+        dots += squared_norms
+        dots += query_norms2
+        return dots, squared_norms * factor, query_norms2 * factor + np.float32(NORM2_MIN)
     if space == "ip":
         np.subtract(np.float32(1.0), dots, out=dots)
-        sums = squared_norms + query_norms2
-        sums += np.float32(1.0)
-        sums *= factor
-        return dots, sums
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sqrt(squared_norms) * np.sqrt(query_norms2)
-        similarity = np.divide(dots, scale, out=np.zeros_like(dots), where=scale > 0)
-    np.subtract(np.float32(1.0), similarity, out=similarity)
-    bounds = np.full((1, 1), factor * np.float32(4.0), np.float32)
-    if float(squared_norms.min(initial=1.0)) < NORM2_MIN:
-        # The whole range: always a candidate.
-        bounds = np.where(squared_norms < NORM2_MIN, np.float32(4.0), bounds)
-    return similarity, bounds
+        return dots, squared_norms * factor, (query_norms2 + np.float32(1.0)) * factor
+    # Of vectors so short that their norms lost bits nothing is known: always candidates.
+    short = squared_norms < np.float32(NORM2_MIN)
+    bounds = np.zeros(1, np.float32)
+    with np.errstate(divide="ignore"):
+        inverse = np.float32(1.0) / np.sqrt(squared_norms)
+    if short.any():
+        inverse[short] = 0.0
+        bounds = np.where(short, np.float32(4.0), bounds)
+    dots *= inverse
+    dots *= np.float32(-1.0) / np.sqrt(query_norms2)
+    dots += np.float32(1.0)
+    return dots, bounds, np.full((1, 1), factor * np.float32(4.0), np.float32)

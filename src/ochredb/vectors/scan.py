@@ -1,23 +1,35 @@
 """Exact nearest neighbours by scanning: BLAS proposes, the exact function decides.
 
-Several query vectors are scanned as one matrix product, in blocks that bound memory. Candidates of
-all of them are pairs (owner, row): `owner` is the number of the query that the row may answer.
+A scan passes once over the rows, in blocks whose estimates stay in the processor's cache, for
+several query vectors at once. It keeps what may still be among the nearest of each query, given the
+nearest so far: after the first block that is hardly anything, and no step but the product looks at
+all rows more than once. Candidates of all queries are pairs (owner, row): `owner` is the number of
+the query that the row may answer.
+
+    scan = Scan("l2", queries, count=10)
+    scan.add(0, segment, mask)
+    candidates = scan.candidates()  # [(0, Candidates)]: all that can answer, and few others
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ochredb.segment import Rows, Segment
-from ochredb.types import Float32s, Int64s
+from ochredb.types import Bools, Float32s, Int64s
 from ochredb.vectors.distance import NORM2_MAX, NORM2_MIN, Space, estimate, exact, products
 
 # Above this share of matching rows, one product over everything is cheaper than gathering them.
 _GATHER_SHARE_MAX = 0.3
-_BLOCK_BYTES = 32 << 20  # Of estimates, or of exact vectors: bounds memory and time per step.
+_EXACT_BYTES = 32 << 20  # Of vectors in float64: bounds memory per step.
+QUERIES_MAX = 64  # Of one scan: as many as make the product efficient.
+# Estimates per block: with their bounds and what they are compared with they stay in level 2.
+_BLOCK_ESTIMATES = 1 << 15
+_BLOCK_ROWS_MIN, _BLOCK_ROWS_MAX = 512, 8_192
+_FIRST_ROWS = 512  # Of the first block, whose nearest are the first limit.
+_KEPT_PAIRS = 1 << 16  # Between two looks at which of them are still near enough.
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,30 +46,16 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimates:
-    """Estimated distances of a segment's candidate rows, and how far each may be off.
+class _Pairs:
+    """Pairs (owner, row), and between what their true distances lie."""
 
-    rows: int64[m], None = every row. distances: float32[q, m]. bounds: broadcasts to it.
-    """
+    owners: Int64s
+    rows: Rows
+    lower: Float32s
+    upper: Float32s
 
-    rows: Rows | None
-    distances: Float32s
-    bounds: Float32s
-
-    def within(self, limits: Float32s) -> tuple[Int64s, Rows]:
-        """Pairs (owner, row) whose true distance may be at most the owner's of `limits`[q]."""
-        near = self.distances - self.bounds <= limits[:, np.newaxis]
-        if len(near) == 1:
-            picked = np.flatnonzero(near[0])
-            owners = np.zeros(len(picked), np.int64)
-        else:
-            owners, picked = np.nonzero(near)
-        return owners, picked if self.rows is None else self.rows[picked]
-
-
-def queries_per_block(rows: int) -> int:
-    """How many queries to estimate against `rows` rows at a time."""
-    return max(1, _BLOCK_BYTES // (4 * max(1, rows)))
+    def chosen(self, which: Bools) -> _Pairs:
+        return _Pairs(self.owners[which], self.rows[which], self.lower[which], self.upper[which])
 
 
 def are_usual(queries: Float32s) -> bool:
@@ -67,56 +65,143 @@ def are_usual(queries: Float32s) -> bool:
     return float(norms2.min()) > NORM2_MIN and float(norms2.max()) < NORM2_MAX
 
 
-def estimates(space: Space, queries: Float32s, segment: Segment, rows: Rows | None) -> Estimates:
-    """Estimates of float32[q, d] for `rows` (int64[m] ascending, None = all): one BLAS product.
+class Scan:
+    """One pass over the rows of some segments for float32[q, d], q <= QUERIES_MAX, count >= 1."""
 
-    Where float32 would overflow or underflow, the exact distances themselves.
-    """
-    vectors, norms = segment.vectors, segment.squared_norms
-    if not are_usual(queries) or not float(norms.max()) < NORM2_MAX:
-        found = [_all_exact(space, query, vectors, rows) for query in queries]
-        return Estimates(rows, np.stack(found), np.zeros((1, 1), np.float32))
-    if rows is None or len(rows) > _GATHER_SHARE_MAX * len(segment):
-        distances, bounds = estimate(space, queries, products(queries, vectors), norms)
-        if rows is None:
-            return Estimates(None, distances, bounds)
-    else:
-        dots = products(queries, vectors, rows)
-        return Estimates(rows, *estimate(space, queries, dots, norms[rows]))
-    return Estimates(rows, distances[:, rows], bounds[:, rows] if bounds.shape[1] > 1 else bounds)
+    def __init__(self, space: Space, queries: Float32s, count: int) -> None:
+        self._space, self._queries, self._count = space, queries, count
+        self._are_usual = are_usual(queries)
+        # float32[q]: distances that `count` of the rows seen do not exceed. No farther row answers.
+        self._limits = np.full(len(queries), np.inf, np.float32)
+        self._is_limited = False
+        self._segments: dict[int, Segment] = {}
+        self._found: list[tuple[int, _Pairs]] = []
+        self._kept, self._kept_max = 0, _KEPT_PAIRS
 
+    def add(self, number: int, segment: Segment, mask: Bools | None) -> None:
+        """Pass over a segment, named `number`: the rows where `mask` is set, None = all."""
+        self._segments[number] = segment
+        rows = None
+        if mask is not None and np.count_nonzero(mask) <= _GATHER_SHARE_MAX * len(segment):
+            rows, mask = np.flatnonzero(mask), None
+        total = len(segment) if rows is None else len(rows)
+        estimates_are_useful = self._are_usual and float(segment.squared_norms.max()) < NORM2_MAX
+        step = _BLOCK_ESTIMATES // len(self._queries)
+        step = min(max(step, _BLOCK_ROWS_MIN), _BLOCK_ROWS_MAX)
+        for start in range(0, total, step):
+            block = slice(start, min(start + step, total))
+            chosen = None if rows is None else rows[block]
+            where = block if chosen is None else chosen
+            among = None if mask is None else mask[block]
+            if estimates_are_useful:
+                if chosen is None:
+                    dots = products(self._queries, segment.vectors[block])
+                else:
+                    dots = products(self._queries, segment.vectors, chosen)
+                norms = segment.squared_norms[where]
+                bounded = estimate(self._space, self._queries, dots, norms)
+            else:  # float32 would overflow or underflow.
+                vectors = segment.vectors[where]
+                each = [exact(self._space, query, vectors) for query in self._queries]
+                bounded = np.stack(each), np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
+            self._keep(number, start, chosen, among, *bounded)
 
-def limits_of(found: Sequence[Estimates], count: int) -> Float32s:
-    """float32[q]: distances that at least `count` of these rows do not exceed.
+    def _keep(
+        self,
+        number: int,
+        start: int,
+        rows: Rows | None,
+        among: Bools | None,
+        distances: Float32s,
+        row_bounds: Float32s,
+        query_bounds: Float32s,
+    ) -> None:
+        """Keep of a block what may be among the nearest.
 
-    No farther row can answer. Infinite if there are no more than `count` rows.
-    """
-    queries = len(found[0].distances)
-    if sum(item.distances.shape[1] for item in found) <= count:
-        return np.full(queries, np.inf, np.float32)
-    if len(found) == 1:
-        distances, bounds = found[0].distances, found[0].bounds
-        nearest = np.argpartition(distances, count - 1, axis=1)[:, :count]
-        upper = np.take_along_axis(distances, nearest, axis=1)
-        if bounds.shape == distances.shape:
-            upper += np.take_along_axis(bounds, nearest, axis=1)
-        elif bounds.shape[1] > 1:
-            upper += bounds[0][nearest]
+        It is the rows from `start` on, or `rows`, and of these the ones that are `among`.
+        distances: float32[q, m], overwritten. row_bounds: float32[m] or [1]. query_bounds:
+        float32[q, 1] or [1, 1].
+        """
+        count, limits = self._count, self._limits
+        if not self._is_limited:
+            first = max(_FIRST_ROWS, 4 * count)
+            some = distances[:, :first] + row_bounds[:first]
+            if among is not None:
+                some = some[:, among[:first]]
+            if some.shape[1] >= count:
+                some.partition(count - 1, axis=1)
+                np.minimum(limits, some[:, count - 1] + query_bounds[:, 0], out=limits)
+                self._is_limited = True
+        distances -= row_bounds
+        near = distances <= limits[:, np.newaxis] + query_bounds
+        if among is not None:
+            near &= among
+        places = np.flatnonzero(near)
+        if not len(places):
+            return
+        if len(near) == 1:
+            owners, columns = np.zeros(len(places), np.int64), places
         else:
-            upper += bounds
-        # Any `count` rows bound the count-th true distance by their largest upper end.
-        limits: Float32s = upper.max(axis=1)
-        return limits
-    uppers = np.concatenate([item.distances + item.bounds for item in found], axis=1)
-    limits = np.partition(uppers, count - 1, axis=1)[:, count - 1]
-    return limits
+            owners, columns = np.divmod(places, near.shape[1])
+        lower = distances.ravel()[places]
+        own_bounds = query_bounds[owners if len(query_bounds) > 1 else 0, 0]
+        rows_bounds = row_bounds[columns] if len(row_bounds) > 1 else row_bounds
+        upper = lower + 2 * rows_bounds + own_bounds
+        picked = columns + start if rows is None else rows[columns]
+        pairs = _Pairs(owners, picked, lower - own_bounds, upper)
+        self._found.append((number, pairs))
+        self._kept += len(places)
+        self._tighten(pairs)
+        if self._kept > self._kept_max:
+            self._forget()
+
+    def _tighten(self, pairs: _Pairs) -> None:
+        """Lower the limits to what these pairs allow; they are ordered by owner."""
+        if len(pairs.owners) < 2 * self._count:
+            return
+        ends = np.searchsorted(pairs.owners, np.arange(len(self._limits) + 1)).tolist()
+        for owner in range(len(self._limits)):
+            upper = pairs.upper[ends[owner] : ends[owner + 1]]
+            if len(upper) >= self._count:
+                nearest = np.partition(upper, self._count - 1)
+                self._limits[owner] = min(self._limits[owner], nearest[self._count - 1])
+
+    def _forget(self) -> None:
+        """Forget pairs that the limits exclude by now."""
+        if len(self._found) > 1:
+            owners = np.concatenate([pairs.owners for _, pairs in self._found])
+            upper = np.concatenate([pairs.upper for _, pairs in self._found])
+            order = np.argsort(owners, kind="stable")
+            self._tighten(_Pairs(owners[order], order, upper, upper[order]))
+        kept = []
+        for number, pairs in self._found:
+            near = pairs.lower <= self._limits[pairs.owners]
+            if near.any():
+                kept.append((number, pairs.chosen(near)))
+        self._found = kept
+        self._kept = sum(len(pairs.rows) for _, pairs in kept)
+        self._kept_max = max(_KEPT_PAIRS, 2 * self._kept)  # Equally near: all are kept.
+
+    def candidates(self) -> list[tuple[int, Candidates]]:
+        """By segment's number: every pair that can answer, with its exact distance."""
+        self._forget()
+        found = []
+        for number in dict.fromkeys(number for number, _ in self._found):
+            own = [pairs for other, pairs in self._found if other == number]
+            owners, rows = own[0].owners, own[0].rows
+            if len(own) > 1:
+                owners = np.concatenate([pairs.owners for pairs in own])
+                rows = np.concatenate([pairs.rows for pairs in own])
+            segment = self._segments[number]
+            found.append((number, exactly(self._space, self._queries, segment, owners, rows)))
+        return found
 
 
 def exactly(
     space: Space, queries: Float32s, segment: Segment, owners: Int64s, rows: Rows
 ) -> Candidates:
     """The exact distances of pairs (owner, row): `owners` are numbers of `queries`[q, d]."""
-    step = max(1, _BLOCK_BYTES // (8 * queries.shape[1]))
+    step = max(1, _EXACT_BYTES // (8 * queries.shape[1]))
     distances = [
         exact(
             space,
@@ -127,14 +212,3 @@ def exactly(
     ]
     joined = distances[0] if len(distances) == 1 else np.concatenate(distances)
     return Candidates(owners, rows, joined, segment.seqs[rows])
-
-
-def _all_exact(space: Space, query: Float32s, vectors: Float32s, rows: Rows | None) -> Float32s:
-    """Exact distances, block by block: for vectors whose squares float32 cannot hold."""
-    total = len(vectors) if rows is None else len(rows)
-    step = max(1, _BLOCK_BYTES // (8 * max(1, query.shape[0])))
-    blocks = [np.empty(0, np.float32)]
-    for start in range(0, total, step):
-        block = slice(start, start + step)
-        blocks.append(exact(space, query, vectors[block if rows is None else rows[block]]))
-    return np.concatenate(blocks)
