@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -178,6 +179,15 @@ class QueryAnswer:
     records: list[Records]
     distances: list[Float32s]  # float32[k], ascending.
     plan: PlanStep | None = None  # What was executed, if the request asked for it.
+
+    def split(self, counts: Sequence[int]) -> list[QueryAnswer]:
+        """The answers for the first counts[0] query vectors, for the next counts[1], and so on."""
+        answers, start = [], 0
+        for count in counts:
+            piece = slice(start, start + count)
+            answers.append(QueryAnswer(self.records[piece], self.distances[piece]))
+            start += count
+        return answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

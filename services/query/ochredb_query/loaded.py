@@ -52,6 +52,15 @@ class LoadedCollection:
         self.touched = True  # Read since the flag was last cleared.
         self.is_resident = True  # Mapped pages may be resident: they were not let go since a read.
 
+    def searches_of(self, view: View) -> Searches:
+        """What was planned and selected for a view, kept if it is the newest."""
+        searches = self.searches
+        if searches is None or searches.view is not view:
+            searches = Searches(view)
+            if self.view is view:
+                self.searches = searches
+        return searches
+
     def is_current(self, snapshot: Snapshot) -> bool:
         """Whether the newest view shows the snapshot exactly, under its configuration."""
         view = self.view
@@ -174,6 +183,8 @@ class LoadedCollection:
     @property
     def memory_bytes(self) -> int:
         """Estimated heap bytes that forgetting would free."""
-        fold = self._fold
+        fold, searches = self._fold, self.searches
         tail = 0 if fold is None else fold.tail_bytes + 1_000 * fold.tail_rows
-        return _OVERHEAD_BYTES + tail + sum(part.memory_bytes for part in self._parts.values())
+        masks = 0 if searches is None else searches.selected.size_bytes
+        parts = sum(part.memory_bytes for part in self._parts.values())
+        return _OVERHEAD_BYTES + tail + masks + parts

@@ -8,7 +8,7 @@ and may wait), and documents are never searched (their cost depends on what is i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ochredb.cancel import Cancel
 from ochredb.peers import GetRequest, QueryRequest
@@ -27,6 +27,7 @@ from ochredb.where import (
     Or,
     Where,
 )
+from ochredb_query.selected import Selected
 
 QUERIES_MAX = 4
 RESULTS_MAX = 200
@@ -36,61 +37,86 @@ _PLANS_MAX = 64
 _NODE_US, _NODE_ROW_US = 15.0, 0.0004  # One predicate over a segment; measured, rounded up.
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Search:
-    """An unfiltered search of one view that is quick; equal only to itself.
+    """A search of one view that is quick; equal to those of this view that ask for the same.
 
-    Requests that find the same one differ in their query vectors alone: they may run as one batch.
+    They differ in their query vectors alone: they may run as one batch.
     search_us: estimated, for each query vector. one_graph: the whole search, if it is that simple.
     """
 
     view: View
-    nearest: Nearest
-    fields: Field
-    selections: list[Selection]
-    search_us: float
-    one_graph: OneGraph | None
+    asked: tuple[object, ...]
+    nearest: Nearest = field(compare=False)
+    fields: Field = field(compare=False)
+    selections: list[Selection] = field(compare=False)
+    search_us: float = field(compare=False)
+    one_graph: OneGraph | None = field(compare=False)
 
 
 class Searches:
-    """The quick searches of one view, by what they ask for; planned once. Thread-safe."""
+    """The quick searches of one view, by what they ask for; those without a filter are planned
+    once. Thread-safe.
+
+    selected: what filters that were used lately select.
+    """
 
     def __init__(self, view: View) -> None:
         self.view = view
+        self.selected = Selected(view)
         self._known: dict[object, Search] = {}
 
     def find(
         self, request: QueryRequest, nearest: Callable[[QueryRequest], Nearest], limit_us: float
     ) -> Search | None:
-        """The search for a request without filter and ids, or None if it is not quick."""
+        """The search for a request without ids, or None if it is not quick."""
         queries, dimension = request.embeddings.shape
         if queries > QUERIES_MAX or request.n_results > RESULTS_MAX:
             return None
         asked = (
             request.n_results, request.exact, request.target_recall, request.fields, dimension,
+            None if request.where is None else repr(request.where),
         )  # fmt: skip
         search = self._known.get(asked)
         if search is None:
-            view = self.view
-            if not all(item.segment.has_open(_SEARCHED) for item in view.segments):
+            selections = self.select(request.where, _SEARCHED, limit_us)
+            if selections is None:
                 return None
-            step, selections = nearest(request), Filter().run(view, Cancel())
+            step = nearest(request)
             if not _graphs_are_loaded(step, selections):
                 return None
             search_us = sum(step.estimate_us(selection) for selection in selections)
-            one_graph = step.one_graph(selections) if dimension == view.dimension else None
-            search = Search(view, step, request.fields, selections, search_us, one_graph)
-            if len(self._known) < _PLANS_MAX:
+            one_graph = step.one_graph(selections) if dimension == self.view.dimension else None
+            search = Search(
+                self.view, asked, step, request.fields, selections, search_us, one_graph
+            )
+            if request.where is None and len(self._known) < _PLANS_MAX:
                 self._known[asked] = search
         return search if search.search_us * queries <= limit_us else None
 
+    def select(
+        self, where: Where | None, opened: tuple[str, ...], limit_us: float
+    ) -> list[Selection] | None:
+        """The rows that match, if that is known or quick to find, and these attributes are open."""
+        found = None if where is None else self.selected.find(where)
+        if found is not None:
+            return found if all(item.view.segment.has_open(opened) for item in found) else None
+        found = _selections(self.view, None, where, opened, limit_us)
+        if where is not None and found is not None:
+            self.selected.keep(where, found)
+        return found
 
-def get_selections(view: View, request: GetRequest, limit_us: float) -> list[Selection] | None:
+
+def get_selections(
+    searches: Searches, request: GetRequest, limit_us: float
+) -> list[Selection] | None:
     """The rows of a get that is quick, or None."""
     wanted = len(request.ids) if request.ids is not None else request.limit
     if wanted is None or wanted > RESULTS_MAX:
         return None
-    return _selections(view, request.ids, request.where, ("record_batch",), limit_us)
+    if request.ids is None:
+        return searches.select(request.where, ("record_batch",), limit_us)
+    return _selections(searches.view, request.ids, request.where, ("record_batch",), limit_us)
 
 
 def query_selections(

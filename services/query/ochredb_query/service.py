@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -32,7 +32,6 @@ from ochredb.replay import Gone
 from ochredb.segment import Rows, View
 from ochredb.storage.base import LocalStore
 from ochredb.types import Field, IndexingStatus, QueryAnswer, Records, Snapshot
-from ochredb.where import Where
 from ochredb_query import quick
 from ochredb_query.config import QueryConfig
 from ochredb_query.loaded import LoadedCollection
@@ -69,10 +68,15 @@ class QueryService:
 
     def get(self, collection_id: str, request: GetRequest, *, cancel: Cancel) -> Records:
         if not request.explain:
-            return self._read(collection_id, cancel, lambda view, _: _get(view, request, cancel))
+            return self._read(
+                collection_id, cancel, lambda view, loaded: _get(view, loaded, request, cancel)
+            )
         trace = Trace("Get")
         records = self._read(
-            collection_id, cancel, lambda view, _: _get(view, request, cancel, trace), trace
+            collection_id,
+            cancel,
+            lambda view, loaded: _get(view, loaded, request, cancel, trace),
+            trace,
         )
         records.plan = trace.root
         return records
@@ -99,7 +103,7 @@ class QueryService:
         return self._read(
             collection_id,
             cancel,
-            lambda view, _: (_get(view, ids_only, cancel).ids, view.last_offset),
+            lambda view, loaded: (_get(view, loaded, ids_only, cancel).ids, view.last_offset),
         )
 
     def indexing_status(self, collection_id: str) -> IndexingStatus:
@@ -128,17 +132,13 @@ class QueryService:
         if request is None:
             return QuickRead(lambda _cancel: view.count)
         limit_us = self._config.quick_us
+        searches = loaded.searches_of(view)
         if isinstance(request, GetRequest):
-            selections = quick.get_selections(view, request, limit_us)
+            selections = quick.get_selections(searches, request, limit_us)
             if selections is None:
                 return None
             return QuickRead(partial(_page, view, request, selections))
-        if request.where is None and request.ids is None and request.n_results:
-            searches = loaded.searches
-            if searches is None or searches.view is not view:
-                searches = quick.Searches(view)
-                if loaded.view is view:
-                    loaded.searches = searches
+        if request.ids is None and request.n_results:
             search = searches.find(request, partial(self._nearest, loaded), limit_us)
             if search is None:
                 return None
@@ -172,7 +172,7 @@ class QueryService:
     ) -> QueryAnswer:
         selections = []
         if request.n_results:
-            selections = _filter(request.ids, request.where).run(view, cancel, trace)
+            selections = _select(view, loaded, request, cancel, trace)
         nearest = self._nearest(loaded, request)
         return _search(view, nearest, request, selections, cancel, trace)
 
@@ -313,8 +313,24 @@ class QueryService:
                 loaded.prepare(manifest)
 
 
-def _filter(ids: list[str] | None, where: Where | None) -> Filter:
-    return Filter(where, None if ids is None else tuple(dict.fromkeys(ids)))
+def _select(
+    view: View,
+    loaded: LoadedCollection,
+    request: GetRequest | QueryRequest,
+    cancel: Cancel,
+    trace: Trace | None,
+) -> list[Selection]:
+    """The rows that may answer. An explained read finds them anew: its plan says how."""
+    ids, where = request.ids, request.where
+    if ids is not None or where is None or trace is not None:
+        some_ids = None if ids is None else tuple(dict.fromkeys(ids))
+        return Filter(where, some_ids).run(view, cancel, trace)
+    selected = loaded.searches_of(view).selected
+    found = selected.find(where)
+    if found is None:
+        found = Filter(where).run(view, cancel)
+        selected.keep(where, found)
+    return found
 
 
 def _explained(collection_id: str, view: View) -> dict[str, Value]:
@@ -330,10 +346,16 @@ def _explained(collection_id: str, view: View) -> dict[str, Value]:
     }
 
 
-def _get(view: View, request: GetRequest, cancel: Cancel, trace: Trace | None = None) -> Records:
+def _get(
+    view: View,
+    loaded: LoadedCollection,
+    request: GetRequest,
+    cancel: Cancel,
+    trace: Trace | None = None,
+) -> Records:
     if request.limit == 0:
         return _page(view, request, [], cancel, trace)
-    selections = _filter(request.ids, request.where).run(view, cancel, trace)
+    selections = _select(view, loaded, request, cancel, trace)
     return _page(view, request, selections, cancel, trace)
 
 
@@ -394,26 +416,29 @@ class _Batch:
             n_results=search.nearest.count,
             fields=search.fields,
         )
-        self._splits = [0, *accumulate(map(len, queries))]
+        self._counts = [len(vectors) for vectors in queries]
         self._rows: Rows | None = None
+        self._hits: Hits | None = None
         self._failure: Exception | None = None
 
     def search(self) -> None:
-        one_graph = self._found.one_graph
-        if one_graph is not None:
-            try:
-                self._rows = one_graph.candidates(self._request.embeddings)
-            except Exception as error:  # Raised where the answers are asked for.
-                self._failure = error
+        found, request = self._found, self._request
+        try:
+            if found.one_graph is not None:
+                self._rows = found.one_graph.candidates(request.embeddings)
+            else:
+                self._hits = _hits(found.view, found.nearest, request, found.selections, Cancel())
+        except Exception as error:  # Raised where the answers are asked for.
+            self._failure = error
 
     def answers(self, cancel: Cancel) -> list[QueryAnswer]:
         if self._failure is not None:
             raise self._failure
-        answer = _searched(self._found, self._request, self._rows, cancel)
-        return [
-            QueryAnswer(answer.records[start:stop], answer.distances[start:stop])
-            for start, stop in pairwise(self._splits)
-        ]
+        if self._hits is not None:
+            answer = _answer(self._found.view, self._request, self._hits, cancel)
+        else:
+            answer = _searched(self._found, self._request, self._rows, cancel)
+        return answer.split(self._counts)
 
 
 def _search(
@@ -424,16 +449,40 @@ def _search(
     cancel: Cancel,
     trace: Trace | None = None,
 ) -> QueryAnswer:
+    hits = _hits(view, nearest, request, selections, cancel, trace)
+    return _answer(view, request, hits, cancel, trace)
+
+
+def _hits(
+    view: View,
+    nearest: Nearest,
+    request: QueryRequest,
+    selections: list[Selection],
+    cancel: Cancel,
+    trace: Trace | None = None,
+) -> Hits | None:
+    """None: there is no query vector."""
     dimension = request.embeddings.shape[1]
     if view.dimension is not None and len(request.embeddings) and dimension != view.dimension:
         raise dimension_error(view.dimension, dimension)
     if request.ids and request.n_results and view.count and not _any_lives(view, request.ids):
         # Official clients' tests want an error here; of several ids, the ones that live answer.
         raise InvalidArgument("Error finding id: none of the given ids exists in the collection")
-    answer = QueryAnswer(records=[], distances=[])
     if not len(request.embeddings):
+        return None
+    return nearest.run(request.embeddings, view, selections, cancel, trace)
+
+
+def _answer(
+    view: View,
+    request: QueryRequest,
+    hits: Hits | None,
+    cancel: Cancel,
+    trace: Trace | None = None,
+) -> QueryAnswer:
+    answer = QueryAnswer(records=[], distances=[])
+    if hits is None:
         return answer
-    hits = nearest.run(request.embeddings, view, selections, cancel, trace)
     with step(trace, "Project") as plan:
         _project(view, request, hits, answer, cancel)
         if plan is not None:
