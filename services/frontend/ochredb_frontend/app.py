@@ -28,6 +28,7 @@ from ochredb_frontend.messages import (
 )
 from ochredb_frontend.metrics import Metrics
 from ochredb_frontend.pool import WorkerPool
+from ochredb_frontend.pooled import PooledRead, answer_together
 from ochredb_frontend.routes import ROUTES, Matcher, Route
 from ochredb_frontend.service import Frontend
 from ochredb_frontend.together import Together
@@ -318,7 +319,7 @@ class App:
         read = route.parse_read(request, self._config)
         quick = self.frontend.quick(read)
         if quick is None:
-            return partial(_answer_read, self.frontend, read, request.cancel)
+            return PooledRead(self.frontend, read, request.cancel)
         if alone:
             answer(quick.run(request.cancel))
         else:
@@ -346,7 +347,12 @@ class App:
             except Exception as error:
                 return error_response(error)
 
-        future = self._pools[route.pool].submit(checked)
+        pool = self._pools[route.pool]
+        group = work.group if isinstance(work, PooledRead) else None
+        if isinstance(work, PooledRead) and group is not None:
+            future = pool.submit_together(group, work, answer_together)
+        else:
+            future = pool.submit(checked)
         loop = asyncio.get_running_loop()
         watcher: asyncio.Task[None] | None = None
 
@@ -409,10 +415,6 @@ class App:
 
     def _metrics_page(self, _frontend: Frontend, _request: Request) -> Response:
         return Response(200, self.metrics.text(), content_type="text/plain; version=0.0.4")
-
-
-def _answer_read(frontend: Frontend, read: Any, cancel: Cancel) -> Response:
-    return Response(200, frontend.read(read, cancel))
 
 
 async def _watch(future: asyncio.Future[Response], cancel: Cancel, receive: Receive) -> None:

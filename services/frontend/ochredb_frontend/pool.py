@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 from ochredb.errors import Exhausted
 
 T = TypeVar("T")
+W = TypeVar("W")
+_TOGETHER_MAX = 16  # Of a batch: bounds how long the first of it waits for the last.
 _Job = tuple[Callable[[], object], "asyncio.AbstractEventLoop", "asyncio.Future[object]"]
 
 
@@ -28,6 +30,9 @@ class WorkerPool:
         self._pending = 0
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        # By group: what the next thread that is free takes along, and the future of each.
+        self._lock = threading.Lock()
+        self._waiting: dict[Hashable, list[tuple[Any, asyncio.Future[Any]]]] = {}
 
     @property
     def pending(self) -> int:
@@ -36,15 +41,46 @@ class WorkerPool:
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run `work` in a thread. Raises Exhausted if too many jobs wait already."""
+        loop, future = self._begin()
+        self._jobs.put((work, loop, future))
+        return future
+
+    def submit_together(
+        self, group: Hashable, work: W, run: Callable[[Sequence[W]], Sequence[T]]
+    ) -> asyncio.Future[T]:
+        """Run `work` together with others of its group that wait for a thread too.
+
+        run: gives a result for each of up to 16; must not raise. Raises Exhausted.
+        """
+        loop, future = self._begin()
+        with self._lock:
+            waiting = self._waiting.get(group)
+            if waiting is not None and len(waiting) < _TOGETHER_MAX:
+                waiting.append((work, future))
+                return future
+            batch = self._waiting[group] = [(work, future)]
+
+        def run_batch() -> object:
+            with self._lock:
+                if self._waiting.get(group) is batch:
+                    del self._waiting[group]
+            first, *others = run([item for item, _ in batch])
+            for (_, other), result in zip(batch[1:], others, strict=True):
+                loop.call_soon_threadsafe(self._finish, other, result, None)
+            return first
+
+        self._jobs.put((run_batch, loop, future))
+        return future
+
+    def _begin(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]:
+        """Raises Exhausted if too many jobs wait already."""
         if self._pending >= self._pending_max:
             raise Exhausted(f"too many {self.name} requests are waiting; retry later")
         if len(self._threads) < self._thread_count:
             self._start_thread()
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
         self._pending += 1
-        self._jobs.put((work, loop, future))  # type: ignore[arg-type]  # T is hidden in the queue
-        return future
+        return loop, loop.create_future()
 
     def _start_thread(self) -> None:
         name = f"ochredb-{self.name}-{len(self._threads)}"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ochredb import configuration
 from ochredb.cancel import Cancel
@@ -224,8 +226,7 @@ class Frontend:
     def read(self, read: Read, cancel: Cancel) -> bytes:
         """get, query or count: the encoded answer."""
         if read.where is not None:
-            schema = self._schema(read.collection_id) or self._learn_schema(read.collection_id)
-            configuration.check_filterable(schema, read.where)
+            self._check_filterable(read.collection_id, read.where)
         answer: Answer
         if read.request is None:
             answer = self._query.count(read.collection_id, cancel=cancel)
@@ -237,6 +238,20 @@ class Frontend:
         else:
             answer = self._query.query(read.collection_id, read.request, cancel=cancel)
         return read.encode(answer)
+
+    def read_together(self, reads: Sequence[Read], cancel: Cancel) -> list[bytes]:
+        """The encoded answers of searches that differ in their query vectors alone."""
+        first = reads[0].request
+        assert isinstance(first, QueryRequest)
+        vectors = [
+            read.request.embeddings for read in reads if isinstance(read.request, QueryRequest)
+        ]
+        if first.where is not None:
+            self._check_filterable(reads[0].collection_id, first.where)
+        request = replace(first, embeddings=np.concatenate(vectors))
+        answer = self._query.query(reads[0].collection_id, request, cancel=cancel)
+        answers = answer.split([len(some) for some in vectors])
+        return [read.encode(own) for read, own in zip(reads, answers, strict=True)]
 
     def quick(self, read: Read) -> QuickAnswer | None:
         """A read that answers within about a millisecond without blocking, or None."""
@@ -274,8 +289,7 @@ class Frontend:
     def _delete_matching(self, deletion: Deletion, where: Where, cancel: Cancel) -> int:
         """Read what matches, then delete it on the condition that nothing was written meanwhile."""
         collection_id = deletion.collection_id
-        schema = self._schema(collection_id) or self._learn_schema(collection_id)
-        configuration.check_filterable(schema, where)
+        self._check_filterable(collection_id, where)
         request = GetRequest(ids=deletion.ids, where=where, limit=deletion.limit, fields=Field.NONE)
         key = deletion.idempotency_key
         if key is not None:
@@ -317,6 +331,10 @@ class Frontend:
         return appended.last_offset - appended.first_offset + 1
 
     # -- immutable facts
+
+    def _check_filterable(self, collection_id: str, where: Where) -> None:
+        schema = self._schema(collection_id) or self._learn_schema(collection_id)
+        configuration.check_filterable(schema, where)
 
     def _schema(self, collection_id: str) -> dict[str, Any] | None:
         return self._schemas.get(collection_id)
