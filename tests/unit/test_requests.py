@@ -10,7 +10,7 @@ import pytest
 
 from ochredb.catalog.logs import BacklogLimits
 from ochredb_node.node import Node, NodeConfig
-from ochredb_query import service
+from ochredb_query import answer as answer_module
 
 ROOT = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
@@ -103,7 +103,7 @@ def test_an_answer_that_would_fill_memory_is_refused(
     client.post("add", {"ids": ["a"], "embeddings": [[0, 1]], "documents": ["x" * 10_000]})
     query = {"query_embeddings": [[0, 1]] * 100, "n_results": 1}
     assert client.post("query", query)[0] == 200
-    monkeypatch.setattr(service, "_ANSWER_BYTES_MAX", 100_000)
+    monkeypatch.setattr(answer_module, "_ANSWER_BYTES_MAX", 100_000)
     status, body = client.post("query", query)
     assert status == 413 and "query_embeddings" in body["message"]
     assert client.post("query", {**query, "include": ["distances"]})[0] == 200

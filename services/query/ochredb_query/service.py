@@ -9,30 +9,28 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import TypeVar
 
-import numpy as np
-
 from ochredb.cancel import Cancel
-from ochredb.catalog.logs import LogTable, dimension_error
+from ochredb.catalog.logs import LogTable
 from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
 from ochredb.configuration import index_settings
-from ochredb.errors import Corrupt, InvalidArgument, NotFound, TooLarge, Unavailable
+from ochredb.errors import Corrupt, NotFound, Unavailable
 from ochredb.explain import Trace, Value
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
 from ochredb.peers import Batch, GetRequest, QueryRequest, QuickRead
 from ochredb.plan import cost
 from ochredb.plan.nearest import Nearest
-from ochredb.plan.operators import Filter, Hits, Page, Project, Selection, step
+from ochredb.plan.operators import Filter, Page, Project, Selection, step
 from ochredb.replay import Gone
-from ochredb.segment import Rows, View
+from ochredb.segment import View
 from ochredb.storage.base import LocalStore
 from ochredb.types import Field, IndexingStatus, QueryAnswer, Records, Snapshot
 from ochredb_query import quick
+from ochredb_query.answer import SearchBatch, projected, search_quickly, search_view
 from ochredb_query.config import QueryConfig
 from ochredb_query.loaded import LoadedCollection
 
@@ -40,8 +38,6 @@ _T = TypeVar("_T")
 _ATTEMPTS_MAX = 20
 _ALWAYS_LOOKED_AT = 64  # Of the collections used last, `trim` looks at so many each time ...
 _TURNS = 8  # ... and at this share of the others.
-_ANSWER_BYTES_MAX = 256 << 20
-_PROJECTED_ROWS = 2_000  # Between two looks at the size of an answer.
 
 
 class QueryService:
@@ -142,15 +138,15 @@ class QueryService:
             search = searches.find(request, partial(self._nearest, loaded), limit_us)
             if search is None:
                 return None
-            return QuickRead(partial(_search_quickly, search, request), search, request.embeddings)
+            return QuickRead(partial(search_quickly, search, request), search, request.embeddings)
         nearest = self._nearest(loaded, request)
         selections = quick.query_selections(view, request, nearest, limit_us)
         if selections is None:
             return None
-        return QuickRead(partial(_search, view, nearest, request, selections))
+        return QuickRead(partial(search_view, view, nearest, request, selections))
 
     def together(self, reads: Sequence[QuickRead]) -> Batch:
-        return _Batch(reads)
+        return SearchBatch(reads)
 
     def _nearest(self, loaded: LoadedCollection, request: QueryRequest) -> Nearest:
         settings, target = loaded.settings, request.target_recall
@@ -174,7 +170,7 @@ class QueryService:
         if request.n_results:
             selections = _select(view, loaded, request, cancel, trace)
         nearest = self._nearest(loaded, request)
-        return _search(view, nearest, request, selections, cancel, trace)
+        return search_view(view, nearest, request, selections, cancel, trace)
 
     # -- views
 
@@ -375,149 +371,5 @@ def _page(
     with step(trace, "Project") as plan:
         records = Project(request.fields).run(view, hits)
         if plan is not None:
-            plan.details |= _projected(request.fields, len(hits.rows))
+            plan.details |= projected(request.fields, len(hits.rows))
     return records
-
-
-def _projected(fields: Field, rows: int) -> dict[str, Value]:
-    names = [str(one.name).lower() for one in Field if one in fields]
-    return {"rows": rows, "columns": " ".join(["id", *names])}
-
-
-def _search_quickly(search: quick.Search, request: QueryRequest, cancel: Cancel) -> QueryAnswer:
-    """What `_search` answers, in fewer steps where one graph is all that is searched."""
-    rows = None if search.one_graph is None else search.one_graph.candidates(request.embeddings)
-    return _searched(search, request, rows, cancel)
-
-
-def _searched(
-    search: quick.Search, request: QueryRequest, rows: Rows | None, cancel: Cancel
-) -> QueryAnswer:
-    """The answer from the candidates of one graph, or if there are none, from the beginning."""
-    if rows is None or search.one_graph is None:
-        return _search(search.view, search.nearest, request, search.selections, cancel)
-    rows, distances = search.one_graph.nearest(request.embeddings, rows)
-    records = Project(request.fields).take(search.selections[0].view, rows.ravel())
-    _check_size(records.size_bytes)
-    splits = list(range(0, rows.size + 1, rows.shape[1]))
-    return QueryAnswer(records.split(splits), list(distances))
-
-
-class _Batch:
-    """`ochredb.peers.Batch`: the vectors of all reads in one request."""
-
-    def __init__(self, reads: Sequence[QuickRead]) -> None:
-        search = reads[0].group
-        assert isinstance(search, quick.Search)
-        queries = [read.embeddings for read in reads if read.embeddings is not None]
-        self._found = search
-        self._request = QueryRequest(
-            embeddings=np.concatenate(queries),
-            n_results=search.nearest.count,
-            fields=search.fields,
-        )
-        self._counts = [len(vectors) for vectors in queries]
-        self._rows: Rows | None = None
-        self._hits: Hits | None = None
-        self._failure: Exception | None = None
-
-    def search(self) -> None:
-        found, request = self._found, self._request
-        try:
-            if found.one_graph is not None:
-                self._rows = found.one_graph.candidates(request.embeddings)
-            else:
-                self._hits = _hits(found.view, found.nearest, request, found.selections, Cancel())
-        except Exception as error:  # Raised where the answers are asked for.
-            self._failure = error
-
-    def answers(self, cancel: Cancel) -> list[QueryAnswer]:
-        if self._failure is not None:
-            raise self._failure
-        if self._hits is not None:
-            answer = _answer(self._found.view, self._request, self._hits, cancel)
-        else:
-            answer = _searched(self._found, self._request, self._rows, cancel)
-        return answer.split(self._counts)
-
-
-def _search(
-    view: View,
-    nearest: Nearest,
-    request: QueryRequest,
-    selections: list[Selection],
-    cancel: Cancel,
-    trace: Trace | None = None,
-) -> QueryAnswer:
-    hits = _hits(view, nearest, request, selections, cancel, trace)
-    return _answer(view, request, hits, cancel, trace)
-
-
-def _hits(
-    view: View,
-    nearest: Nearest,
-    request: QueryRequest,
-    selections: list[Selection],
-    cancel: Cancel,
-    trace: Trace | None = None,
-) -> Hits | None:
-    """None: there is no query vector."""
-    dimension = request.embeddings.shape[1]
-    if view.dimension is not None and len(request.embeddings) and dimension != view.dimension:
-        raise dimension_error(view.dimension, dimension)
-    if request.ids and request.n_results and view.count and not _any_lives(view, request.ids):
-        # Official clients' tests want an error here; of several ids, the ones that live answer.
-        raise InvalidArgument("Error finding id: none of the given ids exists in the collection")
-    if not len(request.embeddings):
-        return None
-    return nearest.run(request.embeddings, view, selections, cancel, trace)
-
-
-def _answer(
-    view: View,
-    request: QueryRequest,
-    hits: Hits | None,
-    cancel: Cancel,
-    trace: Trace | None = None,
-) -> QueryAnswer:
-    answer = QueryAnswer(records=[], distances=[])
-    if hits is None:
-        return answer
-    with step(trace, "Project") as plan:
-        _project(view, request, hits, answer, cancel)
-        if plan is not None:
-            plan.details |= _projected(request.fields, len(hits.rows))
-    return answer
-
-
-def _project(
-    view: View, request: QueryRequest, hits: Hits, answer: QueryAnswer, cancel: Cancel
-) -> None:
-    """Add the records of all hits to `answer`, some query vectors at a time."""
-    project = Project(request.fields)
-    assert hits.distances is not None
-    queries = len(hits.splits) - 1
-    together = max(1, _PROJECTED_ROWS // max(1, request.n_results))
-    size_bytes = 0
-    for first in range(0, queries, together):
-        cancel.check()
-        some = hits.answers(first, min(queries, first + together))
-        records = project.run(view, some)
-        size_bytes += records.size_bytes
-        _check_size(size_bytes)
-        answer.records += records.split(some.splits)
-    for start, stop in pairwise(hits.splits):
-        answer.distances.append(hits.distances[start:stop])
-
-
-def _check_size(size_bytes: int) -> None:
-    """One large document may answer every query vector: a small request, a huge answer."""
-    if size_bytes > _ANSWER_BYTES_MAX:
-        raise TooLarge(
-            f"query_embeddings: the answer is larger than the maximum of {_ANSWER_BYTES_MAX} "
-            "bytes; ask for fewer results, fewer vectors or less in `include`"
-        )
-
-
-def _any_lives(view: View, ids: list[str]) -> bool:
-    return any(bool((rows >= 0).any()) for rows in view.find_ids(ids))
