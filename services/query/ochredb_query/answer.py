@@ -28,7 +28,7 @@ def projected(fields: Field, rows: int) -> dict[str, Value]:
 
 
 def search_quickly(search: quick.Search, request: QueryRequest, cancel: Cancel) -> QueryAnswer:
-    """What `_search` answers, in fewer steps where one graph is all that is searched."""
+    """What `search_view` answers, in fewer steps where one graph is all that is searched."""
     rows = None if search.one_graph is None else search.one_graph.candidates(request.embeddings)
     return _searched(search, request, rows, cancel)
 
