@@ -18,7 +18,7 @@ from ochredb.types import Op
 from ochredb.where import And, Compare, DocumentContains, OneOf, Where
 from ochredb_node.node import Node
 from ochredb_query import selected
-from ochredb_query.selected import Selected
+from ochredb_query.selected import Selected, name_of
 
 from .kernel import add_rows, append, make_collection, operations, running_node
 
@@ -34,11 +34,11 @@ def test_equal_values_of_other_types_are_other_filters() -> None:
     kept = Selected(_VIEW)
     one, true, real = (Compare("a", "$eq", value) for value in (1, True, 1.0))
     assert one == true == real
-    kept.keep(one, _selections(3))
-    assert kept.find(one) is not None
-    assert kept.find(true) is None and kept.find(real) is None
+    kept.keep(name_of(one), _selections(3))
+    assert kept.find(name_of(one)) is not None
+    assert kept.find(name_of(true)) is None and kept.find(name_of(real)) is None
     text = And((Compare("a", "$eq", "1"), DocumentContains("x'), ('", False)))
-    assert kept.find(text) is None
+    assert kept.find(name_of(text)) is None
 
 
 def test_what_was_not_used_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,17 +47,29 @@ def test_what_was_not_used_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPa
     kept = Selected(_VIEW)
     filters = [Compare("a", "$eq", number) for number in range(5)]
     for where in filters[:3]:
-        kept.keep(where, _selections(10))
-        kept.keep(where, _selections(10))
+        kept.keep(name_of(where), _selections(10))
+        kept.keep(name_of(where), _selections(10))
     assert kept.size_bytes == 30
-    assert kept.find(filters[0]) is not None
-    kept.keep(filters[3], _selections(10))
-    assert [kept.find(where) is None for where in filters] == [False, True, False, False, True]
-    kept.keep(filters[4], _selections(95))
-    assert [kept.find(where) is None for where in filters] == [True, True, True, True, False]
+    assert kept.find(name_of(filters[0])) is not None
+    kept.keep(name_of(filters[3]), _selections(10))
+    assert [kept.find(name_of(one)) is None for one in filters] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    kept.keep(name_of(filters[4]), _selections(95))
+    assert [kept.find(name_of(one)) is None for one in filters] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
     assert kept.size_bytes == 95
-    kept.keep(filters[0], _selections(101))
-    kept.keep(OneOf("a", tuple(map(str, range(2_000))), False), _selections(1))
+    kept.keep(name_of(filters[0]), _selections(101))
+    kept.keep(name_of(OneOf("a", tuple(map(str, range(2_000))), False)), _selections(1))
     assert kept.size_bytes == 95, "neither too large a result nor too long a filter is kept"
 
 

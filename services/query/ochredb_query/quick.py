@@ -27,7 +27,7 @@ from ochredb.where import (
     Or,
     Where,
 )
-from ochredb_query.selected import Selected
+from ochredb_query.selected import Selected, name_of
 
 QUERIES_MAX = 4
 RESULTS_MAX = 200
@@ -73,13 +73,14 @@ class Searches:
         queries, dimension = request.embeddings.shape
         if queries > QUERIES_MAX or request.n_results > RESULTS_MAX:
             return None
+        name = None if request.where is None else name_of(request.where)
         asked = (
             request.n_results, request.exact, request.target_recall, request.fields, dimension,
-            None if request.where is None else repr(request.where),
+            name,
         )  # fmt: skip
         search = self._known.get(asked)
         if search is None:
-            selections = self.select(request.where, _SEARCHED, limit_us)
+            selections = self.select(request.where, name, _SEARCHED, limit_us)
             if selections is None:
                 return None
             step = nearest(request)
@@ -95,15 +96,18 @@ class Searches:
         return search if search.search_us * queries <= limit_us else None
 
     def select(
-        self, where: Where | None, opened: tuple[str, ...], limit_us: float
+        self, where: Where | None, name: str | None, opened: tuple[str, ...], limit_us: float
     ) -> list[Selection] | None:
-        """The rows that match, if that is known or quick to find, and these attributes are open."""
-        found = None if where is None else self.selected.find(where)
+        """The rows that match, if that is known or quick to find, and these attributes are open.
+
+        name: the filter's, None without one.
+        """
+        found = None if name is None else self.selected.find(name)
         if found is not None:
             return found if all(item.view.segment.has_open(opened) for item in found) else None
         found = _selections(self.view, None, where, opened, limit_us)
-        if where is not None and found is not None:
-            self.selected.keep(where, found)
+        if name is not None and found is not None:
+            self.selected.keep(name, found)
         return found
 
 
@@ -115,7 +119,8 @@ def get_selections(
     if wanted is None or wanted > RESULTS_MAX:
         return None
     if request.ids is None:
-        return searches.select(request.where, ("record_batch",), limit_us)
+        name = None if request.where is None else name_of(request.where)
+        return searches.select(request.where, name, ("record_batch",), limit_us)
     return _selections(searches.view, request.ids, request.where, ("record_batch",), limit_us)
 
 

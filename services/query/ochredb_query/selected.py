@@ -18,6 +18,14 @@ _KEPT_BYTES_MAX = 4 << 20  # Of masks: a byte for each row of a segment in which
 _NAME_CHARS_MAX = 4_096  # A longer filter is not kept: its name would be longer than its masks.
 
 
+def name_of(where: Where) -> str:
+    """Equal for equal filters only: it tells 1, 1.0 and True apart, which are equal in Python.
+
+    Cost: some microseconds, and 0.1 for each value of a list.
+    """
+    return repr(where)
+
+
 class Selected:
     """The filters of one view that were used last, bounded in number and bytes. Thread-safe."""
 
@@ -27,18 +35,17 @@ class Selected:
         self._kept: OrderedDict[str, list[Selection]] = OrderedDict()
         self.size_bytes = 0
 
-    def find(self, where: Where) -> list[Selection] | None:
-        """What `where` selects, if that is known."""
-        name = repr(where)  # Tells 1, 1.0 and True apart, which are equal.
+    def find(self, name: str) -> list[Selection] | None:
+        """What the filter of this name selects, if that is known."""
         with self._lock:
             found = self._kept.get(name)
             if found is not None:
                 self._kept.move_to_end(name)
             return found
 
-    def keep(self, where: Where, selections: list[Selection]) -> None:
-        """Remember what `where` selects, and forget what was not used for longest."""
-        name, size_bytes = repr(where), _size_bytes(selections)
+    def keep(self, name: str, selections: list[Selection]) -> None:
+        """Remember what a filter selects, and forget what was not used for longest."""
+        size_bytes = _size_bytes(selections)
         if len(name) > _NAME_CHARS_MAX or size_bytes > _KEPT_BYTES_MAX:
             return
         with self._lock:

@@ -33,6 +33,7 @@ from ochredb_query import quick
 from ochredb_query.answer import SearchBatch, projected, search_quickly, search_view
 from ochredb_query.config import QueryConfig
 from ochredb_query.loaded import LoadedCollection
+from ochredb_query.selected import name_of
 
 _T = TypeVar("_T")
 _ATTEMPTS_MAX = 20
@@ -321,11 +322,11 @@ def _select(
     if ids is not None or where is None or trace is not None:
         some_ids = None if ids is None else tuple(dict.fromkeys(ids))
         return Filter(where, some_ids).run(view, cancel, trace)
-    selected = loaded.searches_of(view).selected
-    found = selected.find(where)
+    selected, name = loaded.searches_of(view).selected, name_of(where)
+    found = selected.find(name)
     if found is None:
         found = Filter(where).run(view, cancel)
-        selected.keep(where, found)
+        selected.keep(name, found)
     return found
 
 
