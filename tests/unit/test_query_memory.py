@@ -95,3 +95,27 @@ def test_pages_go_under_load_too_but_not_of_what_was_read_last(
     resident = [node.query._loaded[collection].is_resident for collection in made]
     assert resident == [False, False, False, True, True]
     assert all(len(ids_of(node, collection)) == 200 for collection in made)
+
+
+def test_what_an_idle_collection_holds_is_counted_again_in_turns(node: Node) -> None:
+    """A read may still be loading while its collection is counted: then the count is wrong."""
+    collection = make_collection(node)
+    add_rows(node, collection, 0, 50)
+    ids_of(node, collection)
+    loaded = node.query._loaded[collection]
+    assert node.query.trim()
+    assert loaded.measured == (loaded.memory_bytes, loaded.mapped_bytes)
+    loaded.measured = (1, 1)
+    for _ in range(query_service._TURNS):
+        assert not node.query.trim()
+    assert loaded.measured == (loaded.memory_bytes, loaded.mapped_bytes)
+
+
+def test_looking_at_many_collections_pauses(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query_service, "_LOOKS_IN_A_ROW", 2)
+    pauses_s: list[float] = []
+    monkeypatch.setattr(node.query._clock, "sleep", pauses_s.append)
+    for name in ("one", "two", "three", "four", "five"):
+        ids_of(node, make_collection(node, name))
+    node.query.trim()
+    assert pauses_s == [query_service._PAUSE_S] * 2

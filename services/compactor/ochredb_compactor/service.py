@@ -92,6 +92,10 @@ class CompactorService:
         """Vectors inserted into graphs since the start, those of abandoned merges included."""
         return self._world.counters.graph_insertions
 
+    def since_append_s(self) -> float:
+        """Seconds since this process last took a write; infinite before the first."""
+        return self._world.clock.monotonic_s() - self._appended_s
+
     # -- peers.Compactor
 
     def compact_now(self, collection_id: str) -> None:
@@ -207,7 +211,7 @@ class CompactorService:
 
     def _compact_due(self) -> bool:
         world, config = self._world, self._world.config
-        busy = self._since_append_s() < _BUSY_FOR_S
+        busy = self.since_append_s() < _BUSY_FOR_S
         quiet_s = config.busy_due_s if busy else config.idle_due_s
         quiet_since_us = world.clock.now_us() - int(quiet_s * 1e6)
         rows_min = min(config.settle_rows_due, config.tail_rows_due)
@@ -217,11 +221,7 @@ class CompactorService:
                 self._attempt("compact", work.collection, self._compact)
             self._tidy()
         self._tidy()
-        return self._since_append_s() < config.idle_due_s + 1.0
-
-    def _since_append_s(self) -> float:
-        """Seconds since this process last took a write."""
-        return self._world.clock.monotonic_s() - self._appended_s
+        return self.since_append_s() < config.idle_due_s + 1.0
 
     def _merge_due(self) -> bool:
         world, active = self._world, False

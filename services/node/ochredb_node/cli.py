@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ochredb_node import cli_backup, cli_explain
 from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
-from ochredb_node.memory import tune_allocator
+from ochredb_node.memory import ShortCollections, tune_allocator
 from ochredb_node.settings import Settings, SettingsError, add_arguments, load
 
 if TYPE_CHECKING:
@@ -74,18 +74,21 @@ def run(settings: Settings) -> int:
     _set_up_logging(settings.log_level)
     tune_allocator()
     # Late: `ochredb --help` and refusals of settings need none of it.
+    from ochredb.clock import SystemClock
     from ochredb.errors import OchreError
     from ochredb_frontend.app import App
     from ochredb_frontend.server import listen, serve
     from ochredb_node.node import Node
 
     data = os.path.abspath(settings.path)
+    collections = ShortCollections(SystemClock())
     try:
         sock = listen(settings.host, settings.port)
-        node = Node(node_config(settings))
+        node = Node(node_config(settings), tidy=lambda idle: collections.tidy(idle=idle))
         node.start()
     except (OchreError, OSError) as error:
         return failed(error, FAILURE)
+    collections.start()
     app = App(node.frontend)
     app.metrics.counter(
         "ochredb_graph_insertions_total",

@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -54,6 +54,7 @@ log = logging.getLogger("ochredb.node")
 _STORE_ID_KEY = "store_id"
 _IDEMPOTENCY_RETENTION_S = 24 * 3600.0
 _FREE_PAGES_PER_SECOND = 2_000
+_IDLE_AFTER_S = 1.0  # Without a write.
 _MEASURE_AFTER_S = 5.0  # After the start; by then first answers have been given.
 
 
@@ -77,9 +78,16 @@ class Node:
     """One process's roles on one store. `start` opens the store, `close` folds and closes it."""
 
     def __init__(
-        self, config: NodeConfig, *, clock: Clock | None = None, ids: IdSource | None = None
+        self,
+        config: NodeConfig,
+        *,
+        clock: Clock | None = None,
+        ids: IdSource | None = None,
+        tidy: Callable[[bool], None] = lambda _idle: None,
     ) -> None:
+        """tidy: called about once a second, with whether nothing was read or written meanwhile."""
         self.config = config
+        self._tidy = tidy
         self.clock = clock or SystemClock()
         self.ids = ids or IdSource(self.clock)
         self.owner = f"{socket.gethostname()}/{os.getpid()}/{self.ids.uuid7()}"
@@ -249,7 +257,8 @@ class Node:
 
     def _housekeep(self) -> None:
         """About once a second, from the folding thread."""
-        self.query.trim()
+        was_read = self.query.trim()
+        self._tidy(not was_read and self.compactor.since_append_s() > _IDLE_AFTER_S)
         self.logs.recent.age()
         if self.database.checkpoint():
             self.database.release_free_pages(_FREE_PAGES_PER_SECOND)

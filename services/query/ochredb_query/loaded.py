@@ -50,6 +50,7 @@ class LoadedCollection:
         self.view: View | None = None
         self.searches: Searches | None = None  # Of `view`, or of one before it.
         self.touched = True  # Read since the flag was last cleared.
+        self.measured: tuple[int, int] | None = None  # (memory, mapped) bytes, when last asked.
         self.is_resident = True  # Mapped pages may be resident: they were not let go since a read.
 
     def searches_of(self, view: View) -> Searches:

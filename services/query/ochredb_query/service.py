@@ -39,6 +39,7 @@ _T = TypeVar("_T")
 _ATTEMPTS_MAX = 20
 _ALWAYS_LOOKED_AT = 64  # Of the collections used last, `trim` looks at so many each time ...
 _TURNS = 8  # ... and at this share of the others.
+_LOOKS_IN_A_ROW, _PAUSE_S = 256, 0.001  # Others want the interpreter's lock.
 
 
 class QueryService:
@@ -254,22 +255,29 @@ class QueryService:
         with self._lock:
             self._loaded.pop(collection_id, None)
 
-    def trim(self) -> None:
+    def trim(self) -> bool:
         """Forget collections, least recently used first, until the memory budget is kept.
 
         The last one used stays even if it alone is above the budget: it would be loaded again at
         once. Beyond their own budget, lets go of mapped pages, but not of what was read last.
         Also forgets dropped ones, and moves views of replaced versions on: they hold the tail that
-        became a part. Called about once a second by the node; cost: a look at each, and a snapshot
-        of those in use and of an eighth of the others.
+        became a part. Called about once a second by the node; cost: a glance at each, and of those
+        in use and an eighth of the others a snapshot and a count of what they hold. Returns whether
+        any was read since the last call.
         """
         with self._lock:
             items = list(self._loaded.items())
-        total, mapped, keep = 0, 0, True
+        total, mapped, keep, was_read = 0, 0, True, False
         self._turn = (self._turn + 1) % _TURNS
         for position, (collection_id, loaded) in enumerate(reversed(items)):
             idle, loaded.touched = not loaded.touched, False
-            memory_bytes = loaded.memory_bytes
+            was_read = was_read or not idle
+            has_turn = not idle or position % _TURNS == self._turn
+            if has_turn or loaded.measured is None:
+                loaded.measured = loaded.memory_bytes, loaded.mapped_bytes
+            memory_bytes, mapped_bytes = loaded.measured
+            if position % _LOOKS_IN_A_ROW == _LOOKS_IN_A_ROW - 1:
+                self._clock.sleep(_PAUSE_S)
             keep = keep and (total == 0 or total + memory_bytes <= self._config.memory_bytes)
             total += memory_bytes
             if not keep:
@@ -277,12 +285,12 @@ class QueryService:
                 continue
             loaded.is_resident = loaded.is_resident or not idle
             if loaded.is_resident:
-                mapped += loaded.mapped_bytes
+                mapped += mapped_bytes
                 unwanted = idle or position >= _ALWAYS_LOOKED_AT
                 if unwanted and mapped > self._config.mapped_bytes:
                     loaded.is_resident = False
                     loaded.forget_pages()
-            if idle and position >= _ALWAYS_LOOKED_AT and position % _TURNS != self._turn:
+            if position >= _ALWAYS_LOOKED_AT and not has_turn:
                 continue
             try:
                 snapshot = self._logs.snapshot(collection_id)
@@ -291,8 +299,10 @@ class QueryService:
                 continue
             # Only if nobody reads: readers refresh by themselves, and must not wait for us.
             if idle and loaded.view is not None and loaded.view.version < snapshot.version:
+                loaded.measured = None
                 with contextlib.suppress(Gone):  # Replaced again meanwhile: next time.
                     loaded.refresh(snapshot)
+        return was_read
 
     def forget_pages(self) -> None:
         """Let go of the resident pages of what is mapped; they stay in the page cache."""
