@@ -11,6 +11,7 @@ from ochredb.cancel import Cancel
 from ochredb.recent import RecentOperations, own_copy
 from ochredb.replay import read_operations
 from ochredb.types import Op, Operations
+from ochredb_query.loaded import QUICK_OPERATIONS_MAX
 
 from .kernel import append, forget_recent, ids_of, make_collection, operations, running_node
 
@@ -92,15 +93,15 @@ def test_a_refresh_is_quick_if_little_is_new_and_all_of_it_in_memory() -> None:
             view = loaded.view
             loaded.refresh_if_quick(node.logs.snapshot(collection))  # Waits for nobody.
             assert loaded.view is view
-        append(node, collection, _add(*map(str, range(100))))
+        append(node, collection, _add(*map(str, range(QUICK_OPERATIONS_MAX))))
         assert not loaded.refresh_is_quick(node.logs.snapshot(collection))
-        assert len(ids_of(node, collection)) == 104
+        assert len(ids_of(node, collection)) == 4 + QUICK_OPERATIONS_MAX
         append(node, collection, _add("e"))
         forget_recent(node)
         assert not loaded.refresh_is_quick(node.logs.snapshot(collection))
         node.compactor.compact_now(collection)
         assert not loaded.refresh_is_quick(node.logs.snapshot(collection))
-        assert len(ids_of(node, collection)) == 105
+        assert len(ids_of(node, collection)) == 5 + QUICK_OPERATIONS_MAX
 
 
 def test_a_refused_and_a_repeated_request_leave_nothing() -> None:

@@ -190,8 +190,8 @@ def test_unsettled_rows_are_those_that_an_idle_merge_would_touch() -> None:
         (499, 100, 0.6, False),
         (500, 100, 0.4, False),
         (500, 100, 0.5, True),
-        (4_000, 100, 0.0, True),
-        (1, 8 << 20, 0.0, True),
+        (8_000, 100, 0.0, True),
+        (1, 16 << 20, 0.0, True),
     ],
 )
 def test_a_tail_is_folded_when_it_is_large_or_its_writer_rests(
@@ -204,7 +204,7 @@ def test_a_tail_is_folded_when_it_is_large_or_its_writer_rests(
 
 @pytest.mark.parametrize(
     ("rows", "quiet_s", "due"),
-    [(1, 6, False), (499, 59, False), (499, 61, True), (500, 0.6, True), (4_000, 0, True)],
+    [(1, 6, False), (499, 59, False), (499, 61, True), (500, 0.6, True), (8_000, 0, True)],
 )
 def test_a_small_tail_waits_while_others_are_written(rows: int, quiet_s: float, due: bool) -> None:
     now_us = 1_000_000_000
