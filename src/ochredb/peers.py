@@ -49,6 +49,22 @@ class Log(Protocol):
         """
         ...
 
+    def submit(
+        self,
+        collection_id: str,
+        operations: Operations,
+        *,
+        idempotency_key: str | None = None,
+        cancel: Cancel,
+        deliver: Callable[[Appended | BaseException], None],
+    ) -> None:
+        """Append without waiting: `deliver` is told what `append` would return or raise.
+
+        It is called from another thread and must be quick. What can be refused at once is raised.
+        For small requests: encoding them takes the caller's time.
+        """
+        ...
+
     def append_evaluated(
         self,
         collection_id: str,

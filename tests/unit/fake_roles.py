@@ -186,6 +186,8 @@ class FakeNamespace:
 class FakeLog:
     """Applies operations to the world's records; upsert and update replace whole fields."""
 
+    THREAD = "submitted"
+
     def __init__(self, world: World) -> None:
         self._world = world
 
@@ -217,6 +219,26 @@ class FakeLog:
                     records.setdefault(record_id, {}).update(_fields(operations, index))
             last = sum(len(entry[1]) for entry in world.appended)
             return Appended(last - len(operations) + 1, last)
+
+    def submit(
+        self,
+        collection_id: str,
+        operations: Operations,
+        *,
+        idempotency_key: str | None = None,
+        cancel: Cancel,
+        deliver: Callable[[Appended | BaseException], None],
+    ) -> None:
+        def run() -> None:
+            try:
+                outcome: Appended | BaseException = self.append(
+                    collection_id, operations, idempotency_key=idempotency_key, cancel=cancel
+                )
+            except Exception as error:
+                outcome = error
+            deliver(outcome)
+
+        threading.Thread(target=run, name=self.THREAD, daemon=True).start()
 
     def append_evaluated(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,6 +199,24 @@ def make_collection(node: Node, name: str = "records", space: str = "l2") -> str
         get_or_create=False,
     )
     return info.id
+
+
+def submit(
+    node: Node, collection: str, request: Operations, *, idempotency_key: str | None = None
+) -> Appended:
+    """Append the other way, without a thread of one's own; waits for the outcome all the same."""
+    outcomes: queue.SimpleQueue[Appended | BaseException] = queue.SimpleQueue()
+    node.log.submit(
+        collection,
+        request,
+        idempotency_key=idempotency_key,
+        cancel=Cancel(),
+        deliver=outcomes.put,
+    )
+    outcome = outcomes.get(timeout=60)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 def append(node: Node, collection: str, request: Operations, **more: Any) -> Appended:

@@ -19,9 +19,11 @@ from ochredb.errors import DeadlineExceeded
 from ochredb_frontend.config import FrontendConfig
 from ochredb_frontend.server import listen
 
+from .fake_roles import FakeLog
 from .live_server import DATABASE, ONE, Live, Starter
 
 JSON = {"content-type": "application/json"}
+LARGE = {**ONE, "documents": ["x" * 40_000]}  # Too large to be parsed on the loop.
 
 
 @pytest.fixture
@@ -87,13 +89,15 @@ def test_quick_reads_run_on_the_event_loop(start: Starter) -> None:
     live.world.quick = True
     quick = live.http.post(f"{path}/query", json=query)
     assert quick.content == slow.content
-    live.http.post(f"{path}/upsert", json=ONE)
+    live.http.post(f"{path}/upsert", json=LARGE)
     large = {"ids": ["x" * 1_000] * 100}
     live.http.post(f"{path}/get", json=large)
+    live.http.post(f"{path}/upsert", json=ONE)
     assert threads[0].startswith("ochredb-read")
     assert threads[1] == live.thread.name
-    assert threads[2].startswith("ochredb-write")
+    assert threads[2].startswith("ochredb-write"), "nor is it for a write"
     assert threads[3].startswith("ochredb-read"), "a large body is not parsed on the loop"
+    assert threads[4] == FakeLog.THREAD, "a small write is submitted to the log"
 
 
 def test_segments_are_percent_decoded_after_matching(start: Starter) -> None:
@@ -353,7 +357,7 @@ def test_a_request_that_waited_too_long_is_not_begun(start: Starter) -> None:
     live.world.before_answer = slow
     before = len(live.world.appended)
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda _: live.http.post(f"{path}/upsert", json=ONE), range(2)))
+        answers = list(pool.map(lambda _: live.http.post(f"{path}/upsert", json=LARGE), range(2)))
     assert [answer.status_code for answer in answers] == [504, 504]
     wait_until(lambda: "ochredb_write_pool_pending 0" in live.app.metrics.text().decode())
     assert len(begun) == 1

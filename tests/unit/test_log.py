@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from .kernel import (
     object_keys,
     operations,
     running_node,
+    submit,
 )
 
 
@@ -68,10 +70,11 @@ def test_offsets_are_dense_and_requests_contiguous_with_eight_threads(
 
         def write(writer: int) -> list[tuple[str, Appended, list[str]]]:
             done = []
+            write_one = submit if writer % 2 else append
             for number in range(12):
                 collection = collections[(writer + number) % 2]
                 ids = [f"{writer}-{number}-{i}" for i in range(1 + number % 3)]
-                done.append((collection, append(node, collection, _add(*ids)), ids))
+                done.append((collection, write_one(node, collection, _add(*ids)), ids))
             return done
 
         with ThreadPoolExecutor(8) as pool:
@@ -146,6 +149,48 @@ def test_what_queues_up_during_a_flush_shares_the_next_one(node: Node) -> None:
     assert slow.flushes == [1, 8]
     offsets = sorted(item.first_offset for item in outcomes if isinstance(item, Appended))
     assert offsets == list(range(1, 10))
+
+
+def test_submitted_requests_share_flushes_and_fail_alone(node: Node) -> None:
+    collection = make_collection(node)
+    append(node, collection, _add("first"))
+    wanted = [_add("a"), _add("b"), operations(Op.ADD, ["bad"], [[1.0, 2.0, 3.0]]), _add("c")]
+    outcomes: dict[int, Appended | BaseException] = {}
+    told, threads = threading.Event(), set()
+
+    def deliver(number: int, outcome: Appended | BaseException) -> None:
+        outcomes[number] = outcome
+        threads.add(threading.current_thread().name)
+        if len(outcomes) == len(wanted):
+            told.set()
+        if number == 1:
+            raise ValueError("whoever is told may fail")
+
+    with SlowFirstFlush(node, 3) as slow:
+        for number, request in enumerate(wanted):
+            node.log.submit(collection, request, cancel=Cancel(), deliver=partial(deliver, number))
+        assert told.wait(60)
+    assert slow.flushes == [1, 3]
+    assert threads == {"ochredb-log"}
+    assert isinstance(outcomes[2], InvalidArgument)
+    assert [type(outcomes[n]) for n in (0, 1, 3)] == [Appended] * 3
+    assert submit(node, collection, _add("later")).first_offset == 5
+    assert ids_of(node, collection) == ["first", "a", "b", "c", "later"]
+
+
+def test_what_waited_too_long_is_not_written(node: Node) -> None:
+    collection = make_collection(node)
+    given_up = Cancel()
+    outcomes: queue.SimpleQueue[Appended | BaseException] = queue.SimpleQueue()
+    with SlowFirstFlush(node, 3) as slow:
+        for name, cancel in (("a", Cancel()), ("b", given_up), ("c", Cancel())):
+            node.log.submit(collection, _add(name), cancel=cancel, deliver=outcomes.put)
+        given_up.cancel()
+        node.log.submit(collection, _add("d"), cancel=Cancel(), deliver=outcomes.put)
+        kinds = sorted(type(outcomes.get(timeout=60)).__name__ for _ in range(4))
+    assert kinds == ["Appended"] * 3 + ["Cancelled"]
+    assert slow.flushes == [1, 2]
+    assert ids_of(node, collection) == ["a", "c", "d"]
 
 
 def test_one_bad_request_in_a_flush_fails_alone(node: Node) -> None:

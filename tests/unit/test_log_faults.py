@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .kernel import (
     object_keys,
     operations,
     running_node,
+    submit,
 )
 from .test_log import SlowFirstFlush
 
@@ -48,8 +49,11 @@ def _add(*ids: str, value: float = 1.0) -> Operations:
 class TestUnknownOutcome:
     """The commit's own result is lost: only a repeat with the same request id can tell (I8)."""
 
+    @pytest.mark.parametrize("write", [append, submit])
     @pytest.mark.parametrize("landed", [False, True])
-    def test_it_is_resolved_by_a_repeat(self, tmp_path: Path, landed: bool) -> None:
+    def test_it_is_resolved_by_a_repeat(
+        self, tmp_path: Path, landed: bool, write: Callable[..., Appended]
+    ) -> None:
         with running_node(str(tmp_path)) as node:
             collection = make_collection(node)
             table_append, failures = node.logs.append, [1]
@@ -62,12 +66,15 @@ class TestUnknownOutcome:
                 return table_append(requests)
 
             node.logs.append = lossy  # type: ignore[method-assign]
-            answer = append(node, collection, _add("a", "b"))
+            answer = write(node, collection, _add("a", "b"))
             assert (answer.first_offset, answer.last_offset) == (1, 2)
             assert answer.repeated is landed
             assert node.logs.snapshot(collection).last_offset == 2
 
-    def test_it_stays_unknown_while_the_repeat_fails(self, node: Node) -> None:
+    @pytest.mark.parametrize("write", [append, submit])
+    def test_it_stays_unknown_while_the_repeat_fails(
+        self, node: Node, write: Callable[..., Appended]
+    ) -> None:
         collection = make_collection(node)
         errors = [Unavailable("still down"), OutcomeUnknown("lost")]
 
@@ -77,8 +84,8 @@ class TestUnknownOutcome:
         with pytest.MonkeyPatch.context() as monkey:
             monkey.setattr(node.logs, "append", broken)
             with pytest.raises(OutcomeUnknown):
-                append(node, collection, _add("a"), idempotency_key="k")
-        assert append(node, collection, _add("a"), idempotency_key="k").first_offset == 1
+                write(node, collection, _add("a"), idempotency_key="k")
+        assert write(node, collection, _add("a"), idempotency_key="k").first_offset == 1
 
 
 def test_a_payload_swept_before_its_commit_is_written_again(tmp_path: Path) -> None:

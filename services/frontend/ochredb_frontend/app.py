@@ -8,8 +8,9 @@ limit, the deadline, cancellation, metrics and the slow-request log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,22 @@ from urllib.parse import unquote
 from ochredb.cancel import Cancel
 from ochredb.errors import DeadlineExceeded
 from ochredb.ids import IdSource
+from ochredb.types import Appended
+from ochredb_frontend import wire
+from ochredb_frontend.asgi import (
+    Message,
+    Receive,
+    Scope,
+    Send,
+    decoded,
+    disconnect,
+    headers_of,
+    lifespan,
+    raw_path,
+    send_response,
+)
 from ochredb_frontend.auth import TokenAuth
 from ochredb_frontend.messages import (
-    JSON,
     Request,
     Response,
     body_too_large,
@@ -37,17 +51,11 @@ if TYPE_CHECKING:
     from ochredb_frontend.protocol import Exchange
     from ochredb_frontend.web import Web
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
 logger = logging.getLogger("ochredb.frontend")
 
 _REQUEST_ID_CHARS_MAX = 128
 _DEADLINE_GRACE_S = 0.25  # Work that checks its deadline gets this long to say so itself.
 _LOST_CHECK_S = 0.1  # A request that takes long looks this often whether its client is there.
-_JSON = JSON.encode()
 _PAGES = ("/docs", "/openapi.json")
 # The literal segments of /api/v2/tenants/{}/databases/{}/collections/{}/VERB.
 _COLLECTION_LITERALS = ("api", "v2", "tenants", "databases", "collections")
@@ -129,14 +137,14 @@ class App:
         if kind == "http":
             await self._http(scope, receive, send)
         elif kind == "lifespan":
-            await _lifespan(receive, send)
+            await lifespan(receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = _decoded(scope["headers"])
+        headers = decoded(scope["headers"])
         method: str = scope["method"]
-        path = _raw_path(scope)
+        path = raw_path(scope)
         call = self._begin(path, headers)
         try:
             self._auth.check(path, headers)
@@ -161,7 +169,7 @@ class App:
             response = error_response(error)
         finally:
             self._in_flight -= 1
-        await _send(scope, send, response, call.request_id)
+        await send_response(scope, send, response, call.request_id)
         self._note(call, response.status)
 
     # -- whole requests
@@ -176,33 +184,32 @@ class App:
         hot = self._hot_route(method, path)
         if hot is None:
             return False
-        headers = _decoded(exchange.fields.items())
+        headers = decoded(exchange.fields.items())
         call = self._begin(path, headers)
         route, parameters = hot
         call.operation = route.operation
         request = self._new_request(method, path, exchange.query_string, headers)
         request.body, request.parameters = exchange.body, parameters
         answer = partial(self._answer, exchange, call)
+        receive = partial(_lost, exchange)
+        waiting: Coroutine[Any, Any, Response] | None
         try:
             self._auth.check(path, headers)
-            work = self._begin_read(route, request, answer)
+            waiting = self._begin_write(route, request, receive)
+            if waiting is None:
+                work = self._begin_read(route, request, answer)
+                if work is not None:
+                    waiting = self._in_pool(route, work, request.cancel, receive)
         except Exception as error:
             answer(error)
             return True
-        if work is not None:
-            exchange.spawn(self._answer_in_pool(route, work, request.cancel, exchange, answer))
+        if waiting is not None:
+            exchange.spawn(self._answer_later(waiting, answer))
         return True
 
-    async def _answer_in_pool(
-        self,
-        route: Route,
-        work: Callable[[], Response],
-        cancel: Cancel,
-        exchange: Exchange,
-        answer: Answer,
-    ) -> None:
+    async def _answer_later(self, waiting: Coroutine[Any, Any, Response], answer: Answer) -> None:
         try:
-            response = await self._in_pool(route, work, cancel, partial(_lost, exchange))
+            response = await waiting
         except _DisconnectedError:
             self._in_flight -= 1
         except Exception as error:
@@ -218,7 +225,7 @@ class App:
             response = result
         else:
             response = error_response(result)
-        head = b"".join([b"%b: %b\r\n" % one for one in _headers(response, call.request_id)])
+        head = b"".join([b"%b: %b\r\n" % one for one in headers_of(response, call.request_id)])
         exchange.respond(response.status, head, response.body)
         self._note(call, response.status)
 
@@ -326,6 +333,29 @@ class App:
             self.together.run(quick, request.cancel, answer)
         return None
 
+    def _begin_write(
+        self, route: Route, request: Request, receive: Receive
+    ) -> Coroutine[Any, Any, Response] | None:
+        """Submit a small write to the log and return what waits for its answer, or None.
+
+        Parsing and encoding it here takes less than handing it to another thread would.
+        """
+        if route.writes is None or len(request.body) > self._config.inline_write_bytes_max:
+            return None
+        submission = wire.parse_submission(request, route.writes, self._config)
+        if submission is None:
+            return None
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Response] = loop.create_future()
+
+        def deliver(outcome: Appended | BaseException) -> None:
+            result = submission.answer if isinstance(outcome, Appended) else outcome
+            with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
+                loop.call_soon_threadsafe(_resolve, future, result)
+
+        self.frontend.submit(submission.write, request.cancel, deliver)
+        return self._watched(future, request.cancel, receive)
+
     def _parses_quickly(self, body: bytes) -> bool:
         """Whether the event loop may parse a body: it is short and has no pattern to compile.
 
@@ -353,6 +383,12 @@ class App:
             future = pool.submit_together(group, work, answer_together)
         else:
             future = pool.submit(checked)
+        return await self._watched(future, cancel, receive)
+
+    async def _watched(
+        self, future: asyncio.Future[Response], cancel: Cancel, receive: Receive
+    ) -> Response:
+        """The future's result, unless its time is up or its client goes away."""
         loop = asyncio.get_running_loop()
         watcher: asyncio.Task[None] | None = None
 
@@ -419,7 +455,7 @@ class App:
 
 async def _watch(future: asyncio.Future[Response], cancel: Cancel, receive: Receive) -> None:
     """Cancel the work when the client goes away; answer for it when its time is up."""
-    disconnected = asyncio.ensure_future(_disconnect(receive))
+    disconnected = asyncio.ensure_future(disconnect(receive))
     try:
         remaining_s = cancel.remaining_s()
         timeout_s = None if remaining_s is None else remaining_s + _DEADLINE_GRACE_S
@@ -440,9 +476,13 @@ async def _watch(future: asyncio.Future[Response], cancel: Cancel, receive: Rece
         disconnected.cancel()
 
 
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _resolve(future: asyncio.Future[Response], result: Response | BaseException) -> None:
+    if future.done():  # Answered already: out of time, or the client is gone.
+        return
+    if isinstance(result, Response):
+        future.set_result(result)
+    else:
+        future.set_exception(result)
 
 
 async def _lost(exchange: Exchange) -> Message:
@@ -450,49 +490,3 @@ async def _lost(exchange: Exchange) -> Message:
     while not exchange.is_lost:
         await asyncio.sleep(_LOST_CHECK_S)
     return {"type": "http.disconnect"}
-
-
-def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-
-
-def _headers(response: Response, request_id: str) -> list[tuple[bytes, bytes]]:
-    encoded_id = request_id.encode()
-    headers = [
-        (b"content-length", b"%d" % len(response.body)),
-        (b"x-request-id", encoded_id),
-        (b"chroma-trace-id", encoded_id),
-    ]
-    content_type = response.content_type
-    if content_type is not None:
-        encoded_type = _JSON if content_type == JSON else content_type.encode()
-        headers.append((b"content-type", encoded_type))
-    for name, value in response.headers:
-        headers.append((name.encode(), value.encode()))
-    return headers
-
-
-async def _send(scope: Scope, send: Send, response: Response, request_id: str) -> None:
-    headers = _headers(response, request_id)
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    body = b"" if scope["method"] == "HEAD" else response.body
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        if message["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        elif message["type"] == "lifespan.shutdown":
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-
-
-def _raw_path(scope: Scope) -> str:
-    """The path as sent: still percent-encoded, without the query string."""
-    raw: bytes | None = scope.get("raw_path")
-    if raw is None:
-        path: str = scope["path"]
-        return path
-    return raw.partition(b"?")[0].decode("latin-1")

@@ -37,6 +37,7 @@ class FrontendConfig:
     write_threads: int = field(default_factory=lambda: max(8, _cpu_count()))
     queue_max: int = 256  # Requests that wait for a thread, per pool; beyond it 429.
     inline_body_bytes_max: int = 64 * 1024  # Larger bodies are never parsed on the event loop.
+    inline_write_bytes_max: int = 32 * 1024  # The same for writes, which are encoded there too.
 
     def __post_init__(self) -> None:
         for name in (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
+from ochredb.types import Op
 from ochredb_frontend import handlers_backups as backups
 from ochredb_frontend import handlers_collections as collections
 from ochredb_frontend import handlers_records as records
@@ -35,6 +36,7 @@ class Route:
     pool: where it may run: "inline" never blocks; "read" and "write" have threads of their own.
     hot: served by the small dispatcher in front of the web framework.
     parse_read: for hot reads, the first half of the handler; then the answer may come inline.
+    writes: for hot writes, the operation; a small one may be submitted to the log from the loop.
     request, response: names of schemas in the OpenAPI document.
     errors: statuses it may answer with, beyond those that every route shares.
     """
@@ -49,6 +51,7 @@ class Route:
     pool: Pool = "read"
     hot: bool = False
     parse_read: records.ReadParser | None = None
+    writes: Op | None = None
     request: str | None = None
     response: str = "Empty"
     status: int = 200
@@ -162,13 +165,13 @@ ROUTES: tuple[Route, ...] = (
     _collection("DELETE", COLLECTION, collections.delete_collection,
                 "Delete a collection by name",
                 description="The last segment is the collection's NAME.", errors=(404,)),
-    _record("add", records.add, "Add records", pool="write", status=201,
+    _record("add", records.add, "Add records", pool="write", writes=Op.ADD, status=201,
             description="Records whose id exists already are left as they are." + _IDEMPOTENT,
             request="AddCollectionRecordsPayload"),
-    _record("upsert", records.upsert, "Add or update records", pool="write",
+    _record("upsert", records.upsert, "Add or update records", pool="write", writes=Op.UPSERT,
             description="Metadata is merged key by key; null removes a key." + _IDEMPOTENT,
             request="UpsertCollectionRecordsPayload"),
-    _record("update", records.update, "Update records", pool="write",
+    _record("update", records.update, "Update records", pool="write", writes=Op.UPDATE,
             description="Unknown ids are ignored; absent fields are unchanged." + _IDEMPOTENT,
             request="UpdateCollectionRecordsPayload"),
     _record("get", records.get, "Get records", parse_read=wire.parse_get,
@@ -177,7 +180,7 @@ ROUTES: tuple[Route, ...] = (
     _record("query", records.query, "Find the nearest records", parse_read=wire.parse_query,
             description="The nearest records of each query embedding among those that match.",
             request="QueryRequestPayload", response="QueryResponse"),
-    _record("delete", records.delete, "Delete records", pool="write",
+    _record("delete", records.delete, "Delete records", pool="write", writes=Op.DELETE,
             description="By id and filter." + _IDEMPOTENT,
             request="DeleteCollectionRecordsPayload", response="DeleteCollectionRecordsResponse"),
     _record("count", records.count, "Count records", method="GET",

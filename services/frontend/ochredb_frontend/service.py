@@ -20,6 +20,7 @@ from ochredb.clock import Clock, SystemClock
 from ochredb.errors import Conflict, Forbidden, Unimplemented
 from ochredb.peers import Batch, GetRequest, Log, Query, QueryRequest, QuickRead
 from ochredb.types import (
+    Appended,
     CollectionInfo,
     Field,
     IndexingStatus,
@@ -221,6 +222,18 @@ class Frontend:
             write.operations,
             idempotency_key=write.idempotency_key,
             cancel=cancel,
+        )
+
+    def submit(
+        self, write: Write, cancel: Cancel, deliver: Callable[[Appended | BaseException], None]
+    ) -> None:
+        """The same without waiting, of at least one operation: see `ochredb.peers.Log.submit`."""
+        self._log.submit(
+            write.collection_id,
+            write.operations,
+            idempotency_key=write.idempotency_key,
+            cancel=cancel,
+            deliver=deliver,
         )
 
     def read(self, read: Read, cancel: Cancel) -> bytes:

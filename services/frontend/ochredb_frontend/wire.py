@@ -21,7 +21,7 @@ from ochredb.types import Field, Op, Operations, QueryAnswer, Records
 from ochredb.where import Where
 from ochredb_frontend import shapes
 from ochredb_frontend.config import FrontendConfig
-from ochredb_frontend.messages import Request, encode
+from ochredb_frontend.messages import Request, Response, encode, json_response
 from ochredb_frontend.vectors import parse_embeddings, parse_query_embeddings
 
 _FIELDS = {
@@ -47,6 +47,14 @@ class Write:
     collection_id: str
     operations: Operations
     idempotency_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A write that needs no read: what to append, and the answer when that is done."""
+
+    write: Write
+    answer: Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,21 @@ def parse_write(request: Request, op: Op, config: FrontendConfig) -> Write:
         key_types=key_types,
     )
     return Write(collection_id, operations, idempotency_key(request))
+
+
+def parse_submission(request: Request, op: Op, config: FrontendConfig) -> Submission | None:
+    """A write as one append, or None if it is not that simple: empty, or a deletion by filter."""
+    if op is Op.DELETE:
+        deletion = parse_delete(request)
+        if deletion.where is not None or not deletion.ids:
+            return None
+        operations = Operations(op=op, ids=deletion.ids)
+        write = Write(deletion.collection_id, operations, deletion.idempotency_key)
+        return Submission(write, json_response({"deleted": len(deletion.ids)}))
+    write = parse_write(request, op, config)
+    if not write.operations.ids:
+        return None
+    return Submission(write, Response(201 if op is Op.ADD else 200, b"{}"))
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -248,6 +248,7 @@ class Node:
             return
         self._closed = True
         try:
+            self.log.close()
             self.compactor.stop()
             self.database.checkpoint()
         except Unavailable as error:  # A full disk: what is acknowledged is durable without this.
