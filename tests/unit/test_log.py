@@ -102,6 +102,7 @@ class SlowFirstFlush:
         self._node, self._waiting = node, waiting
         self._append = node.logs.append
         self._monkey = pytest.MonkeyPatch()
+        self._begun = threading.Event()
 
     def __enter__(self) -> SlowFirstFlush:
         self._monkey.setattr(self._node.logs, "append", self._slow)
@@ -110,7 +111,12 @@ class SlowFirstFlush:
     def __exit__(self, *_: object) -> None:
         self._monkey.undo()
 
+    def wait_until_begun(self) -> None:
+        """The first flush has taken what it writes: what comes now is for the next."""
+        assert self._begun.wait(60)
+
     def _slow(self, requests: list[AppendRequest]) -> list[Appended | OchreError]:
+        self._begun.set()
         if not self.flushes:
             pause = threading.Event()
             for _ in range(2_000):
@@ -169,6 +175,7 @@ def test_submitted_requests_share_flushes_and_fail_alone(node: Node) -> None:
     with SlowFirstFlush(node, 3) as slow:
         for number, request in enumerate(wanted):
             node.log.submit(collection, request, cancel=Cancel(), deliver=partial(deliver, number))
+            slow.wait_until_begun()
         assert told.wait(60)
     assert slow.flushes == [1, 3]
     assert threads == {"ochredb-log"}
@@ -185,6 +192,7 @@ def test_what_waited_too_long_is_not_written(node: Node) -> None:
     with SlowFirstFlush(node, 3) as slow:
         for name, cancel in (("a", Cancel()), ("b", given_up), ("c", Cancel())):
             node.log.submit(collection, _add(name), cancel=cancel, deliver=outcomes.put)
+            slow.wait_until_begun()
         given_up.cancel()
         node.log.submit(collection, _add("d"), cancel=Cancel(), deliver=outcomes.put)
         kinds = sorted(type(outcomes.get(timeout=60)).__name__ for _ in range(4))
