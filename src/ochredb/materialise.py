@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 
 from ochredb.metadata import merge_metadata
+from ochredb.parts.ids import Names
 from ochredb.segment import Rows, Segment, SegmentView, View
 from ochredb.tail import Chunk, TailSegment
 from ochredb.types import Float32s, Op, Operations
@@ -62,6 +63,28 @@ class Fold:
         self.chunks: list[Chunk] = []
         self.dimension: int | None = base[0].segment.dimension if base else None
         self._rows = 0
+        self._only_inserted = True
+
+    def moved(self, version: int, indexed_offset: int, base: Sequence[SegmentView]) -> Fold | None:
+        """The same state over a newer version's parts, if that is simple: nothing but inserts.
+
+        The rows that lie in parts now are left out, the others are copied and not looked up again.
+        None: fold the log anew. This fold is not to be used any more. Cost: 0.3 µs per row kept.
+        """
+        if not self._only_inserted or not (
+            self.indexed_offset <= indexed_offset <= self.last_offset
+        ):
+            return None
+        fold = Fold(version, indexed_offset, base)
+        fold.last_offset = self.last_offset
+        fold.dimension = self.dimension if fold.dimension is None else fold.dimension
+        for chunk in self.chunks:
+            # Each row is of the operation that inserted it: its seq is the operation's offset.
+            first = int(chunk.seqs[: chunk.count].searchsorted(indexed_offset, "right"))
+            if first < chunk.count:
+                fold.chunks.append(chunk if first == 0 else chunk.from_row(first))
+                fold._rows += chunk.count - first
+        return fold
 
     def apply(self, first_offset: int, operations: Operations) -> None:
         """Fold one fragment. The caller has checked that the log has no hole before it."""
@@ -280,13 +303,14 @@ class Fold:
             if operations.op is not Op.NOOP:
                 names.update(operations.ids)
                 with_values = with_values or operations.op in (Op.UPDATE, Op.UPSERT)
-        for known in (self._base_deleted, *(chunk.row_of for chunk in self.chunks)):
-            names = {name for name in names if name not in known}
+        for known in (self._base_deleted, *(chunk.row_of.keys() for chunk in self.chunks)):
+            if not known.isdisjoint(names):
+                names = {name for name in names if name not in known}
         found: dict[str, _InBase] = {}
-        self._find_names(sorted(names), with_values, found)
+        self._find_names(Names(sorted(names)), with_values, found)
         return found
 
-    def _find_names(self, names: list[str], with_values: bool, found: dict[str, _InBase]) -> None:
+    def _find_names(self, names: Names, with_values: bool, found: dict[str, _InBase]) -> None:
         for number, view in enumerate(self._base):
             if not names:
                 return
@@ -306,7 +330,7 @@ class Fold:
                 metadatas = view.segment.take_metadatas(rows)
             places = map(_InBase, [number] * len(here), rows.tolist(), seqs, uris, metadatas)
             found.update(zip(here, places, strict=True))
-            names = list(compress(names, (~is_here).tolist()))  # An id lives once.
+            names = Names(compress(names, (~is_here).tolist()))  # An id lives once.
 
     def _locate(self, ids: list[str]) -> list[Place | None]:
         """Where each id lives."""
@@ -334,6 +358,7 @@ class Fold:
         return places
 
     def _kill(self, place: Place) -> None:
+        self._only_inserted = False
         if isinstance(place, _InBase):
             self._base_dead[place.number].append(place.row)
         else:

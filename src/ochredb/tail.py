@@ -86,6 +86,21 @@ class Chunk:
         self.count = stop
         self._views = None
 
+    def from_row(self, first: int) -> Chunk:
+        """A copy of the rows from `first` on, of a chunk whose rows all live."""
+        assert self.dead_count == 0
+        rows, count = slice(first, self.count), self.count - first
+        copy = Chunk(self.vectors.shape[1], 2 * count)
+        copy.append(
+            self.ids[rows],
+            self.seqs[rows],
+            self.vectors[rows],
+            self.documents[rows],
+            self.uris[rows],
+            self.metadatas[rows],
+        )
+        return copy
+
     def kill(self, row: int) -> None:
         self.live[row] = False
         self.dead_count += 1

@@ -292,3 +292,41 @@ def test_a_batch_is_applied_in_order_to_records_in_parts() -> None:
         ("a", 8, None, None),
     ]
     assert [row["embedding"] for row in rows] == [[7.0], [9.0]]
+
+
+def _three_rows(first: int) -> Operations:
+    ids = [f"id-{number}" for number in range(first, first + 3)]
+    vectors = [(number, first) for number in range(first, first + 3)]
+    return operations(Op.ADD, ids, vectors)
+
+
+def test_a_tail_of_inserts_moves_to_a_newer_version() -> None:
+    """It is what folding the log anew over that version gives, and old views stay as they were."""
+    fold = Fold(1, 0, [])
+    for first in (1, 4, 7):
+        fold.apply(first, _three_rows(first))
+    before = fold.freeze()
+    rows = rows_of_view(before)
+    moved = fold.moved(2, 3, [])
+    assert moved is not None
+    anew = Fold(2, 3, [])
+    for first in (4, 7):
+        anew.apply(first, _three_rows(first))
+    for one in (moved, anew):
+        one.apply(10, operations(Op.UPSERT, ["id-5"], [(0, 0)]))
+    view, expected = moved.freeze(), anew.freeze()
+    assert rows_of_view(view) == rows_of_view(expected)
+    assert (view.version, view.indexed_offset, view.last_offset) == (2, 3, 10)
+    assert moved.tail_rows == anew.tail_rows
+    assert rows_of_view(before) == rows
+    assert moved.moved(3, 6, []) is None, "a row was replaced"
+
+
+def test_a_tail_moves_only_to_where_it_reaches() -> None:
+    fold = Fold(1, 3, [])
+    fold.apply(4, _three_rows(4))
+    assert fold.moved(2, 9, []) is None
+    assert fold.moved(2, 2, []) is None
+    moved = fold.moved(2, 6, [])
+    assert moved is not None
+    assert moved.freeze().count == 0

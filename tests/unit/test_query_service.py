@@ -463,3 +463,21 @@ def test_the_budget_drops_whole_collections_least_recently_used_first(node: Node
     node.query.trim()
     assert list(node.query._loaded) == []
     assert len(ids_of(node, collections[1])) == 400
+
+
+def test_a_writer_folds_what_it_wrote_for_those_who_read(node: Node) -> None:
+    collection = make_collection(node)
+    add_rows(node, collection, 0, 500)
+    assert node.query.quick(collection, None) is None, "nobody has read it"
+    assert node.query.count(collection, cancel=Cancel()) == 500
+    assert node.query._loaded[collection].is_read
+    add_rows(node, collection, 500, 500)
+    view = node.query._loaded[collection].view
+    assert view is not None
+    assert view.count == 1_000
+    for _ in range(2):  # Two seconds later.
+        node.query.trim()
+    assert not node.query._loaded[collection].is_read
+    add_rows(node, collection, 1_000, 500)
+    assert node.query._loaded[collection].view is view
+    assert node.query.count(collection, cancel=Cancel()) == 1_500

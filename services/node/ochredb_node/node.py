@@ -137,9 +137,13 @@ class Node:
             self.store,
             self.ids,
             self.config.log,
-            on_append=self.compactor.hint,
+            on_append=self._appended,
             make_room=self.compactor.fold_now if self.config.foreground else None,
         )
+
+    def _appended(self, collection_id: str, last_offset: int) -> None:
+        self.compactor.hint(collection_id, last_offset)
+        self.query.follow(collection_id, last_offset)
 
     @cached_property
     def query(self) -> QueryService:

@@ -23,6 +23,7 @@ from ochredb.types import Snapshot
 from ochredb_query.quick import Searches
 
 QUICK_OPERATIONS_MAX = 160  # Of writers beside readers: each read folds what four of them wrote.
+_FOLLOWED_MAX = 3  # Times that a writer catches up with what others wrote meanwhile.
 _OVERHEAD_BYTES = 32_768  # Python objects of an idle loaded collection, measured roughly.
 
 
@@ -51,6 +52,7 @@ class LoadedCollection:
         self.searches: Searches | None = None  # Of `view`, or of one before it.
         self.touched = True  # Read since the flag was last cleared.
         self.measured: tuple[int, int] | None = None  # (memory, mapped) bytes, when last asked.
+        self.was_touched = False  # Before that, since it was cleared the time before.
         self.is_resident = True  # Mapped pages may be resident: they were not let go since a read.
 
     def searches_of(self, view: View) -> Searches:
@@ -107,6 +109,26 @@ class LoadedCollection:
                 finally:
                     self._lock.release()
 
+    def follow(self) -> None:
+        """Catch up with many new operations, unless somebody is at it; for a writer's thread.
+
+        So those who read need not. Few operations are left to them: they fold them in one go.
+        """
+        for _ in range(_FOLLOWED_MAX):
+            snapshot = self._logs.snapshot(self.collection_id)
+            with self._logs.reading():
+                if not self._lock.acquire(blocking=False):
+                    return
+                try:
+                    view = self.view
+                    if view is None or self.revision != snapshot.revision:
+                        return
+                    if snapshot.last_offset - view.last_offset <= QUICK_OPERATIONS_MAX:
+                        return
+                    self._refresh(snapshot)
+                finally:
+                    self._lock.release()
+
     def _refresh(self, snapshot: Snapshot) -> View:
         view = self.view
         if view is not None and view.version >= snapshot.version:
@@ -157,7 +179,9 @@ class LoadedCollection:
             parts[item.manifest.id] = part
             base.append(SegmentView(part, live, item.live_rows, item.manifest.id))
         self._parts, self._prepared = parts, {}
-        return Fold(snapshot.version, snapshot.indexed_offset, base)
+        before, version, indexed = self._fold, snapshot.version, snapshot.indexed_offset
+        moved = None if before is None else before.moved(version, indexed, base)
+        return moved or Fold(version, indexed, base)
 
     def prepare(self, manifest: Manifest) -> None:
         """Open a part that a coming version will name, graph and all, before reads need it."""
@@ -175,6 +199,11 @@ class LoadedCollection:
         with self._lock:
             self._fold = self.view = self.searches = None
             self._parts, self._prepared = {}, {}
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it was read within the last second or two, as `trim` counts them."""
+        return self.touched or self.was_touched
 
     @property
     def mapped_bytes(self) -> int:

@@ -270,7 +270,7 @@ class QueryService:
         total, mapped, keep, was_read = 0, 0, True, False
         self._turn = (self._turn + 1) % _TURNS
         for position, (collection_id, loaded) in enumerate(reversed(items)):
-            idle, loaded.touched = not loaded.touched, False
+            idle, loaded.was_touched, loaded.touched = not loaded.touched, loaded.touched, False
             was_read = was_read or not idle
             has_turn = not idle or position % _TURNS == self._turn
             if has_turn or loaded.measured is None:
@@ -318,6 +318,13 @@ class QueryService:
             # Swept because its writer was slow: the commit will say so (Conflict).
             with contextlib.suppress(NotFound):
                 loaded.prepare(manifest)
+
+    def follow(self, collection_id: str, _last_offset: int) -> None:
+        """Told of each append of this process: who reads what is written shall not wait for it."""
+        loaded = self._loaded.get(collection_id)
+        if loaded is not None and loaded.is_read:
+            with contextlib.suppress(Gone, NotFound):  # Readers find out what it means.
+                loaded.follow()
 
 
 def _select(

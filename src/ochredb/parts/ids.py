@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,15 @@ _HASH = "xxh3-64"
 _STEP_ROWS = 4_096
 # Up to this many look-ups, bisection in Python is quicker than a call of searchsorted.
 _BISECT_MAX = 3
+
+
+class Names(list[str]):
+    """Ids to be looked up in several parts: encoded and hashed once. Not changed any more."""
+
+    @cached_property
+    def hashed(self) -> tuple[list[bytes], list[int]]:
+        keys = _encoded(self)
+        return keys, list(map(xxh3_64_intdigest, keys))
 
 
 class IdIndex:
@@ -91,8 +101,11 @@ class IdIndex:
 
         Cost: about 10 µs for 10 ids, 50 µs for 250.
         """
-        keys = _encoded(ids)
-        digests = list(map(self._hash_of, keys))
+        if isinstance(ids, Names) and self._hash_of is xxh3_64_intdigest:
+            keys, digests = ids.hashed
+        else:
+            keys = _encoded(ids)
+            digests = list(map(self._hash_of, keys))
         if len(keys) <= _BISECT_MAX or not len(self):
             places = [bisect_left(self._hash_keys, digest) for digest in digests]
             found = map(self._verified, keys, digests, places, [column] * len(keys))
@@ -102,6 +115,9 @@ class IdIndex:
         np.minimum(first, len(self) - 1, out=first)
         rows = self._rows[first].astype(np.int64)
         proposed = self._hashes[first] == wanted
+        if not proposed.any():
+            rows.fill(-1)
+            return rows
         hits = None if proposed.all() else np.flatnonzero(proposed)
         if hits is None:
             right = column.equal_rows(keys, rows)
