@@ -98,6 +98,9 @@ def test_quick_reads_run_on_the_event_loop(start: Starter) -> None:
     assert threads[2].startswith("ochredb-write"), "nor is it for a write"
     assert threads[3].startswith("ochredb-read"), "a large body is not parsed on the loop"
     assert threads[4] == FakeLog.THREAD, "a small write is submitted to the log"
+    pattern = {"where_document": {"$regex": "a+"}}
+    live.http.post(f"{path}/delete", json=pattern)
+    assert threads[5].startswith("ochredb-write"), "patterns are not compiled on the loop"
 
 
 def test_segments_are_percent_decoded_after_matching(start: Starter) -> None:

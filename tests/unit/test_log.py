@@ -17,6 +17,7 @@ from ochredb.cancel import Cancel
 from ochredb.catalog.logs import AppendRequest, BacklogLimits
 from ochredb.errors import (
     Conflict,
+    Corrupt,
     Exhausted,
     InvalidArgument,
     NotFound,
@@ -183,6 +184,20 @@ def test_submitted_requests_share_flushes_and_fail_alone(node: Node) -> None:
     assert [type(outcomes[n]) for n in (0, 1, 3)] == [Appended] * 3
     assert submit(node, collection, _add("later")).first_offset == 5
     assert ids_of(node, collection) == ["first", "a", "b", "c", "later"]
+
+
+def test_a_listener_that_fails_does_not_fail_the_write(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = make_collection(node)
+
+    def fail(*_: object) -> None:
+        raise Corrupt("a damaged part, perhaps")
+
+    monkeypatch.setattr(node.query, "follow", fail)
+    for write in (append, submit):
+        assert isinstance(write(node, collection, _add(write.__name__)), Appended)
+    assert ids_of(node, collection) == ["append", "submit"]
 
 
 def test_what_waited_too_long_is_not_written(node: Node) -> None:

@@ -74,9 +74,11 @@ def test_reads_of_both_ways_are_answered_in_order(tmp_path: Path) -> None:
         close = query.replace(b"host: x", b"host: x\r\nconnection: close")
         with socket.create_connection(address) as sock:
             sock.settimeout(10.0)
-            sock.sendall(close)
+            sock.sendall(close + _request("POST", path + "/delete", '{"ids": ["a", "b"]}'))
             answer = b""
             while chunk := sock.recv(65536):
                 answer += chunk
         assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer
         assert answer.endswith(b"}")
+        left = httpx.get(server.url + path + "/count").json()
+        assert left == 2, "what comes behind the last request of a connection is not done"

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from ochredb.cancel import Cancel
 from ochredb.errors import DeadlineExceeded
 from ochredb.ids import IdSource
-from ochredb.types import Appended
+from ochredb.types import Appended, Op
 from ochredb_frontend import wire
 from ochredb_frontend.asgi import (
     Message,
@@ -84,10 +84,10 @@ class _DisconnectedError(Exception):
 
 
 class App:
-    """Serves one Frontend over ASGI.
+    """Serves one Frontend: small requests to hot routes whole, all others over ASGI.
 
-    Reads that answer from memory run on the event loop; everything else in two bounded pools, one
-    for reads, one for writes.
+    Reads that answer from memory run on the event loop, small writes are submitted to the log from
+    there; everything else runs in two bounded pools, one for reads, one for writes.
     """
 
     def __init__(self, frontend: Frontend, *, ids: IdSource | None = None) -> None:
@@ -342,6 +342,8 @@ class App:
         """
         if route.writes is None or len(request.body) > self._config.inline_write_bytes_max:
             return None
+        if route.writes is Op.DELETE and not self._parses_quickly(request.body):
+            return None  # By a filter, perhaps, with patterns to compile.
         submission = wire.parse_submission(request, route.writes, self._config)
         if submission is None:
             return None

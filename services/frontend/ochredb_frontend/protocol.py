@@ -55,6 +55,7 @@ class Exchange:
         if self.response_complete:
             return
         self.response_complete = True
+        self.body = b""
         protocol = self.protocol
         transport = protocol.transport
         if self.is_lost:
@@ -97,7 +98,7 @@ class Protocol(HttpToolsProtocol):
     cycle: Any  # uvicorn's RequestResponseCycle, an Exchange, or None.
     _in_head = True
     _head_bytes = 0
-    _whole_body: bytes | None = None  # Of an exchange that becomes a cycle.
+    _whole: Exchange | None = None  # It becomes a cycle.
     _default_headers: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
 
@@ -117,6 +118,10 @@ class Protocol(HttpToolsProtocol):
                 self.transport.close()
                 return
         super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.cycle = None  # It refers to this protocol, and cycles are collected late.
 
     def on_message_begin(self) -> None:
         # What ASGI needs besides is made when it is needed.
@@ -166,17 +171,20 @@ class Protocol(HttpToolsProtocol):
         exchange = self.cycle
         if type(exchange) is not Exchange:
             super().on_message_complete()
+        elif self.transport.is_closing():
+            exchange.response_complete = True  # It came behind a request that was the last.
         elif not self.app.exchange(exchange):
             self.cycle = None  # As before the first request.
-            self._whole_body = exchange.body
+            self._whole = exchange
             self._begin_cycle()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        body, self._whole_body = self._whole_body, None
-        if body is None:
+        exchange, self._whole = self._whole, None
+        if exchange is None:
             super()._start_asgi_task(cycle, app)
             return
-        cycle.body += body
+        cycle.keep_alive = cycle.keep_alive and exchange.keep_alive  # The server may be ending.
+        cycle.body += exchange.body
         cycle.more_body = False
         cycle.message_event.set()
         self.begin(cycle.run_asgi(app))

@@ -121,7 +121,7 @@ class LogService:
             collection_id, cancel, lambda: self._append_resolved(request, kept, payload, cancel)
         )
         if not appended.repeated:
-            self._on_append(collection_id, appended.last_offset)
+            self._tell_appended(collection_id, appended.last_offset)
         return appended
 
     def submit(
@@ -160,7 +160,7 @@ class LogService:
             lambda: self._append_evaluated(collection_id, evaluate, idempotency_key, request_hash),
         )
         if appended.last_offset >= appended.first_offset:
-            self._on_append(collection_id, appended.last_offset)
+            self._tell_appended(collection_id, appended.last_offset)
         return appended
 
     def _append_evaluated(
@@ -282,17 +282,14 @@ class LogService:
             self._flushing = True
 
     def _submit(self, waiting: _Waiting) -> None:
-        self._enqueue(waiting)
-        if waiting.leads:
-            self._lead_for()
-
-    def _lead_for(self) -> None:
-        """Have the log's own thread lead the next flush."""
         thread = self._thread
         if thread is None or not thread.is_alive():  # Not yet, or it stayed behind at a fork.
-            self._thread = threading.Thread(target=self._run, name="ochredb-log", daemon=True)
-            self._thread.start()
-        self._turns.put(True)
+            thread = threading.Thread(target=self._run, name="ochredb-log", daemon=True)
+            thread.start()  # If it cannot, nothing is in the queue yet.
+            self._thread = thread
+        self._enqueue(waiting)
+        if waiting.leads:
+            self._turns.put(True)
 
     def _run(self) -> None:
         while self._turns.get():
@@ -306,14 +303,19 @@ class LogService:
             again = replace(waiting.request, may_be_repeat=True)
             try:
                 self._submit(replace(waiting, request=again, leads=False, unknown=outcome))
-            except Exhausted:
+            except Exception:  # No room, for one: then it stays unknown.
                 waiting.deliver(outcome)
             return
         if unknown is not None and isinstance(outcome, _NOT_LOOKED_AT):
-            outcome = unknown  # Nobody knows yet.
+            outcome = waiting.outcome = unknown  # Nobody knows yet.
         waiting.deliver(outcome)
-        if isinstance(outcome, Appended) and not outcome.repeated:
-            self._on_append(waiting.request.collection, outcome.last_offset)
+
+    def _tell_appended(self, collection_id: str, last_offset: int) -> None:
+        """What listeners fail with is no matter of the write, which is durable."""
+        try:
+            self._on_append(collection_id, last_offset)
+        except Exception:
+            log.exception("a listener of writes to collection %s failed", collection_id)
 
     def _lead(self) -> None:
         """Flush one batch, then hand the lead to the first request that came meanwhile."""
@@ -329,15 +331,22 @@ class LogService:
         finally:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 waiting.outcome = outcome
-            self._hand_over()
+            told: dict[str, int] = {}
             for waiting in batch:
                 if waiting.deliver is None:
                     waiting.done.set()
                     continue
+                done = waiting.outcome
+                if isinstance(done, Appended) and not done.repeated:
+                    collection = waiting.request.collection
+                    told[collection] = max(told.get(collection, 0), done.last_offset)
                 try:
                     self._deliver(waiting)
                 except Exception:  # The others of the batch are told all the same.
-                    log.exception("a write was committed, but not everybody could be told")
+                    log.exception("the outcome of a submitted write could not be told")
+            self._hand_over()
+            for collection, last_offset in told.items():
+                self._tell_appended(collection, last_offset)
 
     def _remember(
         self, batch: Sequence[_Waiting], outcomes: Sequence[Appended | BaseException]
@@ -363,7 +372,7 @@ class LogService:
         if successor.deliver is None:
             successor.done.set()
         else:
-            self._lead_for()
+            self._turns.put(True)
 
     def _abandon(self, waiting: _Waiting) -> None:
         """Its thread will not wait any longer. In the queue still, it is not written."""

@@ -110,9 +110,10 @@ class LoadedCollection:
                     self._lock.release()
 
     def follow(self) -> None:
-        """Catch up with many new operations, unless somebody is at it; for a writer's thread.
+        """Catch up with many new operations, unless somebody is at it; after a write.
 
-        So those who read need not. Few operations are left to them: they fold them in one go.
+        So those who read need not. Few operations are left to them, which they fold in one go, and
+        so is a new version, which may take long to open.
         """
         for _ in range(_FOLLOWED_MAX):
             snapshot = self._logs.snapshot(self.collection_id)
@@ -122,6 +123,8 @@ class LoadedCollection:
                 try:
                     view = self.view
                     if view is None or self.revision != snapshot.revision:
+                        return
+                    if view.version != snapshot.version:
                         return
                     if snapshot.last_offset - view.last_offset <= QUICK_OPERATIONS_MAX:
                         return
