@@ -32,8 +32,8 @@ class FrontendConfig:
 
     # Threads: reads and writes have their own, so blocked writes never starve queries.
     read_threads: int = field(default_factory=_cpu_count)
-    # Writers mostly wait for a commit that they share, so more threads than CPUs make larger
-    # flushes.
+    # Of large writes, and of deletions by filter. They mostly wait for a commit that they share, so
+    # more threads than CPUs make larger flushes.
     write_threads: int = field(default_factory=lambda: max(8, _cpu_count()))
     queue_max: int = 256  # Requests that wait for a thread, per pool; beyond it 429.
     inline_body_bytes_max: int = 64 * 1024  # Larger bodies are never parsed on the event loop.

@@ -14,27 +14,28 @@ if TYPE_CHECKING:
     from ochredb_frontend.service import Frontend
 
 ReadParser = Callable[[Request, FrontendConfig], wire.Read]
-_EMPTY = b"{}"
 
 
 def add(frontend: Frontend, request: Request) -> Response:
-    frontend.write(wire.parse_write(request, Op.ADD, frontend.config), request.cancel)
-    return Response(201, _EMPTY)
+    return _write(frontend, request, Op.ADD)
 
 
 def upsert(frontend: Frontend, request: Request) -> Response:
-    frontend.write(wire.parse_write(request, Op.UPSERT, frontend.config), request.cancel)
-    return Response(200, _EMPTY)
+    return _write(frontend, request, Op.UPSERT)
 
 
 def update(frontend: Frontend, request: Request) -> Response:
-    frontend.write(wire.parse_write(request, Op.UPDATE, frontend.config), request.cancel)
-    return Response(200, _EMPTY)
+    return _write(frontend, request, Op.UPDATE)
+
+
+def _write(frontend: Frontend, request: Request, op: Op) -> Response:
+    frontend.write(wire.parse_write(request, op, frontend.config), request.cancel)
+    return wire.written(op)
 
 
 def delete(frontend: Frontend, request: Request) -> Response:
     deletion = wire.parse_delete(request)
-    return json_response({"deleted": frontend.delete(deletion, request.cancel)})
+    return wire.deleted(frontend.delete(deletion, request.cancel))
 
 
 def get(frontend: Frontend, request: Request) -> Response:

@@ -136,11 +136,21 @@ def parse_submission(request: Request, op: Op, config: FrontendConfig) -> Submis
             return None
         operations = Operations(op=op, ids=deletion.ids)
         write = Write(deletion.collection_id, operations, deletion.idempotency_key)
-        return Submission(write, json_response({"deleted": len(deletion.ids)}))
+        return Submission(write, deleted(len(deletion.ids)))
     write = parse_write(request, op, config)
     if not write.operations.ids:
         return None
-    return Submission(write, Response(201 if op is Op.ADD else 200, b"{}"))
+    return Submission(write, written(op))
+
+
+def written(op: Op) -> Response:
+    """The answer to an add, upsert or update."""
+    return Response(201 if op is Op.ADD else 200, b"{}")
+
+
+def deleted(count: int) -> Response:
+    """The answer to a deletion."""
+    return json_response({"deleted": count})
 
 
 def idempotency_key(request: Request) -> str | None:
