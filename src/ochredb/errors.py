@@ -14,7 +14,8 @@
     ├── Corrupt             500  stored bytes fail their checksum
     ├── Unimplemented       501  not offered (yet)
     ├── Unavailable         503  a dependency failed
-    │   └── OutcomeUnknown  503  it may have happened: repeat with the same idempotency key
+    │   ├── OutcomeUnknown  503  it may have happened: repeat with the same idempotency key
+    │   └── NewerFormat     503  written by a newer OchreDB: run that one
     └── DeadlineExceeded    504  out of time
 
 `chroma_name` is the error name on the wire (rest-contract section 2). Anything outside this tree
@@ -145,6 +146,21 @@ class Unavailable(OchreError):
 
 class OutcomeUnknown(Unavailable):
     """The write may or may not have happened: repeat it with the same idempotency key."""
+
+
+class NewerFormat(Unavailable):
+    """Bytes in a format that this release does not know: they are not damaged, it is too old."""
+
+    def __init__(self, what: str, found: int, known: int) -> None:
+        super().__init__(newer_message(what, found, known))
+
+
+def newer_message(what: str, found: int, known: int) -> str:
+    """What is refused, both formats, and what to do."""
+    return (
+        f"{what} has format version {found}; this OchreDB reads up to {known}: "
+        "install a newer OchreDB"
+    )
 
 
 class DeadlineExceeded(OchreError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ochredb.catalog import quarantine
 from ochredb.catalog.namespace import DEFAULT_DATABASE, DEFAULT_TENANT, Namespace
 from ochredb.catalog.schema import metadata
 from ochredb.errors import AlreadyExists, InvalidArgument, NotFound
@@ -36,6 +37,18 @@ def _create(names: Namespace, name: str, **more: Any) -> CollectionInfo:
         "get_or_create": False,
     }
     return names.create_collection(DEFAULT_TENANT, DEFAULT_DATABASE, name, **(options | more))
+
+
+def _quarantined(collection: str) -> quarantine.Quarantined:
+    return quarantine.Quarantined(
+        collection=collection,
+        start=1,
+        stop=2,
+        reason="no reason",
+        payload=b"bytes",
+        object_key=None,
+        checksum=0,
+    )
 
 
 class TestTenantsAndDatabases:
@@ -199,7 +212,8 @@ class TestDrops:
         add_rows(node, collection, 0, 3)
         node.compactor.compact_now(collection)
         append(node, collection, operations(Op.UPSERT, ["z"], [[1.0] * 4]), idempotency_key="k")
-        node.logs.quarantine(collection, 1, "no reason")
+        with node.database.write() as session:
+            quarantine.record(session, [_quarantined(collection)], now_us=1)
         return collection
 
     def test_a_dropped_collection_leaves_only_objects_to_collect(self, node: Node) -> None:

@@ -25,6 +25,7 @@ from ochredb.catalog.migrate import open_directory, open_memory
 from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.objects import ObjectTable
 from ochredb.catalog.pins import PinTable
+from ochredb.catalog.quarantine import QuarantineTable
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
@@ -118,6 +119,10 @@ class Node:
     @cached_property
     def versions(self) -> VersionTable:
         return VersionTable(self.database, self.clock)
+
+    @cached_property
+    def quarantine(self) -> QuarantineTable:
+        return QuarantineTable(self.database, self.clock)
 
     @cached_property
     def namespace(self) -> Namespace:
@@ -262,6 +267,7 @@ class Node:
 
     def _housekeep(self) -> None:
         """About once a second, from the folding thread."""
+        self.database.check_format()
         was_read = self.query.trim()
         self._tidy(not was_read and self.compactor.since_append_s() > _IDLE_AFTER_S)
         self.logs.recent.age()

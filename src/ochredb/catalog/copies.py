@@ -29,7 +29,7 @@ from ochredb.catalog.schema import (
     versions,
 )
 from ochredb.catalog.statement import Statement
-from ochredb.errors import Corrupt, InvalidArgument, Unavailable
+from ochredb.errors import Corrupt, InvalidArgument, Unavailable, newer_message
 from ochredb.parts.manifest import Manifest
 from ochredb.storage import files
 
@@ -165,10 +165,7 @@ def check_copy(path: str) -> str:
     if row is None:
         raise Corrupt(f"the catalog {path} names no store")
     if row[1] > FORMAT_VERSION:
-        raise InvalidArgument(
-            f"{path} has format version {row[1]}; this OchreDB reads up to {FORMAT_VERSION}: "
-            "install a newer OchreDB"
-        )
+        raise InvalidArgument(newer_message(path, row[1], FORMAT_VERSION))
     return str(row[0])
 
 

@@ -9,6 +9,9 @@ SQLite rules that are easy to break, and why they stand:
   child would inherit without holding them (reproduced: the parent's last close then removed the
   write-ahead log under the child's feet). If that was not possible, the child forgets the parent's
   connections without closing them.
+* A newer release may migrate the catalog while an older one has it open. Each write transaction
+  compares SQLite's `user_version` with the format that this process knows (2 µs); reads go on until
+  the node's housekeeping has looked, about a second.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ochredb.catalog.statement import Statement
-from ochredb.errors import OchreError, OutcomeUnknown, Unavailable
+from ochredb.errors import NewerFormat, OchreError, OutcomeUnknown, Unavailable
 
 Row = tuple[Any, ...]
 _DIALECT = "sqlite"
@@ -129,10 +133,18 @@ class SqliteDatabase:
 
     dialect: str = _DIALECT
 
-    def __init__(self, path: str | None, *, write_lock_path: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | None,
+        *,
+        write_lock_path: str | None = None,
+        format_version: int | None = None,
+    ) -> None:
+        """format_version: refuse to work once the catalog has another; None: whatever it has."""
         self._path = path
         self._write_lock_path = write_lock_path
-        self._closed = False
+        self._format_version = format_version
+        self._refusal: Callable[[], Unavailable] | None = None  # Why nothing can be done any more.
         self._reset()
         _DATABASES.add(self)
 
@@ -223,8 +235,8 @@ class SqliteDatabase:
             self.after_fork()
         if not self._open.is_set():
             self._open.wait(3 * _FORK_WAIT_S)
-        if self._closed:
-            raise Unavailable("the catalog is closed")
+        if self._refusal is not None:
+            raise self._refusal()
 
     def read(self) -> contextlib.AbstractContextManager[Session]:
         return _Reading(self)
@@ -278,6 +290,7 @@ class SqliteDatabase:
             connection = self._writer.connection
             try:
                 connection.execute("BEGIN IMMEDIATE")
+                self._check_format(connection)
                 yield self._writer
             except BaseException as error:
                 with contextlib.suppress(sqlite3.Error):  # Already rolled back by SQLite itself.
@@ -296,6 +309,21 @@ class SqliteDatabase:
                 ):
                     raise _translated(error) from error
                 raise OutcomeUnknown(f"the catalog's commit failed: {error}") from error
+
+    def check_format(self) -> None:
+        """From now on refuse reads too, if a newer OchreDB has migrated the catalog."""
+        with self.read() as session:
+            assert isinstance(session, SqliteSession)
+            self._check_format(session.connection)
+
+    def _check_format(self, connection: sqlite3.Connection) -> None:
+        known = self._format_version
+        if known is None:
+            return
+        found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if found != known:
+            self._refusal = partial(NewerFormat, f"by now the catalog {self._path}", found, known)
+            raise self._refusal()
 
     def _memory_session(self) -> SqliteSession:
         if self._writer is None:
@@ -380,7 +408,7 @@ class SqliteDatabase:
         if self._pid != os.getpid():
             self.after_fork()
         with self._lock:
-            self._closed = True
+            self._refusal = partial(Unavailable, "the catalog is closed")
             with self._pool:
                 self._close_connections()
             if self._write_lock_fd >= 0:

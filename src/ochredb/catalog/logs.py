@@ -20,7 +20,6 @@ from ochredb.catalog.schema import (
     fragments,
     idempotency,
     logs,
-    quarantine,
 )
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
@@ -122,7 +121,6 @@ _TAILS = Statement(
 )
 _UNSETTLED = Statement(_pending.where(logs.c.unsettled_rows > 0))
 _ANY = Statement(select(collections.c.id).limit(1))
-_QUARANTINE = Statement(upsert(quarantine).on_conflict_do_nothing())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -405,17 +403,6 @@ class LogTable:
     def has_collections(self) -> bool:
         with self._db.read() as session:
             return session.one(_ANY) is not None
-
-    def quarantine(self, collection: str, offset: int, reason: str) -> None:
-        """Record an operation that deterministically cannot be folded."""
-        with self._db.write() as session:
-            session.run(
-                _QUARANTINE,
-                collection=collection,
-                offset=offset,
-                reason=reason,
-                time_us=self._clock.now_us(),
-            )
 
     def expire_idempotency(self, retention_s: float) -> None:
         """Forget client keys older than the retention."""

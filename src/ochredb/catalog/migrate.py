@@ -1,21 +1,26 @@
 """Creating and migrating a catalog; opening one that is already current costs one row.
 
+All steps of a migration are one SQL transaction: a crash at any moment leaves the old format or the
+new one. The format's number is in the row of `store` and, for processes that have the catalog open
+meanwhile, in SQLite's `user_version` (`database.py`).
 Raises InvalidArgument for a catalog of a newer OchreDB or a file that is not a catalog.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from ochredb.catalog.core import select
-from ochredb.catalog.database import Session, SqliteDatabase
+from ochredb.catalog.database import Session, SqliteDatabase, SqliteSession
 from ochredb.catalog.schema import FORMAT_VERSION, store
 from ochredb.catalog.statement import Statement, sqlalchemy_dialect
 from ochredb.clock import Clock
-from ochredb.errors import InvalidArgument, Unavailable
+from ochredb.errors import InvalidArgument, Unavailable, newer_message
 from ochredb.ids import IdSource
 
 CATALOG_NAME = "ochredb.sqlite3"
@@ -50,11 +55,46 @@ def open_directory(root: str, clock: Clock, ids: IdSource) -> tuple[SqliteDataba
         raise InvalidArgument(f"{path} is not an OchreDB catalog: {error}") from error
     if current is None:
         current = _migrate(root, path, clock, ids)
-    return SqliteDatabase(path, write_lock_path=os.path.join(root, "write.lock")), current
+    database = SqliteDatabase(
+        path, write_lock_path=_write_lock(root), format_version=FORMAT_VERSION
+    )
+    return database, current
+
+
+def format_version(root: str) -> int | None:
+    """The format of the catalog in directory `root`; None if there is none. Opens nothing else.
+
+    Raises InvalidArgument for a file that is not a catalog.
+    """
+    path = os.path.join(root, CATALOG_NAME)
+    try:
+        row = _store_row(path)
+    except sqlite3.DatabaseError as error:
+        raise InvalidArgument(f"{path} is not an OchreDB catalog: {error}") from error
+    return None if row is None else int(row[1])
+
+
+def _write_lock(root: str) -> str:
+    return os.path.join(root, "write.lock")
 
 
 def _current_store_id(path: str) -> str | None:
     """The store id if the catalog is of this version; None if it must be created or migrated."""
+    row = _store_row(path)
+    if row is None:
+        return None
+    store_id, found, marked = row
+    if found > FORMAT_VERSION:
+        raise InvalidArgument(newer_message(path, found, FORMAT_VERSION))
+    # A catalog that was put together from a dump has no mark.
+    return str(store_id) if found == marked == FORMAT_VERSION else None
+
+
+def _store_row(path: str) -> tuple[str, int, int] | None:
+    """Store id, format, and SQLite's own mark of it; None if nothing is there yet.
+
+    Raises InvalidArgument for somebody else's database.
+    """
     if not os.path.exists(path):
         return None
     connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
@@ -68,66 +108,79 @@ def _current_store_id(path: str) -> str | None:
             if "store" in tables
             else None
         )
+        marked = connection.execute("PRAGMA user_version").fetchone()[0]
     finally:
         connection.close()
-    if row is None:
-        return None
-    if row[1] > FORMAT_VERSION:
-        raise InvalidArgument(
-            f"{path} has format version {row[1]}; this OchreDB reads up to {FORMAT_VERSION}: "
-            "install a newer OchreDB"
-        )
-    return str(row[0]) if row[1] == FORMAT_VERSION else None
+    return None if row is None else (row[0], row[1], marked)
 
 
 def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
     """Create or migrate under the store's lock, so that processes that start together agree."""
     import alembic.command
     from alembic.config import Config
-    from sqlalchemy import URL, create_engine
+    from sqlalchemy import create_engine
     from sqlalchemy.exc import OperationalError
     from sqlalchemy.pool import NullPool
 
-    lock = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        current = _current_store_id(path)
-        if current is not None:
-            return current
-        connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+    # Others may have the catalog open: they wait for the migration as for any other writer.
+    with _locked(os.path.join(root, "lock")), _locked(_write_lock(root)):
         try:
-            # Both count as long as the file is empty: new, or left behind by a crash.
-            connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-        finally:
-            connection.close()
-        # Not as text: a path may hold "?" and "%".
-        engine = create_engine(URL.create("sqlite", database=path), poolclass=NullPool)
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with engine.connect() as sql:
-            sql.exec_driver_sql("PRAGMA synchronous=FULL")
-            config.attributes["connection"] = sql
-            alembic.command.upgrade(config, "head")
-            sql.commit()
-        engine.dispose()
-        database = SqliteDatabase(path)
-        with database.write() as session:
-            row = session.one(_STORE)
-            store_id = str(row[0]) if row else _insert_store(session, clock, ids)
-        database.close()
-        directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        try:  # SQLite syncs the directory for its journal, not for a new database file.
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        return store_id
-    except (sqlite3.OperationalError, OperationalError) as error:
-        raise Unavailable(f"cannot create the catalog {path}: {error}") from error
+            current = _current_store_id(path)
+            if current is not None:
+                return current
+            _prepare(path)
+            engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=NullPool)
+            config = Config()
+            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+            with engine.connect() as sql:
+                sql.exec_driver_sql("BEGIN IMMEDIATE")
+                config.attributes["connection"] = sql
+                alembic.command.upgrade(config, "head")
+                sql.exec_driver_sql(f"PRAGMA user_version={FORMAT_VERSION}")
+                connection = sql.connection.driver_connection
+                assert isinstance(connection, sqlite3.Connection)
+                session = SqliteSession(connection)
+                row = session.one(_STORE)
+                store_id = str(row[0]) if row else _insert_store(session, clock, ids)
+                sql.commit()
+            engine.dispose()
+            directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            try:  # SQLite syncs the directory for its journal, not for a new database file.
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+            return store_id
+        except (sqlite3.OperationalError, OperationalError) as error:
+            raise Unavailable(f"cannot create the catalog {path}: {error}") from error
+
+
+def _prepare(path: str) -> None:
+    """What is set outside of transactions. It counts as long as the file is empty: new, or left."""
+    connection = _connect(path)
+    try:
+        connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL")
     finally:
-        os.close(lock)
+        connection.close()
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    """A connection that begins and ends transactions only when told."""
+    connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA fullfsync=ON")
+    return connection
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _insert_store(session: Session, clock: Clock, ids: IdSource) -> str:

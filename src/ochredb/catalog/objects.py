@@ -38,6 +38,7 @@ _REVIVE = Statement(
 _held = (
     references.c.collection == bindparam("collection"),
     references.c.kind == bindparam("kind"),
+    references.c.number >= bindparam("number_min"),
     references.c.number <= bindparam("number_max"),
 )
 _KEYS_HELD = Statement(select(references.c.key).where(*_held).distinct())
@@ -115,12 +116,26 @@ def refer(
         session.run(_REVIVE, object_key=key)
 
 
-def release(session: Session, *, kind: str, collection: str, number_max: int, now_us: int) -> None:
-    """Drop the references of one holder kind up to a number; stamp what nobody keeps any more."""
-    keys = session.all(_KEYS_HELD, kind=kind, collection=collection, number_max=number_max)
+def release(
+    session: Session,
+    *,
+    kind: str,
+    collection: str,
+    number_max: int,
+    now_us: int,
+    number_min: int = 0,
+) -> None:
+    """Drop references of one holder kind, by their numbers; stamp what nobody keeps any more."""
+    held = {
+        "kind": kind,
+        "collection": collection,
+        "number_min": number_min,
+        "number_max": number_max,
+    }
+    keys = session.all(_KEYS_HELD, **held)
     if not keys:
         return
-    session.run(_RELEASE, kind=kind, collection=collection, number_max=number_max)
+    session.run(_RELEASE, **held)
     for (key,) in keys:
         session.run(_STAMP, object_key=key, now_us=now_us)
 

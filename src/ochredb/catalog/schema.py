@@ -23,7 +23,7 @@ from ochredb.catalog.core import (
     real,
 )
 
-FORMAT_VERSION = 2  # Of the whole store; a higher one in a store means: written by a newer OchreDB.
+FORMAT_VERSION = 3  # Of the whole store; a higher one in a store means: written by a newer OchreDB.
 
 _metadata = MetaData()
 
@@ -165,9 +165,9 @@ references = Table(
     "object_references",
     _metadata,
     Column("key", Text, primary_key=True),
-    Column("kind", Text, primary_key=True),  # version | fragment | pin
+    Column("kind", Text, primary_key=True),  # version | fragment | quarantine | pin
     Column("collection", Text, primary_key=True),  # Of a pin: the pin's id.
-    Column("number", BigInteger, primary_key=True),  # The version, the fragment's start; pin: 0.
+    Column("number", BigInteger, primary_key=True),  # The version, the first offset; pin: 0.
     Index("references_by_holder", "collection", "kind", "number"),
 )
 
@@ -193,12 +193,17 @@ jobs = Table(
     Column("last_error", Text),
 )
 
+# Operations that cannot be folded, as a fragment of their own: inline payload or an object.
 quarantine = Table(
     "quarantine",
     _metadata,
     Column("collection", Text, primary_key=True),
-    Column("offset", BigInteger, primary_key=True),
+    Column("start", BigInteger, primary_key=True),
+    Column("stop", BigInteger, nullable=False),  # Last offset, included.
     Column("reason", Text, nullable=False),
+    Column("payload", LargeBinary),
+    Column("object_key", Text),
+    Column("checksum", BigInteger, nullable=False),
     Column("time_us", BigInteger, nullable=False),
 )
 
