@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,11 @@ import pytest
 from ochredb.cancel import Cancel
 from ochredb.parts.manifest import Manifest
 from ochredb.peers import QueryRequest
-from ochredb.types import QueryAnswer
+from ochredb.types import Op, QueryAnswer
 from ochredb_compactor.config import CompactorConfig
 from ochredb_node.node import Node, NodeConfig
+
+from .kernel import ids_of, make_collection, operations, running_node, submit
 
 _COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 _HEADERS = {"content-type": "application/json"}
@@ -67,3 +72,29 @@ def _one_record(node: Node) -> str:
     assert node.handle("POST", f"{path}/add", "", _HEADERS, record)[0] == 201
     assert node.handle("GET", f"{path}/count", "", {}, b"")[2] == b"1"
     return collection
+
+
+def test_submitters_that_come_at_once_start_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would wait for ever, and closing would wait for it."""
+    with running_node() as node:
+        collection = make_collection(node)
+        together = threading.Barrier(8)
+        started: list[threading.Thread] = []
+        start = threading.Thread.start
+
+        def slow_start(thread: threading.Thread) -> None:
+            if thread.name == "ochredb-log":
+                started.append(thread)
+                time.sleep(0.05)  # Long enough for the others to come.
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", slow_start)
+
+        def write(number: int) -> None:
+            together.wait()
+            submit(node, collection, operations(Op.ADD, [str(number)], [[1.0]]))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(8)))
+        assert len(started) == 1
+        assert sorted(ids_of(node, collection)) == [str(number) for number in range(8)]

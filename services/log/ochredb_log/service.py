@@ -284,9 +284,11 @@ class LogService:
     def _submit(self, waiting: _Waiting) -> None:
         thread = self._thread
         if thread is None or not thread.is_alive():  # Not yet, or it stayed behind at a fork.
-            thread = threading.Thread(target=self._run, name="ochredb-log", daemon=True)
-            thread.start()  # If it cannot, nothing is in the queue yet.
-            self._thread = thread
+            with self._lock:
+                if self._thread is thread:  # Else another submitter was quicker: one is enough.
+                    thread = threading.Thread(target=self._run, name="ochredb-log", daemon=True)
+                    thread.start()  # If it cannot, nothing is in the queue yet.
+                    self._thread = thread
         self._enqueue(waiting)
         if waiting.leads:
             self._turns.put(True)
