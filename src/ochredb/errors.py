@@ -151,9 +151,6 @@ class OutcomeUnknown(Unavailable):
 class NewerFormat(Unavailable):
     """Bytes in a format that this release does not know: they are not damaged, it is too old."""
 
-    def __init__(self, what: str, found: int, known: int) -> None:
-        super().__init__(newer_message(what, found, known))
-
 
 def newer_message(what: str, found: int, known: int) -> str:
     """What is refused, both formats, and what to do."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 from ochredb.catalog.logs import FragmentPlace, LogTable
 from ochredb.checksum import signed, xxh3
 from ochredb.errors import Corrupt, NotFound, OchreError
-from ochredb.fragment import decode
+from ochredb.poison import Admitted, Poison, admitted
 from ochredb.storage.base import ObjectStore
 from ochredb.types import Operations
 
@@ -19,18 +20,39 @@ class Gone(OchreError):
 
 
 def read_operations(
-    table: LogTable, store: ObjectStore, collection: str, first: int, last: int
+    table: LogTable,
+    store: ObjectStore,
+    collection: str,
+    first: int,
+    last: int,
+    dimension: int | None,
+    found: Callable[[Poison], None],
 ) -> Iterator[tuple[int, Operations]]:
-    """Yield (first offset, operations) of each fragment of [first, last].
+    """Yield (first offset, operations) of consecutive runs that cover [first, last].
 
-    `first` must be the start and `last` the end of a fragment. Raises Gone if a fragment is not
-    there any more, Corrupt if its bytes are damaged.
+    `first` must be the start and `last` the end of a fragment. dimension: the collection's, as of
+    a snapshot that has `last`. found: told of what is skipped (`ochredb.poison`). Raises Gone if a
+    fragment is not there any more, Corrupt if its bytes are damaged.
     """
+    fragments = read_fragments(table, store, collection, first, last, dimension, found)
+    return chain.from_iterable(fragments)
+
+
+def read_fragments(
+    table: LogTable,
+    store: ObjectStore,
+    collection: str,
+    first: int,
+    last: int,
+    dimension: int | None,
+    found: Callable[[Poison], None],
+) -> Iterator[Admitted]:
+    """The same, the runs of one fragment together: nearly always one."""
     expected = first
     while expected <= last:
         recent = table.recent.get(collection, expected)
         if recent is not None:
-            yield expected, recent
+            yield [(expected, recent)]
             expected += len(recent)
             continue
         places = table.fragments(collection, expected, last, _PAGE_FRAGMENTS)
@@ -39,12 +61,8 @@ def read_operations(
         for place in places:
             if place.start != expected:
                 raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
-            operations = decode(_payload(store, collection, place))
-            if len(operations) != place.stop - place.start + 1:
-                raise Corrupt(
-                    f"fragment {place.start} of collection {collection} has a wrong length"
-                )
-            yield place.start, operations
+            data = _payload(store, collection, place)
+            yield admitted(place.start, place.stop, data, dimension, found)
             expected = place.stop + 1
     if first <= last and expected != last + 1:
         raise Gone(f"offset {last} of collection {collection} is no end of a fragment")

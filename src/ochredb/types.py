@@ -192,10 +192,14 @@ class QueryAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexingStatus:
-    """Operations of the log that are, or are not yet, in settled parts."""
+    """Operations of the log that are, or are not yet, in settled parts.
+
+    num_quarantined_ops: of the indexed ones, those that could not be folded (`ochredb.poison`).
+    """
 
     num_indexed_ops: int
     num_unindexed_ops: int
+    num_quarantined_ops: int = 0
 
     @property
     def total_ops(self) -> int:

@@ -18,6 +18,7 @@ from ochredb.clock import SystemClock
 from ochredb.configuration import resolve
 from ochredb.ids import IdSource
 from ochredb.peers import GetRequest
+from ochredb.poison import Poison
 from ochredb.segment import View
 from ochredb.types import Appended, Bools, Field, Float32s, Op, Operations, Records
 from ochredb_compactor.config import CompactorConfig
@@ -184,6 +185,11 @@ def forget_recent(node: Node) -> None:
     """Seconds later: what this process wrote has to be read back from the log."""
     node.logs.recent.age()
     node.logs.recent.age()
+
+
+def unexpected(poison: Poison) -> None:
+    """Told of an operation that is skipped, where there should be none."""
+    raise AssertionError(poison)
 
 
 def make_collection(node: Node, name: str = "records", space: str = "l2") -> str:

@@ -19,6 +19,7 @@ OchreError INTERNAL
         Swept CONFLICT
     Corrupt CORRUPT
         Damage CORRUPT
+        Unfoldable CORRUPT
     DeadlineExceeded TIMEOUT
     Exhausted EXHAUSTED
     Forbidden FORBIDDEN
@@ -30,6 +31,7 @@ OchreError INTERNAL
     TooLarge TOO_LARGE
     Unauthenticated UNAUTHENTICATED
     Unavailable UNAVAILABLE
+        NewerFormat UNAVAILABLE
         OutcomeUnknown UNAVAILABLE
     Unimplemented UNIMPLEMENTED
 """

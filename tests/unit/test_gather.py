@@ -178,7 +178,7 @@ class TestBoundedCompaction:
 
     def test_fragments_are_taken_until_there_are_enough(self) -> None:
         fragments = [
-            (1 + 10 * i, operations(Op.ADD, [f"{i}-{k}" for k in range(10)], np.zeros((10, 4))))
+            [(1 + 10 * i, operations(Op.ADD, [f"{i}-{k}" for k in range(10)], np.zeros((10, 4))))]
             for i in range(5)
         ]
         config = CompactorConfig(fold_rows_max=25)

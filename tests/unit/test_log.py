@@ -39,6 +39,7 @@ from .kernel import (
     operations,
     running_node,
     submit,
+    unexpected,
 )
 
 
@@ -57,7 +58,13 @@ def _log(node: Node, collection: str) -> list[tuple[int, list[str]]]:
     return [
         (first, request.ids)
         for first, request in read_operations(
-            node.logs, node.store, collection, snapshot.floor_offset + 1, snapshot.last_offset
+            node.logs,
+            node.store,
+            collection,
+            snapshot.floor_offset + 1,
+            snapshot.last_offset,
+            snapshot.dimension,
+            unexpected,
         )
     ]
 

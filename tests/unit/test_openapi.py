@@ -70,7 +70,8 @@ def test_answers_have_the_documented_keys(live: Live) -> None:
         (live.http.get("/api/v2/tenants/default_tenant"), "GetTenantResponse"),
         (live.http.get("/api/v2/tenants/nope"), "ErrorResponse"),
     ):
-        assert set(answer.json()) == set(schemas[name]["properties"]), name
+        keys = set(schemas[name]["properties"]) - {"num_quarantined_ops"}  # Only if there are any.
+        assert set(answer.json()) == keys, name
         if "plan" in answer.json():
             assert set(answer.json()["plan"]) == set(schemas["PlanStep"]["properties"]), name
 

@@ -13,7 +13,15 @@ from ochredb.replay import read_operations
 from ochredb.types import Op, Operations
 from ochredb_query.loaded import QUICK_OPERATIONS_MAX
 
-from .kernel import append, forget_recent, ids_of, make_collection, operations, running_node
+from .kernel import (
+    append,
+    forget_recent,
+    ids_of,
+    make_collection,
+    operations,
+    running_node,
+    unexpected,
+)
 
 
 def _add(*ids: str) -> Operations:
@@ -21,9 +29,22 @@ def _add(*ids: str) -> Operations:
 
 
 def _log(node: Any, collection: str) -> list[tuple[int, list[str]]]:
-    last = node.logs.snapshot(collection).last_offset
-    found = read_operations(node.logs, node.store, collection, 1, last)
-    return [(first, request.ids) for first, request in found]
+    return [(first, request.ids) for first, request in _operations(node, collection)]
+
+
+def _operations(node: Any, collection: str) -> list[tuple[int, Operations]]:
+    snapshot = node.logs.snapshot(collection)
+    return list(
+        read_operations(
+            node.logs,
+            node.store,
+            collection,
+            1,
+            snapshot.last_offset,
+            snapshot.dimension,
+            unexpected,
+        )
+    )
 
 
 def test_a_reader_does_not_ask_the_catalog_for_what_was_just_written(
@@ -73,8 +94,7 @@ def test_what_the_caller_changes_afterwards_is_not_seen() -> None:
         node.log.append(collection, request, cancel=Cancel())
         vectors[:] = 9.0
         ids[0] = "z"
-        last = node.logs.snapshot(collection).last_offset
-        ((_, kept),) = read_operations(node.logs, node.store, collection, 1, last)
+        ((_, kept),) = _operations(node, collection)
         assert kept.ids == ["a", "b"]
         assert kept.embeddings is not None
         assert kept.embeddings.tolist() == [[1.0], [2.0]]

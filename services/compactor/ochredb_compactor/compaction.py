@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from ochredb.catalog.jobs import Lease
+from ochredb.catalog.quarantine import Quarantined
 from ochredb.catalog.versions import NewVersion, VersionPart
+from ochredb.checksum import signed, xxh3
 from ochredb.configuration import index_settings
 from ochredb.errors import Conflict
 from ochredb.materialise import Fold
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.writer import write_part
-from ochredb.replay import read_operations
+from ochredb.poison import Admitted, Poison
+from ochredb.replay import read_fragments
 from ochredb.segment import SegmentView
 from ochredb.types import Operations
 from ochredb_compactor.config import CompactorConfig
@@ -22,6 +26,10 @@ from ochredb_compactor.garbage import discarding
 from ochredb_compactor.gather import rows_of_tail
 from ochredb_compactor.scheduler import unsettled_rows
 from ochredb_compactor.world import World
+
+log = logging.getLogger("ochredb.compactor")
+
+_QUARANTINE_INLINE_BYTES_MAX = 64 << 10
 
 
 def compact(world: World, lease: Lease, step: Callable[[], None]) -> int | None:
@@ -47,12 +55,20 @@ def compact(world: World, lease: Lease, step: Callable[[], None]) -> int | None:
         for item in current
     ]
     fold = Fold(snapshot.version, snapshot.indexed_offset, base)
-    fragments = read_operations(
-        world.logs, world.store, collection, snapshot.indexed_offset + 1, snapshot.last_offset
+    poison: list[Poison] = []
+    fragments = read_fragments(
+        world.logs,
+        world.store,
+        collection,
+        snapshot.indexed_offset + 1,
+        snapshot.last_offset,
+        snapshot.dimension,
+        poison.append,
     )
     for _ in fold.apply_all(_some(fragments, world.config)):
         step()
     objects: list[tuple[str, int]] = []
+    quarantined = [_quarantined(world, collection, item, objects) for item in poison]
     parts = _older_parts(world, current, fold.base, objects)
     new_part = _new_part(world, fold, step)
     if new_part is not None:
@@ -71,21 +87,49 @@ def compact(world: World, lease: Lease, step: Callable[[], None]) -> int | None:
             new_objects=objects,
             new_parts=[] if new_part is None else [new_part],
             unsettled_rows=unsettled_rows(parts),
+            quarantined=quarantined,
         )
 
     with discarding(world, objects):
-        return world.versions.commit(lease, build)
+        version = world.versions.commit(lease, build)
+    for item in poison:
+        log.error(
+            "collection %s: operations %d to %d cannot be folded and are in quarantine: %s",
+            collection, item.start, item.stop, item.reason,
+        )  # fmt: skip
+    return version
+
+
+def _quarantined(
+    world: World, collection: str, item: Poison, objects: list[tuple[str, int]]
+) -> Quarantined:
+    """The row of it; many bytes become an object, added to `objects`."""
+    key = None
+    if len(item.data) > _QUARANTINE_INLINE_BYTES_MAX:
+        key = f"fragments/{world.ids.uuid7()}"
+        world.store.create(key, item.data)
+        objects.append((key, len(item.data)))
+    return Quarantined(
+        collection=collection,
+        start=item.start,
+        stop=item.stop,
+        reason=item.reason,
+        payload=item.data if key is None else None,
+        object_key=key,
+        checksum=signed(xxh3(item.data)),
+    )
 
 
 def _some(
-    fragments: Iterable[tuple[int, Operations]], config: CompactorConfig
+    fragments: Iterable[Admitted], config: CompactorConfig
 ) -> Iterator[tuple[int, Operations]]:
     """The first fragments, at least one, until there is enough for one compaction."""
     rows = size_bytes = 0
-    for first, operations in fragments:
-        yield first, operations
-        rows += len(operations)
-        size_bytes += _size_bytes(operations)
+    for runs in fragments:
+        for first, operations in runs:
+            yield first, operations
+            rows += len(operations)
+            size_bytes += _size_bytes(operations)
         if rows >= config.fold_rows_max or size_bytes >= config.fold_bytes_max:
             return
 

@@ -56,11 +56,12 @@ def _read(frontend: Frontend, request: Request, parse: ReadParser) -> Response:
 
 def indexing_status(frontend: Frontend, request: Request) -> Response:
     status = frontend.indexing_status(shapes.collection_id(request))
-    return json_response(
-        {
-            "op_indexing_progress": status.progress,
-            "num_unindexed_ops": status.num_unindexed_ops,
-            "num_indexed_ops": status.num_indexed_ops,
-            "total_ops": status.total_ops,
-        }
-    )
+    document: dict[str, object] = {
+        "op_indexing_progress": status.progress,
+        "num_unindexed_ops": status.num_unindexed_ops,
+        "num_indexed_ops": status.num_indexed_ops,
+        "total_ops": status.total_ops,
+    }
+    if status.num_quarantined_ops:  # An extension, which others need not know.
+        document["num_quarantined_ops"] = status.num_quarantined_ops
+    return json_response(document)

@@ -18,6 +18,7 @@ _PATH_TEXT = {
     "function_name": "The attached function's name.",
     "name": "The attached function's name.",
     "backup_id": "The backup's id, as it was given when it was begun.",
+    "offset": "The first offset of the operations.",
 }
 _BYTE_POSITION: JsonSchema = {"type": "integer", "format": "int64", "minimum": 0}
 _QUERY: dict[str, JsonSchema] = {
@@ -33,6 +34,11 @@ _QUERY: dict[str, JsonSchema] = {
         "required": True,
         "schema": _BYTE_POSITION,
     },
+    "after_collection": {
+        "description": "The `collection_id` of the last one of the answer before.",
+        "schema": {"type": "string"},
+    },
+    "after_offset": {"description": "Its `first_offset`.", "schema": _BYTE_POSITION},
     "limit": {"description": "At most this many.", "schema": U32},
     "offset": {"description": "Leave out this many first.", "schema": U32},
     "read_level": {
@@ -67,6 +73,7 @@ _TAGS = {
     "Record": "Ids with embeddings, documents, metadata and URIs.",
     "Function": "Functions attached to collections.",
     "Backup": "Copying a whole store while it goes on working. An extension.",
+    "Quarantine": "Operations that could not be folded. An extension.",
 }
 
 

@@ -115,6 +115,17 @@ SCHEMAS: dict[str, JsonSchema] = {
         ttl_s=NUMBER, catalog_bytes={"type": "integer", "format": "int64"},
         catalog_checksum=_described(STRING, "XXH3, 64 bits, hexadecimal."),
     ),
+    "QuarantineList": _object(
+        "Operations that could not be folded. `is_last`: nothing comes behind these.",
+        ("operations", "is_last"), is_last=BOOLEAN,
+        operations=_array(_object(
+            "Offsets are places in the collection's log, both included.",
+            ("collection_id", "first_offset", "last_offset", "reason", "time_us"),
+            collection_id=_ref("Uuid"), tenant=_nullable(STRING), database=_nullable(STRING),
+            collection=_nullable(STRING), first_offset=_ref("Count"), last_offset=_ref("Count"),
+            reason=STRING, time_us=_ref("Count"),
+        )),
+    ),
     "Name": _described(
         {"type": "string", "minLength": 3, "maxLength": 512},
         "3 to 512 characters from [a-zA-Z0-9._-], beginning and ending with a letter or digit;"
@@ -283,6 +294,9 @@ SCHEMAS: dict[str, JsonSchema] = {
         "", ("op_indexing_progress", "num_unindexed_ops", "num_indexed_ops", "total_ops"),
         op_indexing_progress={"type": "number", "minimum": 0, "maximum": 1},
         num_unindexed_ops=_ref("Count"), num_indexed_ops=_ref("Count"), total_ops=_ref("Count"),
+        num_quarantined_ops=_described(
+            _ref("Count"), "Extension: operations that could not be folded; absent if none."
+        ),
     ),
     "SearchRequestPayload": _object("", ("searches",), searches=_array({"type": "object"})),
     "SearchResponse": _object("", ("ids",), ids=_array(_array(STRING))),

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from ochredb.types import Op
 from ochredb_frontend import handlers_backups as backups
 from ochredb_frontend import handlers_collections as collections
+from ochredb_frontend import handlers_quarantine as quarantine
 from ochredb_frontend import handlers_records as records
 from ochredb_frontend import handlers_system as system
 from ochredb_frontend import wire
@@ -26,6 +27,7 @@ TENANT = PREFIX + "/tenants/{tenant}"
 DATABASE = TENANT + "/databases/{database}"
 COLLECTION = DATABASE + "/collections/{collection_id}"
 BACKUP = PREFIX + "/backups/{backup_id}"
+QUARANTINED = PREFIX + "/quarantine/{collection_id}/{offset}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,15 @@ def _backup(method: str, path: str, handler: Handler, summary: str, **more: Any)
     pool: Pool = "read" if method == "GET" else "write"
     return Route(
         method=method, path=path, operation=handler.__name__, handler=handler, tag="Backup",
+        summary=summary, pool=pool, **more,
+    )  # fmt: skip
+
+
+def _quarantine(method: str, path: str, handler: Handler, summary: str, **more: Any) -> Route:
+    more.setdefault("errors", (400, 404, 501))
+    pool: Pool = "read" if method == "GET" else "write"
+    return Route(
+        method=method, path=path, operation=handler.__name__, handler=handler, tag="Quarantine",
         summary=summary, pool=pool, **more,
     )  # fmt: skip
 
@@ -219,6 +230,15 @@ ROUTES: tuple[Route, ...] = (
     _backup("GET", BACKUP + "/object", backups.read_backup_object, "Read one of its objects",
             description="Extension. At most 8 MiB; fewer bytes than asked for at the end.",
             query=("key", "start", "stop"), response="Bytes"),
+    _quarantine("GET", PREFIX + "/quarantine", quarantine.list_quarantine, "List the quarantine",
+                description="Extension. Operations that could not be folded, of all collections, "
+                "by collection and offset; at most 1,000 from behind the place given.",
+                query=("after_collection", "after_offset"), response="QuarantineList"),
+    _quarantine("GET", QUARANTINED, quarantine.read_quarantine, "Read quarantined operations",
+                description="Extension. A fragment of these operations, or what should be one.",
+                response="Bytes"),
+    _quarantine("DELETE", QUARANTINED, quarantine.drop_quarantine, "Drop quarantined operations",
+                description="Extension. There is no other copy of them."),
 )  # fmt: skip
 
 V1 = Route(

@@ -36,6 +36,7 @@ from ochredb_frontend.wire import Answer, Deletion, Read, Write
 
 if TYPE_CHECKING:
     from ochredb.backup.source import Backups
+    from ochredb.quarantine import Quarantine
 
 _FACTS_MAX = 10_000
 _CONDITIONAL_ROUNDS = 3
@@ -68,8 +69,8 @@ class QuickAnswers:
 class Frontend:
     """Stateless but for a bounded cache of immutable facts; safe to call from any thread.
 
-    ready: whether the roles behind answer; the health check asks it. open_backups: gives what
-    backups ask.
+    ready: whether the roles behind answer; the health check asks it. open_backups,
+    open_quarantine: give what backups and the quarantine's calls ask.
     """
 
     def __init__(
@@ -82,11 +83,13 @@ class Frontend:
         clock: Clock | None = None,
         ready: Callable[[], bool] = lambda: True,
         open_backups: Callable[[], Backups] | None = None,
+        open_quarantine: Callable[[], Quarantine] | None = None,
     ) -> None:
         self.config = config or FrontendConfig()
         self.clock = clock or SystemClock()
         self.ready = ready
         self._open_backups = open_backups
+        self._open_quarantine = open_quarantine
         self._namespace, self._log, self._query = namespace, log, query
         self._matcher = Matcher(ROUTES)
         self._facts_lock = threading.Lock()
@@ -124,6 +127,13 @@ class Frontend:
         if self._open_backups is None:
             raise Unimplemented("a database in memory cannot be backed up")
         return self._open_backups()
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """Raises Unimplemented where nothing is folded."""
+        if self._open_quarantine is None:
+            raise Unimplemented("this server has no quarantine")
+        return self._open_quarantine()
 
     # -- tenants and databases
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ochredb_node import cli_backup, cli_explain
+from ochredb_node import cli_backup, cli_explain, cli_migrate, cli_quarantine
 from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
 from ochredb_node.memory import ShortCollections, tune_allocator
 from ochredb_node.settings import Settings, SettingsError, add_arguments, load
@@ -30,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli_backup.run(command, options)
     if command == cli_explain.COMMAND:
         return cli_explain.explain(options)
+    if command == cli_quarantine.COMMAND:
+        return cli_quarantine.run(options)
+    if command == cli_migrate.COMMAND:
+        return cli_migrate.run(options)
     try:
         settings = load(options)
     except SettingsError as error:
@@ -56,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(run_parser)
     cli_explain.add_command(commands)
     cli_backup.add_commands(commands)
+    cli_quarantine.add_command(commands)
+    cli_migrate.add_command(commands)
     return parser
 
 

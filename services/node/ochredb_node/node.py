@@ -49,6 +49,7 @@ from ochredb_query.service import QueryService
 
 if TYPE_CHECKING:
     from ochredb.backup.source import Backups
+    from ochredb.quarantine import Quarantine
 
 log = logging.getLogger("ochredb.node")
 
@@ -121,10 +122,6 @@ class Node:
         return VersionTable(self.database, self.clock)
 
     @cached_property
-    def quarantine(self) -> QuarantineTable:
-        return QuarantineTable(self.database, self.clock)
-
-    @cached_property
     def namespace(self) -> Namespace:
         return Namespace(self.database, self.clock, self.ids)
 
@@ -192,6 +189,14 @@ class Node:
         )
 
     @cached_property
+    def quarantine(self) -> Quarantine:
+        """What could not be folded; imported when somebody asks."""
+        from ochredb.quarantine import Quarantine
+
+        table = QuarantineTable(self.database, self.clock)
+        return Quarantine(table, self.namespace, self.store)
+
+    @cached_property
     def frontend(self) -> Frontend:
         return Frontend(
             self.namespace,
@@ -201,6 +206,7 @@ class Node:
             clock=self.clock,
             ready=lambda: self._started and not self._closed,
             open_backups=None if self.config.path is None else lambda: self.backups,
+            open_quarantine=lambda: self.quarantine,
         )
 
     # -- life

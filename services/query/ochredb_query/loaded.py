@@ -6,6 +6,7 @@ parts that are new. Concurrent reads share one refresh. A view once taken stays 
 
 from __future__ import annotations
 
+import logging
 import threading
 
 from ochredb.catalog.logs import LogTable
@@ -16,11 +17,14 @@ from ochredb.materialise import Fold
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
 from ochredb.parts.reader import Part
+from ochredb.poison import Poison
 from ochredb.replay import Gone, read_operations
 from ochredb.segment import SegmentView, View
 from ochredb.storage.base import LocalStore
 from ochredb.types import Snapshot
 from ochredb_query.quick import Searches
+
+log = logging.getLogger("ochredb.query")
 
 QUICK_OPERATIONS_MAX = 160  # Of writers beside readers: each read folds what four of them wrote.
 _FOLLOWED_MAX = 3  # Times that a writer catches up with what others wrote meanwhile.
@@ -146,7 +150,7 @@ class LoadedCollection:
             fold.dimension = snapshot.dimension
         self.searches = None  # They hold the old view.
         try:
-            self._extend(fold, snapshot.last_offset)
+            self._extend(fold, snapshot)
         except NotFound as error:
             self._fold = self.view = None
             raise Gone(f"version {snapshot.version}: {error}") from error
@@ -157,12 +161,24 @@ class LoadedCollection:
         self.view = fold.freeze()
         return self.view
 
-    def _extend(self, fold: Fold, last_offset: int) -> None:
+    def _extend(self, fold: Fold, snapshot: Snapshot) -> None:
         fragments = read_operations(
-            self._logs, self._store, self.collection_id, fold.last_offset + 1, last_offset
+            self._logs,
+            self._store,
+            self.collection_id,
+            fold.last_offset + 1,
+            snapshot.last_offset,
+            snapshot.dimension,
+            self._skipped,
         )
         for _ in fold.apply_all(fragments):
             pass
+
+    def _skipped(self, poison: Poison) -> None:
+        log.warning(
+            "collection %s: operations %d to %d cannot be folded and are skipped: %s",
+            self.collection_id, poison.start, poison.stop, poison.reason,
+        )  # fmt: skip
 
     def _open_version(self, snapshot: Snapshot) -> Fold:
         version_parts = self._versions.parts(self.collection_id, snapshot.version)

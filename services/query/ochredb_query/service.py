@@ -105,9 +105,13 @@ class QueryService:
         )
 
     def indexing_status(self, collection_id: str) -> IndexingStatus:
-        last, indexed, unsettled = self._logs.status(collection_id)
+        last, indexed, unsettled, quarantined = self._logs.status(collection_id)
         waiting = min(last, last - indexed + unsettled)
-        return IndexingStatus(num_indexed_ops=last - waiting, num_unindexed_ops=waiting)
+        return IndexingStatus(
+            num_indexed_ops=last - waiting,
+            num_unindexed_ops=waiting,
+            num_quarantined_ops=quarantined,
+        )
 
     def quick(
         self, collection_id: str, request: GetRequest | QueryRequest | None

@@ -123,12 +123,16 @@ class UserIdentity:
 
 @dataclass(frozen=True)
 class IndexingStatus:
-    """How much of a collection's log is folded into indexed parts. Reads see all of it anyway."""
+    """How much of a collection's log is folded into indexed parts. Reads see all of it anyway.
+
+    num_quarantined_ops: operations that could not be folded, which reads skip.
+    """
 
     num_indexed_ops: int
     num_unindexed_ops: int
     total_ops: int
     op_indexing_progress: float
+    num_quarantined_ops: int = 0
 
 
 class ReadLevel(enum.StrEnum):

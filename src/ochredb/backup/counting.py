@@ -44,6 +44,8 @@ class Counter:
             collection.id,
             collection.indexed_offset + 1,
             collection.last_offset,
+            collection.dimension,
+            lambda _poison: None,  # Skipped by who counts as by who reads.
         ):
             if operations.op in (Op.ADD, Op.UPSERT, Op.DELETE):
                 lives.update(dict.fromkeys(operations.ids, operations.op is not Op.DELETE))

@@ -70,6 +70,7 @@ _COLLECTIONS = Statement(
         logs.c.version,
         logs.c.indexed_offset,
         logs.c.next_offset - 1,
+        logs.c.dimension,
     )
     .join(databases, databases.c.id == collections.c.database_id)
     .join(logs, logs.c.collection == collections.c.id)
@@ -102,6 +103,7 @@ class CollectionState:
     version: int
     indexed_offset: int
     last_offset: int
+    dimension: int | None
 
 
 @dataclass(frozen=True, slots=True)

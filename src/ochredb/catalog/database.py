@@ -27,7 +27,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from ochredb.catalog.statement import Statement
-from ochredb.errors import NewerFormat, OchreError, OutcomeUnknown, Unavailable
+from ochredb.errors import (
+    NewerFormat,
+    OchreError,
+    OutcomeUnknown,
+    Unavailable,
+    newer_message,
+)
 
 Row = tuple[Any, ...]
 _DIALECT = "sqlite"
@@ -322,7 +328,8 @@ class SqliteDatabase:
             return
         found = int(connection.execute("PRAGMA user_version").fetchone()[0])
         if found != known:
-            self._refusal = partial(NewerFormat, f"by now the catalog {self._path}", found, known)
+            message = newer_message(f"by now the catalog {self._path}", found, known)
+            self._refusal = partial(NewerFormat, message)
             raise self._refusal()
 
     def _memory_session(self) -> SqliteSession:

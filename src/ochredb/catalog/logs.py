@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ochredb.catalog import objects as object_table
-from ochredb.catalog.core import BindParameter, bindparam, delete, insert, select, update, upsert
+from ochredb.catalog.core import (
+    BindParameter,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+    upsert,
+)
 from ochredb.catalog.database import Database, Session
 from ochredb.catalog.schema import (
     collection_keys,
@@ -20,6 +29,7 @@ from ochredb.catalog.schema import (
     fragments,
     idempotency,
     logs,
+    quarantine,
 )
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
@@ -41,9 +51,14 @@ _SNAPSHOT = Statement(
     ).where(logs.c.collection == _collection)
 )
 _STATUS = Statement(
-    select(logs.c.next_offset, logs.c.indexed_offset, logs.c.unsettled_rows).where(
-        logs.c.collection == _collection
-    )
+    select(
+        logs.c.next_offset,
+        logs.c.indexed_offset,
+        logs.c.unsettled_rows,
+        select(func.coalesce(func.sum(quarantine.c.stop - quarantine.c.start + 1), 0))
+        .where(quarantine.c.collection == logs.c.collection)
+        .scalar_subquery(),
+    ).where(logs.c.collection == _collection)
 )
 _LOCK = Statement(
     select(
@@ -212,13 +227,16 @@ class LogTable:
         """
         return self._db.read()
 
-    def status(self, collection: str) -> tuple[int, int, int]:
-        """(last offset, indexed offset, rows in parts that wait for a merge). Raises NotFound."""
+    def status(self, collection: str) -> tuple[int, int, int, int]:
+        """(last offset, indexed offset, rows in parts that wait for a merge, in quarantine).
+
+        Raises NotFound.
+        """
         with self._db.read() as session:
             row = session.one(_STATUS, collection=collection)
         if row is None:
             raise NotFound(f"Collection [{collection}] does not exist.")
-        return row[0] - 1, row[1], row[2]
+        return row[0] - 1, row[1], row[2], int(row[3])
 
     def append(self, requests: list[AppendRequest]) -> list[Appended | OchreError]:
         """Commit one flush; each request succeeds or is refused alone.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ochredb.catalog import objects as object_table
-from ochredb.catalog.core import BindParameter, bindparam, delete, func, insert, select
+from ochredb.catalog.core import BindParameter, bindparam, delete, insert, select
 from ochredb.catalog.database import Database, Session
 from ochredb.catalog.schema import quarantine
 from ochredb.catalog.statement import Statement
@@ -44,11 +44,6 @@ _LIST = Statement(
 )
 _GET = Statement(
     _columns.where(quarantine.c.collection == _collection, quarantine.c.start == bindparam("start"))
-)
-_COUNT = Statement(
-    select(
-        func.coalesce(func.sum(quarantine.c.stop - quarantine.c.start + 1), 0),
-    ).where(quarantine.c.collection == _collection)
 )
 _INSERT = Statement(insert(quarantine))
 _DELETE = Statement(
@@ -122,12 +117,6 @@ class QuarantineTable:
         if row is None:
             raise NotFound(f"nothing of collection {collection} is in quarantine at offset {start}")
         return _quarantined(row)
-
-    def count(self, collection: str) -> int:
-        """Operations of a collection that are in quarantine."""
-        with self._db.read() as session:
-            row = session.one(_COUNT, collection=collection)
-        return int(row[0]) if row else 0
 
     def drop(self, collection: str, start: int) -> Quarantined:
         """Forget a row and its bytes; they are the last copy. Raises NotFound."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ochredb.catalog import objects as object_table
+from ochredb.catalog import quarantine
 from ochredb.catalog.core import BindParameter, bindparam, delete, func, insert, select, update
 from ochredb.catalog.database import Database, Session
 from ochredb.catalog.jobs import Lease, holds
+from ochredb.catalog.quarantine import Quarantined
 from ochredb.catalog.schema import fragments, logs, parts, version_parts, versions
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
@@ -135,13 +137,17 @@ class VersionPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVersion:
-    """What a commit puts in place. `new_objects`: keys and sizes that this commit introduces."""
+    """What a commit puts in place. `new_objects`: keys and sizes that this commit introduces.
+
+    quarantined: operations up to `indexed_offset` that are in no part.
+    """
 
     parts: Sequence[VersionPart]
     indexed_offset: int
     new_objects: Sequence[tuple[str, int]]
     new_parts: Sequence[Manifest]
     unsettled_rows: int
+    quarantined: Sequence[Quarantined] = ()
 
 
 class VersionTable:
@@ -202,6 +208,7 @@ class VersionTable:
 
     def _insert(self, session: Session, collection: str, version: int, new: NewVersion) -> None:
         object_table.introduce(session, new.new_objects)
+        quarantine.record(session, new.quarantined, self._clock.now_us())
         for manifest in new.new_parts:
             session.run(
                 _INSERT_PART, id=manifest.id, collection=collection, manifest=manifest.to_json()
