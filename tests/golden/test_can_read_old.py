@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ import orjson
 import pytest
 
 from ochredb.cancel import Cancel
+from ochredb.catalog.migrate import format_version
+from ochredb.catalog.schema import FORMAT_VERSION
 from ochredb.configuration import IndexSettings
 from ochredb.fragment import decode
 from ochredb.parts import deleted
@@ -25,9 +25,8 @@ from ochredb.where import Compare, DocumentContains
 from ochredb_node.node import Node, NodeConfig
 
 from .make import DELETED_ROWS, example, rows
+from .stores import HERE, VERSIONS, rebuild
 
-HERE = Path(__file__).parent
-VERSIONS = sorted(path.name for path in HERE.glob("v*") if path.is_dir())
 ALL_FIELDS = Field.DOCUMENT | Field.EMBEDDING | Field.METADATA | Field.URI
 GONE = {"id-1", "id-2", "id-3", "id-9", "id-41", "id-90"}
 LAST = 105
@@ -41,11 +40,7 @@ def golden(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def node(golden: Path, tmp_path: Path) -> Iterator[Node]:
     """A node on a store that is put together again from the dump and the objects."""
-    connection = sqlite3.connect(tmp_path / "ochredb.sqlite3")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.executescript((golden / "catalog-dump.txt").read_text(encoding="utf-8"))
-    connection.close()
-    shutil.copytree(golden / "objects", tmp_path / "objects")
+    rebuild(golden.name, tmp_path)
     node = Node(NodeConfig(path=str(tmp_path)))
     node.start(background=False)
     yield node
@@ -94,8 +89,14 @@ def _rows(node: Node) -> list[dict[str, Any]]:
     ]
 
 
-def test_there_is_a_golden_folder() -> None:
-    assert VERSIONS[:1] == ["v1"]
+def test_there_is_a_golden_folder_of_each_format() -> None:
+    assert [f"v{number}" for number in range(1, FORMAT_VERSION + 1)] == VERSIONS
+
+
+def test_a_golden_store_is_of_the_format_that_its_folder_names(tmp_path: Path) -> None:
+    for name in VERSIONS:
+        rebuild(name, tmp_path / name)
+        assert format_version(str(tmp_path / name)) == int(name[1:])
 
 
 def test_a_fragment(golden: Path) -> None:

@@ -85,7 +85,7 @@ def test_damaged_sections_are_corrupt() -> None:
         {},
         {**sections, "ids/directory": b"{"},
         {**sections, "ids/directory": b"[]"},
-        {**sections, "ids/directory": orjson.dumps({**directory, "format": 2})},
+        {**sections, "ids/directory": orjson.dumps({**directory, "format": 0})},
         {**sections, "ids/directory": orjson.dumps({**directory, "hash": "md5"})},
         {**sections, "ids/directory": orjson.dumps({**directory, "count": 3})},
         {**sections, "ids/directory": orjson.dumps({**directory, "count": -1})},

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ochredb.checksum import BLOCK_BYTES, block_checksums
 from ochredb.configuration import IndexSettings
-from ochredb.errors import Corrupt, NotFound, Unavailable
+from ochredb.errors import Corrupt, NewerFormat, NotFound, Unavailable
 from ochredb.ids import IdSource
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts import graph as graphs
@@ -289,7 +289,7 @@ class TestManifest:
         text = _write(MemoryStore(), _rows(20, 4)).to_json()
         newer = text.replace('"format_version":1', '"format_version":2')
         assert newer != text
-        with pytest.raises(Corrupt, match="newer"):
+        with pytest.raises(NewerFormat, match="version 2; this OchreDB reads up to 1: install"):
             Manifest.from_json(newer)
 
 

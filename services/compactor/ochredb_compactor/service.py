@@ -17,7 +17,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from ochredb.catalog.jobs import Lease
-from ochredb.errors import Conflict, Corrupt, DeadlineExceeded, NotFound, OchreError
+from ochredb.errors import (
+    Conflict,
+    Corrupt,
+    DeadlineExceeded,
+    NewerFormat,
+    NotFound,
+    OchreError,
+)
 from ochredb.replay import Gone
 from ochredb_compactor.compaction import compact
 from ochredb_compactor.garbage import collect, sweep
@@ -195,6 +202,9 @@ class CompactorService:
                 active = work()
             except _Stopped:
                 return
+            except NewerFormat as error:
+                log.error("background work ends: %s", error)
+                return
             except Exception:
                 if self._stop.is_set():
                     return
@@ -256,7 +266,10 @@ class CompactorService:
                 # Once, it means that the collection or the version was dropped meanwhile.
                 self._failures[key] = (1, now)
                 return
-            log.exception("%s of collection %s failed", kind, collection_id)
+            if isinstance(error, NewerFormat):  # Told without a trace: it is no bug.
+                log.error("%s of collection %s is refused: %s", kind, collection_id, error)
+            else:
+                log.exception("%s of collection %s failed", kind, collection_id)
             wait_s = min(_RETRY_S_MAX, 2.0**failures)
             self._failures[key] = (failures + 1, now + wait_s)
         else:

@@ -25,6 +25,7 @@ from ochredb.ids import IdSource
 
 CATALOG_NAME = "ochredb.sqlite3"
 _PAGE_BYTES = 8192
+_STEPS = Path(__file__).parent / "migrations"
 _STORE = Statement(select(store.c.store_id, store.c.format_version))
 _INSERT_STORE = Statement(store.insert())
 
@@ -131,7 +132,7 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
             _prepare(path)
             engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=NullPool)
             config = Config()
-            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+            config.set_main_option("script_location", str(_STEPS))
             with engine.connect() as sql:
                 sql.exec_driver_sql("BEGIN IMMEDIATE")
                 config.attributes["connection"] = sql

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from ochredb.errors import Corrupt
+from ochredb.errors import Corrupt, NewerFormat, newer_message
 
 Section = bytes | memoryview | NDArray[np.uint8]
 SectionSource = Callable[[str], memoryview | None]
@@ -93,7 +93,10 @@ def write_directory(directory: dict[str, Any]) -> bytes:
 
 
 def read_directory(section: SectionSource, name: str, format_version: int) -> dict[str, Any]:
-    """The JSON object in section `name`. Raises Corrupt if absent, garbage or of another format."""
+    """The JSON object in section `name`.
+
+    Raises NewerFormat for the format of a newer release, Corrupt if it is absent or anything else.
+    """
     data = section(name)
     if data is None:
         raise Corrupt(f"{name}: the section is missing")
@@ -101,7 +104,12 @@ def read_directory(section: SectionSource, name: str, format_version: int) -> di
         directory = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise Corrupt(f"{name}: not JSON: {error}") from error
-    if not isinstance(directory, dict) or directory.get("format") != format_version:
+    if not isinstance(directory, dict):
+        raise Corrupt(f"{name}: expected an object")
+    found = directory.get("format")
+    if type(found) is int and found > format_version:
+        raise NewerFormat(newer_message(f"section {name} of a part", found, format_version))
+    if found != format_version:
         raise Corrupt(f"{name}: expected format {format_version}")
     return directory
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from ochredb.checksum import xxh3
-from ochredb.errors import Corrupt
+from ochredb.errors import Corrupt, newer_message
 from ochredb.types import Bools
 
 FORMAT_VERSION = 1
@@ -35,7 +35,7 @@ def decode(data: bytes, rows: int) -> Bools:
     version, _, checksum = _HEADER.unpack_from(data)
     serialized = data[_HEADER.size :]
     if version > FORMAT_VERSION:
-        raise Corrupt(f"deleted rows of format {version} are from a newer OchreDB")
+        raise Corrupt(newer_message("a bitmap of deleted rows", version, FORMAT_VERSION))
     if xxh3(serialized) != checksum:
         raise Corrupt("a bitmap of deleted rows fails its checksum")
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from ochredb.errors import Corrupt
+from ochredb.errors import Corrupt, NewerFormat, newer_message
 
 FORMAT_VERSION = 1
 
@@ -89,11 +89,11 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """Raises Corrupt for a document that is not a manifest of a version we read."""
+        """Raises NewerFormat for a part of a newer release, Corrupt for anything else."""
         try:
             document = orjson.loads(text)
-            if document["format_version"] > FORMAT_VERSION:
-                raise Corrupt(f"part format {document['format_version']} is from a newer OchreDB")
+            if (version := document["format_version"]) > FORMAT_VERSION:
+                raise NewerFormat(newer_message("a part", version, FORMAT_VERSION))
             return cls(
                 id=document["id"],
                 rows=document["rows"],
