@@ -19,7 +19,7 @@ export ANONYMIZED_TELEMETRY := False
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint type imports test unit sim sim-long crash crash-long conformance
-.PHONY: official js filters-long bench bench-quick bench-report demo lock clean
+.PHONY: official js filters-long odd-long bench bench-quick bench-report demo lock clean
 .DELETE_ON_ERROR:
 # One size of `make bench` alone.
 BENCH_SIZES := bench-20k-128 bench-20k-768 bench-100k-128 bench-many
@@ -104,6 +104,10 @@ sim-long: $(READY) ## The same, 100,000 steps; a failure prints its seed (OCHRED
 
 filters-long: $(READY) ## 20,000 generated filters against the reference evaluator, half an hour.
 	OCHREDB_FILTERS=20000 $(RUN)/python -m pytest -q -s tests/property/test_filters.py
+
+odd-long: $(READY) ## 3,000 rounds of odd bodies; 20,000 tails that move to a newer version.
+	OCHREDB_ODD_ROUNDS=3000 OCHREDB_MOVED_EXAMPLES=20000 $(RUN)/python -m pytest -q --timeout 0 \
+	  tests/unit/test_odd_bodies.py tests/unit/test_moved.py
 
 crash: $(READY) ## kill -9 and power loss during writes, then compare; 100 rounds each.
 	$(RUN)/python -m pytest -q -n auto tests/crash
