@@ -15,7 +15,9 @@
     ├── Unimplemented       501  not offered (yet)
     ├── Unavailable         503  a dependency failed
     │   ├── OutcomeUnknown  503  it may have happened: repeat with the same idempotency key
-    │   └── NewerFormat     503  written by a newer OchreDB: run that one
+    │   ├── OutOfMemory     503  the process has no memory for it now; retry, or ask for less
+    │   ├── NewerFormat     503  written by a newer OchreDB: run that one
+    │   └── StorageFull     507  the disk is full; deletes are still taken, other writes refused
     └── DeadlineExceeded    504  out of time
 
 `chroma_name` is the error name on the wire (rest-contract section 2). Anything outside this tree
@@ -46,6 +48,7 @@ class Kind(enum.Enum):
     UNIMPLEMENTED = ("UNIMPLEMENTED", 501, False, "ChromaError")
     UNAVAILABLE = ("UNAVAILABLE", 503, True, "ChromaError")
     TIMEOUT = ("DEADLINE_EXCEEDED", 504, True, "ChromaError")
+    STORAGE_FULL = ("RESOURCE_EXHAUSTED", 507, True, "ChromaError")
 
     def __init__(self, grpc: str, http: int, retryable: bool, chroma_name: str) -> None:
         self.grpc, self.http, self.retryable = grpc, http, retryable
@@ -158,6 +161,16 @@ def newer_message(what: str, found: int, known: int) -> str:
         f"{what} has format version {found}; this OchreDB reads up to {known}: "
         "install a newer OchreDB"
     )
+
+
+class OutOfMemory(Unavailable):
+    """The process has no memory for it now; nothing was changed."""
+
+
+class StorageFull(Unavailable):
+    """The disk is full; nothing was changed. It ends by itself when there is space again."""
+
+    kind = Kind.STORAGE_FULL
 
 
 class DeadlineExceeded(OchreError):

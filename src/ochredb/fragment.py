@@ -12,6 +12,7 @@ import orjson
 import pyarrow as pa
 
 from ochredb.errors import Corrupt, InvalidArgument, NewerFormat, newer_message
+from ochredb.json_text import loads
 from ochredb.types import Bools, Float32s, Op, Operations
 
 FORMAT_VERSION = 1
@@ -185,7 +186,7 @@ def _check_metadatas(items: list[bytes | None]) -> None:
     for item in items:
         if item is None:
             continue
-        value = orjson.loads(item)
+        value = loads(item)
         if type(value) is not dict:
             raise Unfoldable("metadata is not a JSON object")
         if len(item) > 2 * _NESTED_MIN and item.count(b"{") + item.count(b"[") > _NESTED_MIN:

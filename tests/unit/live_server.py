@@ -10,6 +10,7 @@ import httpx
 from ochredb_frontend.app import App
 from ochredb_frontend.config import FrontendConfig
 from ochredb_frontend.server import Server, listen, url_of
+from ochredb_frontend.service import Frontend
 
 from .fake_roles import make_frontend
 
@@ -20,8 +21,12 @@ ONE = {"ids": ["a"], "embeddings": [[1.0, 2.0]]}
 class Live:
     """A server in a thread, and a client of it."""
 
-    def __init__(self, config: FrontendConfig | None = None) -> None:
-        frontend, self.world = make_frontend(config)
+    def __init__(self, config: FrontendConfig | Frontend | None = None) -> None:
+        """config: of a frontend with roles in memory; or another frontend."""
+        if isinstance(config, Frontend):
+            frontend = config
+        else:
+            frontend, self.world = make_frontend(config)
         self.app = App(frontend)
         sock = listen("127.0.0.1", 0)
         self.address = sock.getsockname()

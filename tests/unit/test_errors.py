@@ -32,7 +32,9 @@ OchreError INTERNAL
     Unauthenticated UNAUTHENTICATED
     Unavailable UNAVAILABLE
         NewerFormat UNAVAILABLE
+        OutOfMemory UNAVAILABLE
         OutcomeUnknown UNAVAILABLE
+        StorageFull STORAGE_FULL
     Unimplemented UNIMPLEMENTED
 """
 # name: gRPC status, HTTP status, retryable, Chroma's error name.
@@ -51,6 +53,7 @@ KINDS = {
     "UNIMPLEMENTED": ("UNIMPLEMENTED", 501, False, "ChromaError"),
     "UNAVAILABLE": ("UNAVAILABLE", 503, True, "ChromaError"),
     "TIMEOUT": ("DEADLINE_EXCEEDED", 504, True, "ChromaError"),
+    "STORAGE_FULL": ("RESOURCE_EXHAUSTED", 507, True, "ChromaError"),
 }
 
 
@@ -81,16 +84,16 @@ def test_the_docstring_draws_every_public_error() -> None:
 
 def test_the_kinds_are_pinned_and_none_is_an_alias() -> None:
     """Two kinds with equal rows would silently become one."""
-    assert len(Kind) == len(Kind.__members__) == len(KINDS) == 14
+    assert len(Kind) == len(Kind.__members__) == len(KINDS) == 15
     found = {kind.name: (kind.grpc, kind.http, kind.retryable, kind.chroma_name) for kind in Kind}
     assert found == KINDS
 
 
 @pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
 def test_statuses_are_possible(kind: Kind) -> None:
-    assert 400 <= kind.http <= 504
+    assert 400 <= kind.http <= 507
     assert kind.grpc.isupper()
-    assert kind.retryable == (kind.http in (412, 429, 503, 504))
+    assert kind.retryable == (kind.http in (412, 429, 503, 504, 507))
 
 
 def test_detail_is_kept() -> None:

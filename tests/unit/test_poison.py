@@ -17,6 +17,8 @@ from ochredb.cancel import Cancel
 from ochredb.catalog.database import SqliteSession
 from ochredb.errors import Corrupt, NewerFormat
 from ochredb.fragment import decode, encode, encode_batch
+from ochredb.parts.arrays import read_directory
+from ochredb.parts.manifest import Manifest
 from ochredb.peers import GetRequest, QueryRequest
 from ochredb.poison import Poison, admitted
 from ochredb.types import Field, Op
@@ -315,3 +317,25 @@ def test_whatever_the_bytes_are_every_offset_is_kept(data: st.DataObject) -> Non
     for _, run in runs:
         if run.op is not Op.NOOP:
             assert decode(encode(run)).ids == run.ids
+
+
+def test_no_memory_is_no_poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """orjson tells it as a wrong document: the operation would have been skipped for ever."""
+
+    class NoMemory:
+        JSONDecodeError = orjson.JSONDecodeError
+
+        @staticmethod
+        def loads(_text: bytes) -> None:
+            text = "Not enough memory to allocate buffer for parsing"
+            raise orjson.JSONDecodeError(text, "", 0)
+
+    one = operations(Op.ADD, ["a"], [[1.0]], metadatas=[{"k": 1}])
+    data = encode(one)
+    monkeypatch.setattr("ochredb.json_text.orjson", NoMemory)
+    with pytest.raises(MemoryError):
+        decode(data)
+    with pytest.raises(MemoryError):
+        Manifest.from_json("{}")
+    with pytest.raises(MemoryError):
+        read_directory(lambda _name: memoryview(b"{}"), "metadata", 1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+
+import pytest
 
 from ochredb.cancel import Cancel
 from ochredb.errors import InvalidArgument
@@ -56,6 +59,7 @@ def _read(name: str, group: str | None = "g") -> QuickAnswer:
 
 def _run(
     *turns: list[QuickAnswer],
+    searched_by: str = "ochredb-search",
 ) -> tuple[list[int], list[list[bool]], list[list[bytes | Exception]]]:
     """The sizes of the batches; by turn of the loop, which reads were answered at once, and how."""
     frontend = _Frontend()
@@ -77,7 +81,7 @@ def _run(
     at_once, answers = asyncio.run(run())
     together.close()
     for batch in frontend.made[:1]:  # The first of a crowd; others may have waited too long.
-        assert batch.searched_by == "ochredb-search"
+        assert batch.searched_by == searched_by
     return frontend.batches, at_once, answers
 
 
@@ -117,3 +121,61 @@ def test_a_batch_has_a_bound() -> None:
     batches, _, (_, answers) = _run(_PAIR, [_read(str(n)) for n in range(40)])
     assert batches == [16, 16, 8]  # The second by the loop itself, the third when there is time.
     assert answers == [str(n).encode() for n in range(40)]
+
+
+def test_without_a_thread_to_be_had_a_batch_is_searched_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    batches, _, (_, answers) = _run(_PAIR, [_read("a"), _read("b")], searched_by="MainThread")
+    assert batches == [2]
+    assert answers == [b"a", b"b"]
+
+
+class _Searcher:
+    """One that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.done: Callable[[], None] = lambda: None
+
+    def search(self, batch: _Batch, done: Callable[[], None]) -> bool:
+        if self.busy:
+            return False
+        batch.search()
+        self.busy, self.done = True, done
+        return True
+
+
+def test_a_batch_that_was_searched_is_answered_before_the_loop_searches_another() -> None:
+    """With much waiting, the loop used to search a batch itself while answers lay ready."""
+    together, searcher = Together(_Frontend()), _Searcher()  # type: ignore[arg-type]
+    together._searcher.close()
+    together._searcher = searcher  # type: ignore[assignment]
+    order: list[str] = []
+    search = _Batch.search
+
+    def noted(batch: _Batch) -> None:
+        order.append("search")
+        search(batch)
+
+    async def run() -> None:
+        for read in _PAIR:
+            together.run(read, Cancel(), lambda _: None)
+        await asyncio.sleep(0)
+        together.run(_read("first"), Cancel(), lambda _: order.append("first"))
+        await asyncio.sleep(0)
+        assert searcher.busy
+        for number in range(40):
+            together.run(_read(str(number)), Cancel(), lambda _: None)
+        searcher.busy = False
+        searcher.done()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_Batch, "search", noted)
+        asyncio.run(run())
+    assert order[:3] == ["search", "search", "first"], "first the other thread's, then the answer"
+    assert order[3] == "search", "then the loop's own"

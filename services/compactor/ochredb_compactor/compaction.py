@@ -68,15 +68,16 @@ def compact(world: World, lease: Lease, step: Callable[[], None]) -> int | None:
     for _ in fold.apply_all(_some(fragments, world.config)):
         step()
     objects: list[tuple[str, int]] = []
-    quarantined = [_quarantined(world, collection, item, objects) for item in poison]
-    parts = _older_parts(world, current, fold.base, objects)
-    new_part = _new_part(world, fold, step)
-    if new_part is not None:
-        objects += [(item.key, item.size) for item in new_part.objects]
-        parts.append(
-            VersionPart(manifest=new_part, deleted=None, deleted_key=None, deleted_count=0)
-        )
-        world.before_commit(collection, new_part)
+    with discarding(world, objects, before_commit=True):
+        quarantined = [_quarantined(world, collection, item, objects) for item in poison]
+        parts = _older_parts(world, current, fold.base, objects)
+        new_part = _new_part(world, fold, step)
+        if new_part is not None:
+            objects += [(item.key, item.size) for item in new_part.objects]
+            parts.append(
+                VersionPart(manifest=new_part, deleted=None, deleted_key=None, deleted_count=0)
+            )
+            world.before_commit(collection, new_part)
 
     def build(version: int, _indexed: int, _parts: Sequence[VersionPart]) -> NewVersion:
         if version != snapshot.version:

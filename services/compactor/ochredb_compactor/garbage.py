@@ -13,8 +13,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-from ochredb.errors import Conflict, OchreError
+from ochredb.errors import Conflict, OchreError, StorageFull
 from ochredb.ids import uuid7_time_us
+from ochredb.parts.writer import discard
 from ochredb_compactor.world import World
 
 log = logging.getLogger("ochredb.compactor")
@@ -34,12 +35,13 @@ def collect(world: World, step: Callable[[], None]) -> int:
 
     Returns how many objects it deleted.
     """
-    now = world.clock.now_us()
-    replaced_before = now - int(world.config.replaced_retention_s * 1e6)
+    config, ages = world.config, world.ages
+    replaced_before = ages.before_us(config.replaced_retention_s)
+    cutoff, ahead = ages.before_us(config.grace_s), ages.after_us(config.grace_s)
     batch = _COLLECTIONS_PER_COMMIT
-    while world.versions.release_replaced(replaced_before, batch) == batch:
+    while world.versions.release_replaced(replaced_before, batch, ahead) == batch:
         step()
-    cutoff = now - int(world.config.grace_s * 1e6)
+    world.objects.stamp_anew(ahead, cutoff)
     deleted = 0
     while True:
         world.objects.mark_due(cutoff, _BATCH)
@@ -54,14 +56,15 @@ def collect(world: World, step: Callable[[], None]) -> int:
 
 def find_orphans(world: World) -> tuple[list[str], int]:
     """Keys without a row that are old enough, and the number of objects looked at. Dry run."""
-    cutoff = world.clock.now_us() - int(world.config.grace_s * 1e6)
+    grace_s = world.config.grace_s
+    cutoff, ahead = world.ages.before_us(grace_s), world.ages.after_us(grace_s)
     orphans: list[str] = []
     seen = 0
     for prefix in PREFIXES:
         batch: list[str] = []
         for item in world.store.list(prefix):
             seen += 1
-            if max(_named_time_us(item.key), item.modified_us) <= cutoff:
+            if not cutoff < max(_named_time_us(item.key), item.modified_us) <= ahead:
                 batch.append(item.key)
             if len(batch) == _BATCH:
                 orphans += _unknown(world, batch)
@@ -72,7 +75,7 @@ def find_orphans(world: World) -> tuple[list[str], int]:
 
 def sweep(world: World, step: Callable[[], None]) -> int:
     """Delete orphans; returns how many. Refuses, with a logged error, if they are too many."""
-    world.objects.forget_swept(world.clock.now_us() - int(_SWEPT_RETENTION_S * 1e6))
+    world.objects.forget_swept(world.ages.before_us(_SWEPT_RETENTION_S))
     orphans, seen = find_orphans(world)
     if len(orphans) > max(_ORPHANS_ALWAYS_ALLOWED, _ORPHAN_SHARE_MAX * seen):
         log.error("sweep refused: %d of %d objects look orphaned", len(orphans), seen)
@@ -88,18 +91,19 @@ def sweep(world: World, step: Callable[[], None]) -> int:
 
 
 @contextlib.contextmanager
-def discarding(world: World, objects: Sequence[tuple[str, int]]) -> Iterator[None]:
-    """Around a commit: if it loses (Conflict), delete the objects that only it would have named.
+def discarding(
+    world: World, objects: Sequence[tuple[str, int]], *, before_commit: bool = False
+) -> Iterator[None]:
+    """Delete the objects that only a commit would have named if it loses, or meets a full disk.
 
-    They would be swept as orphans, but much later. Any other error may mean that the commit took
-    effect: then nothing is touched.
+    Any other error may mean that the commit took effect: then nothing is touched, unless this is
+    `before_commit`.
     """
     try:
         yield
-    except Conflict:
-        for key, _ in objects:
-            with contextlib.suppress(OchreError):  # Then the sweep does it.
-                world.store.delete(key)
+    except BaseException as error:
+        if before_commit or isinstance(error, Conflict | StorageFull):
+            discard(world.store, [key for key, _ in objects])
         raise
 
 

@@ -83,10 +83,12 @@ def merge(
         graph_recall_queries=calibrated.queries,
     )
     objects = [(item.key, item.size) for item in manifest.objects]
-    new_part = world.parts.open(manifest, settings)
-    if graph is not None:
-        new_part.adopt_graph(index, graph.rows)
-    world.before_commit(collection, manifest)  # Who reads the collection keeps the part from now.
+    with discarding(world, objects, before_commit=True):
+        new_part = world.parts.open(manifest, settings)
+        if graph is not None:
+            new_part.adopt_graph(index, graph.rows)
+        # Who reads the collection keeps the part from now.
+        world.before_commit(collection, manifest)
     del new_part, index
     with discarding(world, objects):
         return _commit(world, lease, inputs, masks, manifest, maps, objects)

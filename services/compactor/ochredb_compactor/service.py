@@ -24,6 +24,7 @@ from ochredb.errors import (
     NewerFormat,
     NotFound,
     OchreError,
+    Unavailable,
 )
 from ochredb.replay import Gone
 from ochredb_compactor.compaction import compact
@@ -121,7 +122,7 @@ class CompactorService:
 
     def collect_now(self, *, sweep_orphans: bool) -> int:
         """Delete what is garbage now; returns how many objects."""
-        deleted = collect(self._world, _no_step)
+        deleted = self._world.reserve.freeing(lambda: collect(self._world, _no_step))
         return deleted + (sweep(self._world, _no_step) if sweep_orphans else 0)
 
     def _until_done(self, collection_id: str, attempt: Callable[[], bool | None]) -> bool:
@@ -179,11 +180,13 @@ class CompactorService:
         if lease is None:
             yield None
             return
-        keeper = _Keeper(self._world, lease)
+        keeper: _Keeper | None = None
         try:
+            keeper = _Keeper(self._world, lease)
             yield lease
         except BaseException as error:
-            keeper.stop()
+            if keeper is not None:
+                keeper.stop()
             with contextlib.suppress(OchreError):  # The first error is the one to report.
                 jobs.end(lease, f"{type(error).__name__}: {error}"[:500])
             raise
@@ -205,10 +208,13 @@ class CompactorService:
             except NewerFormat as error:
                 log.error("background work ends: %s", error)
                 return
-            except Exception:
+            except Exception as error:
                 if self._stop.is_set():
                     return
-                log.exception("background work failed; it will be tried again")
+                if isinstance(error, Unavailable | MemoryError):
+                    log.warning("background work failed; it will be tried again: %s", _named(error))
+                else:
+                    log.exception("background work failed; it will be tried again")
                 active = False
             self._wake.wait(_POLL_ACTIVE_S if active else _POLL_IDLE_S)
             if self._wake.is_set():
@@ -235,7 +241,8 @@ class CompactorService:
 
     def _merge_due(self) -> bool:
         world, active = self._world, False
-        for work in world.logs.unsettled():
+        # A merge writes all of its inputs anew before they are deleted: not on a full disk.
+        for work in () if world.reserve.is_needed else world.logs.unsettled():
             self._step()
             active = True
             quiet_s = (world.clock.now_us() - work.time_us) / 1e6
@@ -268,6 +275,8 @@ class CompactorService:
                 return
             if isinstance(error, NewerFormat):  # Told without a trace: it is no bug.
                 log.error("%s of collection %s is refused: %s", kind, collection_id, error)
+            elif isinstance(error, Unavailable | MemoryError):  # No bug: the text says all.
+                log.warning("%s of collection %s failed: %s", kind, collection_id, _named(error))
             else:
                 log.exception("%s of collection %s failed", kind, collection_id)
             wait_s = min(_RETRY_S_MAX, 2.0**failures)
@@ -277,6 +286,7 @@ class CompactorService:
 
     _collected_s = _swept_s = _idle_s = 0.0
     _appended_s = -math.inf
+    _idle_failure: type[BaseException] | None = None
 
     def _tidy(self) -> None:
         """From the folding thread: a merge may keep the other one for minutes."""
@@ -285,8 +295,12 @@ class CompactorService:
             self._idle_s = now
             try:
                 self._on_idle()
-            except OchreError as error:  # A full disk, for one.
-                log.warning("housekeeping failed: %s", error)
+            except (OchreError, MemoryError) as error:  # A full disk, for one.
+                if type(error) is not self._idle_failure:  # Not again each second.
+                    log.warning("housekeeping failed: %s", _named(error))
+                self._idle_failure = type(error)
+            else:
+                self._idle_failure = None
 
     def _housekeep(self) -> None:
         now, config = self._world.clock.monotonic_s(), self._world.config
@@ -296,7 +310,7 @@ class CompactorService:
             self._trim()
         if now - self._collected_s >= config.collect_period_s:
             self._collected_s = now
-            collect(self._world, self._step)
+            self._world.reserve.freeing(lambda: collect(self._world, self._step))
         if now - self._swept_s >= config.sweep_period_s:
             first = self._swept_s == 0.0
             self._swept_s = now
@@ -367,6 +381,11 @@ def owner_is_dead(owner: str) -> bool:
     except PermissionError:
         pass  # Somebody else's process, but it is there.
     return False
+
+
+def _named(error: BaseException) -> str:
+    """Its text; of one that has none its name."""
+    return str(error) or type(error).__name__
 
 
 def _malloc_trim() -> Callable[[], None]:

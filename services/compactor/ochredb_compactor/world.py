@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ochredb.ages import Ages
 from ochredb.catalog.jobs import Jobs
 from ochredb.catalog.logs import LogTable
 from ochredb.catalog.namespace import Namespace
@@ -15,6 +16,7 @@ from ochredb.ids import IdSource
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
 from ochredb.storage.base import LocalStore
+from ochredb.storage.space import Reserve
 from ochredb_compactor.config import CompactorConfig
 
 
@@ -45,5 +47,10 @@ class World:
     ids: IdSource
     parts: OpenParts
     config: CompactorConfig
+    reserve: Reserve = field(default_factory=Reserve)
     counters: Counters = field(default_factory=Counters)
     before_commit: Callable[[str, Manifest], None] = lambda _collection, _manifest: None
+    ages: Ages = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ages", Ages(self.clock))

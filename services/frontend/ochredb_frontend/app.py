@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -96,6 +97,7 @@ class App:
         self.metrics = Metrics()
         self._config = config
         self.body_bytes_max = config.body_bytes_max
+        self.connections_max = sys.maxsize  # The server knows better.
         self._clock = frontend.clock
         self._ids = ids or IdSource()
         self._auth = TokenAuth(config.token)

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from ochredb.cancel import Cancel, Cancelled
-from ochredb.errors import Exhausted, Kind, OchreError
+from ochredb.errors import Exhausted, Kind, OchreError, OutOfMemory
 
 logger = logging.getLogger("ochredb.frontend")
 
@@ -82,6 +82,9 @@ def error_response(error: BaseException) -> Response:
         return error.response
     if isinstance(error, Cancelled):
         return Response(499, error_body("ChromaError", str(error)))  # Nobody reads it.
+    if isinstance(error, MemoryError):
+        logger.warning("not enough memory for a request", exc_info=error)
+        error = OutOfMemory("not enough memory for this request now; retry later, or ask for less")
     if not isinstance(error, OchreError):
         logger.error("unexpected error", exc_info=error)
         message = f"Internal error ({type(error).__name__}); the server's log has the details"
@@ -94,6 +97,8 @@ def error_response(error: BaseException) -> Response:
         headers = (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
     elif kind is Kind.UNAVAILABLE:
         headers = (("retry-after", "1"),)
+    elif kind is Kind.STORAGE_FULL:
+        headers = (("retry-after", "5"),)
     elif kind is Kind.UNAUTHENTICATED:
         headers = (("www-authenticate", "Bearer"),)
     return Response(kind.http, error_body(kind.chroma_name, str(error)), headers)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
-from ochredb.errors import Exhausted
+from ochredb.errors import Exhausted, OutOfMemory
 
 T = TypeVar("T")
 W = TypeVar("W")
@@ -73,11 +73,15 @@ class WorkerPool:
         return future
 
     def _begin(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]:
-        """Raises Exhausted if too many jobs wait already."""
+        """Raises Exhausted if too many jobs wait already, OutOfMemory without any thread."""
         if self._pending >= self._pending_max:
             raise Exhausted(f"too many {self.name} requests are waiting; retry later")
         if len(self._threads) < self._thread_count:
-            self._start_thread()
+            try:
+                self._start_thread()
+            except RuntimeError as error:  # The system gives no more: those that run do it all.
+                if not self._threads:
+                    raise OutOfMemory(f"no thread for {self.name} requests: {error}") from error
         loop = asyncio.get_running_loop()
         self._pending += 1
         return loop, loop.create_future()

@@ -7,20 +7,33 @@ application does not take that way, and every other request, goes uvicorn's.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import types
 from collections.abc import Coroutine, Generator, Mapping
 from functools import partial
 from typing import Any
 
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
+from ochredb_frontend.messages import error_body
+
 _HEAD_BYTES_MAX = 64 << 10  # Request line and headers, beyond what arrived with them.
 _SMALL_BODY_BYTES = 64 << 10
 _ONE_WRITE_BYTES_MAX = 64 << 10
+_EXCHANGES_PER_TURN = 16  # Of one connection that does not wait for answers.
+_REFUSED_MAX, _REFUSED_WAIT_S = 16, 5.0
+_CONNECTION_TOKENS = (b"close", b"keep-alive")
+_TOO_MANY_BODY = error_body("ChromaError", "too many connections; retry later")
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(_TOO_MANY_BODY), _TOO_MANY_BODY)
+)
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\n"
     b"connection: close\r\n\r\n"
@@ -97,6 +110,10 @@ class Protocol(HttpToolsProtocol):
 
     cycle: Any  # uvicorn's RequestResponseCycle, an Exchange, or None.
     _in_head = True
+    _is_too_many = False
+    _turn_left = 0
+    _data = _again = b""  # What is being parsed, and what is to be parsed after it.
+    _offered: bytes | None = None  # The head of a request that offers another protocol, without.
     _head_bytes = 0
     _whole: Exchange | None = None  # It becomes a cycle.
     _default_headers: list[tuple[bytes, bytes]] | None = None
@@ -110,14 +127,47 @@ class Protocol(HttpToolsProtocol):
             self._default_lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         return self._default_lines
 
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        excess = len(self.connections) - self.app.connections_max
+        if excess > 0:  # Descriptors are needed for files, too.
+            self._is_too_many = True
+            # A few are answered when they ask: closed before that, they would not read why.
+            wait_s = _REFUSED_WAIT_S if excess <= _REFUSED_MAX else 0
+            self.loop.call_later(wait_s, transport.close)
+
     def data_received(self, data: bytes) -> None:
+        if self._is_too_many:
+            self.transport.write(_TOO_MANY)
+            self.transport.close()
+            return
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > _HEAD_BYTES_MAX + len(data):
                 self.transport.write(_HEAD_TOO_LARGE)
                 self.transport.close()
                 return
-        super().data_received(data)
+        self._turn_left = _EXCHANGES_PER_TURN
+        while data:
+            self._data, self._again = data, b""
+            super().data_received(data)
+            data = self._again
+        self._data = b""
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The parser stopped behind a head that offers another protocol: go on without the offer.
+
+        It takes what follows for that protocol, and the request for one without a body.
+        """
+        upgrade = sys.exception()
+        assert isinstance(upgrade, HttpParserUpgrade)
+        offered, self._offered = self._offered, None
+        if offered is None:  # CONNECT: what follows is for nobody.
+            return
+        self._again = offered + self._data[upgrade.args[0] :]
+        self.parser = HttpRequestParser(self)
+        with contextlib.suppress(AttributeError):  # As uvicorn does: older ones have it not.
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -130,12 +180,27 @@ class Protocol(HttpToolsProtocol):
         self.headers = []
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._offered = self._head_without_upgrade()
+            return
         self._in_head, self._head_bytes = False, 0
         fields = dict(self.headers)
         if self._is_simple(fields):
             self.cycle = Exchange(self, fields)
         else:
             self._begin_cycle()
+
+    def _head_without_upgrade(self) -> bytes:
+        """The head that is complete, as of a client that offers no other protocol."""
+        version = self.parser.get_http_version().encode()
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.lower().split(b",")]
+                value = b", ".join(token for token in tokens if token in _CONNECTION_TOKENS)
+            if name not in (b"upgrade", b"http2-settings"):
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
 
     def _is_simple(self, fields: Mapping[bytes, bytes]) -> bool:
         """Whether the request comes alone and its body, if it has one, is small and simply sent."""
@@ -144,6 +209,9 @@ class Protocol(HttpToolsProtocol):
             return False  # Pipelined: it waits for its turn.
         if self.expect_100_continue or self.flow.write_paused:
             return False
+        self._turn_left -= 1
+        if self._turn_left < 0:
+            return False  # Others want the loop: as tasks the rest take turns with them.
         if b"transfer-encoding" in fields or b"upgrade" in fields:
             return False
         length = fields.get(b"content-length")
@@ -167,6 +235,8 @@ class Protocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._offered is not None:
+            return  # It begins anew, without the offer.
         self._in_head = True
         exchange = self.cycle
         if type(exchange) is not Exchange:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import resource
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ from ochredb_frontend.protocol import Protocol
 
 KEEP_ALIVE_S = 65  # Longer than the 40 s for which clients keep connections.
 _BACKLOG = 2048
+_FILES_MIN, _FILES_PER_THREAD = 64, 4  # Descriptors that are no connections.
 # Threads that hold the GIL give it up after this long: with writers beside readers, the 99th
 # percentile of reads halves against Python's default of 5 ms.
 _SWITCH_INTERVAL_S = 0.0005
@@ -38,6 +40,21 @@ class _Uvicorn(uvicorn.Server):
         # The original raises each signal again at the end: that would end the process before the
         # stores are closed.
         yield
+
+
+def connections_max(threads: int) -> int:
+    """How many clients may be connected, so that descriptors are left for files.
+
+    threads: that read and write. Raises the process's own limit as far as that is allowed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS allows less than it says.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(soft - _FILES_MIN - _FILES_PER_THREAD * threads, soft // 2)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -75,7 +92,9 @@ class Server:
         drain_timeout_s: requests that still run this long after `stop` are cut off.
         """
         self._app, self._sock = app, sock
-        config = uvicorn.Config(
+        config = app.frontend.config
+        app.connections_max = connections_max(config.read_threads + config.write_threads)
+        settings = uvicorn.Config(
             app,
             http=Protocol,
             log_level=log_level,
@@ -89,7 +108,7 @@ class Server:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=drain_timeout_s,
         )
-        self._uvicorn = _Uvicorn(config, lambda: on_ready(url_of(sock)))
+        self._uvicorn = _Uvicorn(settings, lambda: on_ready(url_of(sock)))
 
     def run(self) -> None:
         """Serve until `stop`; returns when all requests have been answered."""

@@ -16,6 +16,7 @@ import orjson
 
 from ochredb.errors import InvalidArgument, Unprocessable
 from ochredb.json_shape import describe
+from ochredb.json_text import loads
 from ochredb_frontend.messages import Request, unsupported_media_type
 
 U32_MAX = 2**32 - 1
@@ -49,7 +50,7 @@ def json_object(request: Request) -> dict[str, Any]:
     """The request's body. Raises 415, InvalidArgument or Unprocessable."""
     require_json(request)
     try:
-        value = orjson.loads(request.body)
+        value = loads(request.body)
     except orjson.JSONDecodeError as error:
         raise InvalidArgument(
             f"Failed to parse the request body as JSON: {error.msg}"

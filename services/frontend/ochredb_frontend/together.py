@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import sys
 import threading
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -68,20 +69,19 @@ class Together:
         self._reads_of_turn = 0
         self._begin()
 
-    def _begin(self) -> None:
-        """Hand what waits to the thread beside, or if that is busy and too much waits, do it."""
-        while self._waiting and (not self._searcher.busy or self._waiting_count >= _READS_MAX):
+    def _begin(self, waiting_max: int = _READS_MAX) -> None:
+        """Hand what waits to the thread beside; if that is busy and too much waits, do it here."""
+        while self._waiting and (not self._searcher.busy or self._waiting_count >= waiting_max):
             items = self._next_items()
             try:
                 answers = self._frontend.together([read for read, _, _ in items])
             except Exception:
                 _run_alone(items)
                 continue
-            if self._searcher.busy:
+            done = partial(self._searched, items, answers)
+            if not self._searcher.search(answers.batch, done):
                 answers.batch.search()
                 _answer(items, answers)
-            else:
-                self._searcher.search(answers.batch, partial(self._searched, items, answers))
 
     def _next_items(self) -> list[Item]:
         """Of the group that waits longest, at most a batch."""
@@ -93,8 +93,9 @@ class Together:
         return items[:_READS_MAX]
 
     def _searched(self, items: list[Item], answers: QuickAnswers) -> None:
-        self._begin()  # First, so that both processors have something to do.
+        self._begin(sys.maxsize)  # First, so that both processors have something to do.
         _answer(items, answers)
+        self._begin()
 
 
 class _Searcher:
@@ -105,14 +106,23 @@ class _Searcher:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def search(self, batch: Batch, done: Callable[[], None]) -> None:
-        """Have `done` called on the event loop once the batch has been searched."""
-        loop = asyncio.get_running_loop()
+    def search(self, batch: Batch, done: Callable[[], None]) -> bool:
+        """Have `done` called on the event loop once the batch has been searched.
+
+        Returns False if it cannot take it: it is busy, or the system has no thread to give.
+        """
+        if self.busy:
+            return False
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ochredb-search", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="ochredb-search", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
         self.busy = True
-        self._jobs.put((batch, loop, done))
+        self._jobs.put((batch, asyncio.get_running_loop(), done))
+        return True
 
     def _finish(self, done: Callable[[], None]) -> None:
         self.busy = False

@@ -22,6 +22,7 @@ from ochredb.where import Where
 from ochredb_frontend import shapes
 from ochredb_frontend.config import FrontendConfig
 from ochredb_frontend.messages import Request, Response, encode, json_response
+from ochredb_frontend.room import make_sure_of, memory_can_run_out
 from ochredb_frontend.vectors import parse_embeddings, parse_query_embeddings
 
 _FIELDS = {
@@ -292,6 +293,8 @@ def _filter(body: Mapping[str, Any]) -> Where | None:
 
 
 def encode_get(records: Records, include: list[str]) -> bytes:
+    if memory_can_run_out():
+        make_sure_of(records.size_bytes)
     answer = {
         "ids": records.ids,
         "embeddings": records.embeddings,
@@ -305,6 +308,8 @@ def encode_get(records: Records, include: list[str]) -> bytes:
 
 def encode_query(answer: QueryAnswer, include: list[str]) -> bytes:
     rows = answer.records
+    if memory_can_run_out():
+        make_sure_of(sum(row.size_bytes for row in rows))
     columns = {
         "ids": [row.ids for row in rows],
         "embeddings": [row.embeddings for row in rows] if "embeddings" in include else None,

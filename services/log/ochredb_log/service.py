@@ -16,7 +16,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -24,48 +24,31 @@ from ochredb.cancel import Cancel, Cancelled
 from ochredb.catalog.database import Database
 from ochredb.catalog.logs import AppendRequest, LogTable
 from ochredb.catalog.namespace import LOCK_LOG
-from ochredb.catalog.objects import Swept
 from ochredb.checksum import signed, xxh3
 from ochredb.errors import (
     DeadlineExceeded,
     Exhausted,
-    Internal,
     NotFound,
     OchreError,
     OutcomeUnknown,
+    OutOfMemory,
     Unavailable,
 )
 from ochredb.fragment import check, encode
 from ochredb.ids import IdSource
 from ochredb.recent import own_copy
 from ochredb.storage.base import ObjectStore
-from ochredb.types import Appended, Operations
+from ochredb.storage.space import Reserve
+from ochredb.types import Appended, Op, Operations
 from ochredb_log.config import LogConfig
+from ochredb_log.flush import Delivery, Flusher, Waiting, copy_of
 
 log = logging.getLogger("ochredb.log")
 
 _MAKE_ROOM_ATTEMPTS_MAX = 10
-_SWEPT_ATTEMPTS_MAX = 3
+_CLOSE_WAIT_S = 30.0
 # What a repeat may fail with before the log was asked whether the first attempt had landed.
 _NOT_LOOKED_AT = (Exhausted, Unavailable, Cancelled, DeadlineExceeded)
-
-
-Delivery = Callable[[Appended | BaseException], None]
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """A request in the queue. `outcome` is set before `done`."""
-
-    request: AppendRequest
-    operations: Operations
-    payload: pa.Buffer
-    cancel: Cancel
-    done: threading.Event = field(default_factory=threading.Event)
-    leads: bool = False
-    outcome: Appended | BaseException | None = None
-    deliver: Delivery | None = None  # Of a submitted request, for which no thread waits.
-    unknown: OutcomeUnknown | None = None  # What the first attempt of a submitted request ended in.
 
 
 class LogService:
@@ -81,22 +64,39 @@ class LogService:
         *,
         on_append: Callable[[str, int], None] = lambda _collection, _last_offset: None,
         make_room: Callable[[str], None] | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         """make_room: an embedded engine's own compaction, run when the backlog is full."""
-        self._database, self._table, self._store = database, table, store
+        self._reserve = reserve or Reserve()
+        self._database, self._table = database, table
+        self._flusher = Flusher(table, store, ids, config, self._reserve)
         self._ids, self._config = ids, config
         self._on_append, self._make_room = on_append, make_room
         self._lock = threading.Lock()
-        self._queue: deque[_Waiting] = deque()
-        self._flushing = False
+        self._idle = threading.Condition(self._lock)
+        self._queue: deque[Waiting] = deque()
+        self._flushing = self._closed = False
         self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()  # Of the log's own thread.
         self._thread: threading.Thread | None = None
 
-    def close(self) -> None:
-        """Let the log's own thread end; nothing may be submitted any more."""
+    def close(self, timeout_s: float = _CLOSE_WAIT_S) -> None:
+        """Take nothing more, flush what was taken, let the log's own thread end.
+
+        What still waits after `timeout_s`, behind a disk that does not answer, is refused.
+        """
+        with self._lock:
+            self._closed = True
+            self._idle.wait_for(lambda: not self._flushing, timeout_s)
+            late = list(self._queue)
+            self._queue.clear()
+        for waiting in late:
+            waiting.outcome = waiting.unknown or Unavailable("the database was closed before this")
+            self._tell(waiting)
         if self._thread is not None:
             self._turns.put(False)
-            self._thread.join()
+            self._thread.join(_CLOSE_WAIT_S if not late else 0)
+            if self._thread.is_alive():
+                log.warning("closing while the disk has not answered a write")
             self._thread = None
 
     def append(
@@ -111,6 +111,8 @@ class LogService:
     ) -> Appended:
         """See `ochredb.peers.Log.append`. Cost: encoding, then a share of one or three fsyncs."""
         cancel.check()
+        if operations.op is not Op.DELETE:
+            self._reserve.check()
         check(operations)
         payload = encode(operations)
         request = self._request(
@@ -135,10 +137,12 @@ class LogService:
     ) -> None:
         """See `ochredb.peers.Log.submit`. Cost: encoding, about 0.1 ms for a few records."""
         cancel.check()
+        if operations.op is not Op.DELETE:
+            self._reserve.check()
         check(operations)
         payload = encode(operations)
         request = self._request(collection_id, operations, payload, idempotency_key, None, None)
-        self._submit(_Waiting(request, own_copy(operations), payload, cancel, deliver=deliver))
+        self._submit(Waiting(request, own_copy(operations), payload, cancel, deliver=deliver))
 
     def append_evaluated(
         self,
@@ -256,7 +260,7 @@ class LogService:
     def _append(
         self, request: AppendRequest, operations: Operations, payload: pa.Buffer, cancel: Cancel
     ) -> Appended:
-        waiting = _Waiting(request, operations, payload, cancel)
+        waiting = Waiting(request, operations, payload, cancel)
         self._enqueue(waiting)
         if not waiting.leads:
             try:
@@ -272,22 +276,27 @@ class LogService:
         assert outcome is not None
         return outcome
 
-    def _enqueue(self, waiting: _Waiting) -> None:
+    def _enqueue(self, waiting: Waiting) -> None:
         """Put it into the queue; it leads if no flush is running. Raises Exhausted."""
         with self._lock:
+            if self._closed:
+                raise Unavailable("the database was closed")
             if len(self._queue) >= self._config.queue_requests_max:
                 raise Exhausted(f"{len(self._queue)} writes are waiting already")
             self._queue.append(waiting)
             waiting.leads = not self._flushing
             self._flushing = True
 
-    def _submit(self, waiting: _Waiting) -> None:
+    def _submit(self, waiting: Waiting) -> None:
         thread = self._thread
         if thread is None or not thread.is_alive():  # Not yet, or it stayed behind at a fork.
             with self._lock:
                 if self._thread is thread:  # Else another submitter was quicker: one is enough.
                     thread = threading.Thread(target=self._run, name="ochredb-log", daemon=True)
-                    thread.start()  # If it cannot, nothing is in the queue yet.
+                    try:
+                        thread.start()
+                    except RuntimeError as error:  # Nothing is in the queue yet.
+                        raise OutOfMemory(f"no thread for the log: {error}") from error
                     self._thread = thread
         self._enqueue(waiting)
         if waiting.leads:
@@ -297,20 +306,40 @@ class LogService:
         while self._turns.get():
             self._lead()
 
-    def _deliver(self, waiting: _Waiting) -> None:
-        """Tell a submitted request's outcome, or try again as `_append_resolved` does."""
-        outcome, unknown = waiting.outcome, waiting.unknown
-        assert outcome is not None and waiting.deliver is not None
-        if isinstance(outcome, OutcomeUnknown) and unknown is None:
-            again = replace(waiting.request, may_be_repeat=True)
-            try:
-                self._submit(replace(waiting, request=again, leads=False, unknown=outcome))
-            except Exception:  # No room, for one: then it stays unknown.
-                waiting.deliver(outcome)
+    def _take_again(self, batch: Sequence[Waiting]) -> set[Waiting]:
+        """Those submitted requests whose outcome is not known: as in `_append_resolved`.
+
+        Their repeats are put at the head of the queue, where they were.
+        """
+        if self._closed:
+            return set()
+        doubtful: set[Waiting] = set()
+        repeats: list[Waiting] = []
+        for waiting in batch:
+            outcome = waiting.outcome
+            if waiting.deliver is None or waiting.unknown is not None:
+                continue
+            if isinstance(outcome, OutcomeUnknown):
+                again = replace(waiting.request, may_be_repeat=True)
+                repeats.append(replace(waiting, request=again, leads=False, unknown=outcome))
+                doubtful.add(waiting)
+        if repeats:
+            with self._lock:
+                self._queue.extendleft(reversed(repeats))
+        return doubtful
+
+    def _tell(self, waiting: Waiting) -> None:
+        """Give a request its outcome."""
+        if waiting.deliver is None:
+            waiting.done.set()
             return
-        if unknown is not None and isinstance(outcome, _NOT_LOOKED_AT):
-            outcome = waiting.outcome = unknown  # Nobody knows yet.
-        waiting.deliver(outcome)
+        if waiting.unknown is not None and isinstance(waiting.outcome, _NOT_LOOKED_AT):
+            waiting.outcome = waiting.unknown  # Nobody knows yet.
+        assert waiting.outcome is not None
+        try:
+            waiting.deliver(waiting.outcome)
+        except Exception:  # Others are told all the same.
+            log.exception("the outcome of a submitted write could not be told")
 
     def _tell_appended(self, collection_id: str, last_offset: int) -> None:
         """What listeners fail with is no matter of the write, which is durable."""
@@ -325,49 +354,49 @@ class LogService:
         outcomes: Sequence[Appended | BaseException]
         try:
             outcomes = self._flush_wanted(batch)
-            self._remember(batch, outcomes)
         except BaseException as error:
-            outcomes = [_copy_of(error) for _ in batch]
+            outcomes = [copy_of(error) for _ in batch]
             if not isinstance(error, Exception):
                 raise
         finally:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 waiting.outcome = outcome
+            self._remember(batch)
+            again = self._take_again(batch)
             told: dict[str, int] = {}
             for waiting in batch:
-                if waiting.deliver is None:
-                    waiting.done.set()
+                if waiting in again:
                     continue
                 done = waiting.outcome
-                if isinstance(done, Appended) and not done.repeated:
+                if waiting.deliver is not None and isinstance(done, Appended) and not done.repeated:
                     collection = waiting.request.collection
                     told[collection] = max(told.get(collection, 0), done.last_offset)
-                try:
-                    self._deliver(waiting)
-                except Exception:  # The others of the batch are told all the same.
-                    log.exception("the outcome of a submitted write could not be told")
+                self._tell(waiting)
             self._hand_over()
             for collection, last_offset in told.items():
                 self._tell_appended(collection, last_offset)
 
-    def _remember(
-        self, batch: Sequence[_Waiting], outcomes: Sequence[Appended | BaseException]
-    ) -> None:
+    def _remember(self, batch: Sequence[Waiting]) -> None:
         """Spare the readers of these writes the way through the log."""
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Appended) and not outcome.repeated:
-                self._table.recent.put(
-                    waiting.request.collection,
-                    outcome.first_offset,
-                    waiting.operations,
-                    waiting.payload.size,
-                )
+        try:
+            for waiting in batch:
+                outcome = waiting.outcome
+                if isinstance(outcome, Appended) and not outcome.repeated:
+                    self._table.recent.put(
+                        waiting.request.collection,
+                        outcome.first_offset,
+                        waiting.operations,
+                        waiting.payload.size,
+                    )
+        except Exception:  # No memory, for one. The writes are durable, and read from the log.
+            log.exception("writes could not be kept for their readers")
 
     def _hand_over(self) -> None:
         """Let the first request in the queue lead the next flush."""
         with self._lock:
             if not self._queue:
                 self._flushing = False
+                self._idle.notify_all()
                 return
             successor = self._queue[0]
             successor.leads = True
@@ -376,7 +405,7 @@ class LogService:
         else:
             self._turns.put(True)
 
-    def _abandon(self, waiting: _Waiting) -> None:
+    def _abandon(self, waiting: Waiting) -> None:
         """Its thread will not wait any longer. In the queue still, it is not written."""
         with self._lock:
             if waiting in self._queue:
@@ -385,8 +414,8 @@ class LogService:
         if leads:
             self._hand_over()
 
-    def _take_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _take_batch(self) -> list[Waiting]:
+        batch: list[Waiting] = []
         size = 0
         with self._lock:
             while self._queue:
@@ -396,7 +425,7 @@ class LogService:
                 batch.append(self._queue.popleft())
         return batch
 
-    def _flush_wanted(self, batch: list[_Waiting]) -> list[Appended | OchreError]:
+    def _flush_wanted(self, batch: list[Waiting]) -> list[Appended | OchreError]:
         """Flush those that are still wanted: some may have waited for too long."""
         refused: dict[int, OchreError] = {}
         for number, waiting in enumerate(batch):
@@ -405,63 +434,7 @@ class LogService:
             except OchreError as error:
                 refused[number] = error
         if not refused:
-            return self._flush(batch)
+            return self._flusher.flush(batch)
         wanted = [waiting for number, waiting in enumerate(batch) if number not in refused]
-        flushed = iter(self._flush(wanted) if wanted else [])
+        flushed = iter(self._flusher.flush(wanted) if wanted else [])
         return [refused.get(number) or next(flushed) for number in range(len(batch))]
-
-    def _flush(self, batch: list[_Waiting]) -> list[Appended | OchreError]:
-        """Bytes durable first, then the commit that points at them.
-
-        Who slept past the orphan sweep finds its object swept: it writes it again, elsewhere.
-        """
-        outcomes = self._flush_once(batch)
-        for _ in range(_SWEPT_ATTEMPTS_MAX):
-            again = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Swept)]
-            if not again:
-                break
-            try:
-                repeated = self._flush_once([batch[i] for i in again])
-            except OchreError as error:  # Only theirs: the others of the batch are committed.
-                repeated = [type(error)(str(error), **error.detail) for _ in again]
-            for i, outcome in zip(again, repeated, strict=True):
-                outcomes[i] = outcome
-        return outcomes
-
-    def _flush_once(self, batch: list[_Waiting]) -> list[Appended | OchreError]:
-        requests: list[AppendRequest] = []
-        pieces: list[memoryview] = []
-        size = 0
-        object_key = ""
-        for waiting in batch:
-            data = waiting.payload
-            if data.size <= self._config.inline_bytes_max:
-                requests.append(replace(waiting.request, payload=data.to_pybytes()))
-                continue
-            object_key = object_key or f"fragments/{self._ids.uuid7()}"
-            requests.append(
-                replace(
-                    waiting.request,
-                    object_key=object_key,
-                    byte_start=size,
-                    byte_stop=size + data.size,
-                )
-            )
-            pieces.append(memoryview(data))
-            size += data.size
-        if pieces:
-            self._store.create(object_key, pieces)
-            requests = [replace(r, object_bytes=size) if r.object_key else r for r in requests]
-        return self._table.append(requests)
-
-
-def _copy_of(error: BaseException) -> BaseException:
-    """One exception object for each waiting thread: a shared one would mix their tracebacks."""
-    if isinstance(error, OchreError):
-        copy = type(error)(str(error), **error.detail)
-        copy.__cause__ = error
-        return copy
-    text = f"{type(error).__name__}: {error}"
-    if not isinstance(error, Exception):  # An interrupt: perhaps just after the commit.
-        return OutcomeUnknown(f"the flush was interrupted: {text}")
-    return Internal(f"the flush failed: {text}")

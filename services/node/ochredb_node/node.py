@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ochredb.ages import Ages
 from ochredb.cancel import Cancel
 from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.jobs import Jobs
@@ -36,6 +37,7 @@ from ochredb.storage.base import LocalStore
 from ochredb.storage.directory import DirectoryStore
 from ochredb.storage.memory import MemoryStore
 from ochredb.storage.open_directory import check_directory
+from ochredb.storage.space import Reserve
 from ochredb_compactor.config import CompactorConfig
 from ochredb_compactor.service import CompactorService
 from ochredb_compactor.world import World
@@ -93,6 +95,7 @@ class Node:
         self.clock = clock or SystemClock()
         self.ids = ids or IdSource(self.clock)
         self.owner = f"{socket.gethostname()}/{os.getpid()}/{self.ids.uuid7()}"
+        self.reserve, self.ages = Reserve(config.path), Ages(self.clock)
         self._database: SqliteDatabase | None = None
         self._store_id = ""
         self._started = self._closed = False
@@ -111,7 +114,7 @@ class Node:
         if self.config.path is None:
             return MemoryStore(self.clock)
         root = os.path.join(self.config.path, "objects")
-        return DirectoryStore(root, clock=self.clock, ids=self.ids)
+        return DirectoryStore(root, clock=self.clock, ids=self.ids, on_full=self.reserve.found_full)
 
     @cached_property
     def logs(self) -> LogTable:
@@ -123,7 +126,7 @@ class Node:
 
     @cached_property
     def namespace(self) -> Namespace:
-        return Namespace(self.database, self.clock, self.ids)
+        return Namespace(self.database, self.clock, self.ids, reserve=self.reserve)
 
     @cached_property
     def open_parts(self) -> OpenParts:
@@ -141,6 +144,7 @@ class Node:
             self.config.log,
             on_append=self._appended,
             make_room=self.compactor.fold_now if self.config.foreground else None,
+            reserve=self.reserve,
         )
 
     def _appended(self, collection_id: str, last_offset: int) -> None:
@@ -172,6 +176,7 @@ class Node:
             ids=self.ids,
             parts=self.open_parts,
             config=self.config.compactor,
+            reserve=self.reserve,
             before_commit=self.query.prepare,
         )
         return CompactorService(
@@ -185,7 +190,13 @@ class Node:
 
         assert self.config.path is not None
         return Backups(
-            self.config.path, self.database, self.store, self._store_id, self.clock, self.ids
+            self.config.path,
+            self.database,
+            self.store,
+            self._store_id,
+            self.clock,
+            self.ids,
+            ages=self.ages,
         )
 
     @cached_property
@@ -223,7 +234,12 @@ class Node:
                 self._database, self._store_id = open_memory(self.clock, self.ids)
             else:
                 check_directory(path)
-                self._database, self._store_id = open_directory(path, self.clock, self.ids)
+                # On a full disk SQLite needs a little space even to read.
+                self._database, self._store_id = self.reserve.freeing(
+                    lambda: open_directory(
+                        path, self.clock, self.ids, on_full=self.reserve.found_full
+                    )
+                )
             self._check_store_id()
             self.namespace.ensure_defaults()
         except BaseException:
@@ -273,11 +289,13 @@ class Node:
 
     def _housekeep(self) -> None:
         """About once a second, from the folding thread."""
+        self.reserve.take_back()
         self.database.check_format()
         was_read = self.query.trim()
         self._tidy(not was_read and self.compactor.since_append_s() > _IDLE_AFTER_S)
         self.logs.recent.age()
-        if self.database.checkpoint():
+        # Half a checkpoint would only eat what is kept for deletes.
+        if self.reserve.has_room(self.database.wal_bytes()) and self.database.checkpoint():
             self.database.release_free_pages(_FREE_PAGES_PER_SECOND)
         now = self.clock.monotonic_s()
         if now >= self._measure_due_s:
@@ -285,11 +303,12 @@ class Node:
             cost.measure(self.clock)
         if now - self._housekept_s > 10.0:
             self._housekept_s = now
-            PinTable(self.database, self.clock).release_expired()
-            self.logs.expire_idempotency(_IDEMPOTENCY_RETENTION_S)
+            PinTable(self.database, self.clock, self.ages).release_expired()
+            retention_s = _IDEMPOTENCY_RETENTION_S
+            self.logs.expire_idempotency(retention_s + self.ages.slack_s(retention_s))
             self.database.release_free_pages(_FREE_PAGES_PER_SECOND)
             if isinstance(self.store, DirectoryStore):
-                self.store.clean_temporary(self.clock.now_us() - 600_000_000)
+                self.store.clean_temporary(self.ages.before_us(600.0))
 
     # -- embedded
 

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
+from ochredb.ages import Ages
 from ochredb.backup.archive import CHUNK_BYTES, size_and_checksum
 from ochredb.catalog.copies import copy_state
 from ochredb.catalog.database import SqliteDatabase
@@ -80,10 +81,11 @@ class Backups:
         ids: IdSource,
         *,
         ttl_s: float = TTL_S,
+        ages: Ages | None = None,
     ) -> None:
         self._root, self._store, self._store_id = root, store, store_id
         self._clock, self._ids, self._ttl_s = clock, ids, ttl_s
-        self._pins = PinTable(database, clock)
+        self._pins = PinTable(database, clock, ages)
         self._database = database
 
     def begin(self, owner: str) -> Started:

@@ -31,9 +31,11 @@ from ochredb.errors import (
     NewerFormat,
     OchreError,
     OutcomeUnknown,
+    OutOfMemory,
     Unavailable,
     newer_message,
 )
+from ochredb.storage.space import free_bytes, is_full, storage_full, why_not_writable
 
 Row = tuple[Any, ...]
 _DIALECT = "sqlite"
@@ -42,6 +44,12 @@ _VACUUM_PAGES = 100  # Freed in one transaction.
 _READER_CACHE_KIB = 512
 _WAL_IDLE_BYTES_MAX = 1 << 20
 _FORK_WAIT_S = 2.0
+_FAILURES = (sqlite3.Error, OSError)
+# What SQLite says where a file cannot grow or be made, whatever the reason.
+_PERHAPS_FULL = ("SQLITE_CANTOPEN", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE")
+# A commit that ends so has not written its last frame, without which it is none.
+_NOT_COMMITTED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR_WRITE)
+_FULL_BELOW_BYTES = 64 << 10
 _ABANDONED: list[Any] = []  # Connections of a parent process: never closed, never collected.
 _DATABASES: weakref.WeakSet[SqliteDatabase] = weakref.WeakSet()
 
@@ -120,14 +128,14 @@ class _Reading:
     def __enter__(self) -> Session:
         try:
             self._session = self._database.begin_read()
-        except sqlite3.Error as error:
-            raise _translated(error) from error
+        except _FAILURES as error:
+            raise self._database.translated(error) from error
         return self._session
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._database.end_read(self._session)
         if isinstance(error, sqlite3.Error):
-            raise _translated(error) from error
+            raise self._database.translated(error) from error
 
 
 class SqliteDatabase:
@@ -145,9 +153,13 @@ class SqliteDatabase:
         *,
         write_lock_path: str | None = None,
         format_version: int | None = None,
+        on_full: Callable[[], None] = lambda: None,
     ) -> None:
-        """format_version: refuse to work once the catalog has another; None: whatever it has."""
-        self._path = path
+        """format_version: refuse to work once the catalog has another; None: whatever it has.
+
+        on_full: called when the disk is found full, before StorageFull is raised.
+        """
+        self._path, self._on_full = path, on_full
         self._write_lock_path = write_lock_path
         self._format_version = format_version
         self._refusal: Callable[[], Unavailable] | None = None  # Why nothing can be done any more.
@@ -290,31 +302,54 @@ class SqliteDatabase:
     def write(self) -> Iterator[Session]:
         self._check()
         with self._lock, self._between_processes():
-            if self._writer is None:
-                memory = self._path is None
-                self._writer = self._memory_session() if memory else self._connect(query_only=False)
+            try:
+                if self._writer is None:
+                    memory = self._path is None
+                    self._writer = (
+                        self._memory_session() if memory else self._connect(query_only=False)
+                    )
+            except _FAILURES as error:
+                raise self.translated(error) from error
             connection = self._writer.connection
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 self._check_format(connection)
                 yield self._writer
             except BaseException as error:
-                with contextlib.suppress(sqlite3.Error):  # Already rolled back by SQLite itself.
-                    connection.execute("ROLLBACK")
+                _roll_back(connection)
                 if isinstance(error, sqlite3.Error):
-                    raise _translated(error) from error
+                    if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+                        self._forget_connections()  # Opened while nothing else was permitted.
+                    raise self.translated(error) from error
+                if isinstance(error, MemoryError):
+                    raise OutOfMemory("not enough memory to write this now") from error
                 raise
             try:
                 connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                if getattr(error, "sqlite_errorcode", 0) in (
-                    sqlite3.SQLITE_FULL,
-                    sqlite3.SQLITE_BUSY,
-                ):
-                    raise _translated(error) from error
-                raise OutcomeUnknown(f"the catalog's commit failed: {error}") from error
+            except BaseException as error:  # An interrupt, too, must not leave it open.
+                no_memory = isinstance(error, MemoryError) and connection.in_transaction
+                _roll_back(connection)
+                if no_memory:
+                    raise OutOfMemory("not enough memory to commit this now") from error
+                if getattr(error, "sqlite_errorcode", 0) in _NOT_COMMITTED:
+                    raise self.translated(error) from error
+                if isinstance(error, Exception):
+                    refusal = self.translated(error)
+                    raise OutcomeUnknown(f"the catalog's commit failed: {refusal}") from error
+                raise
+
+    def _forget_connections(self) -> None:
+        """Close what is not in use, so that it is opened anew with what is permitted then.
+
+        All of them: SQLite's connections of one process share how the log's index was opened.
+        """
+        with self._checkpoint_lock, self._pool:
+            unused = [item for item in (self._writer, self._checkpointer, *self._idle) if item]
+            for session in unused:
+                self._connections.remove(session.connection)
+                session.connection.close()
+            self._idle.clear()
+            self._writer = self._checkpointer = None
 
     def check_format(self) -> None:
         """From now on refuse reads too, if a newer OchreDB has migrated the catalog."""
@@ -343,9 +378,11 @@ class SqliteDatabase:
             yield
             return
         if self._write_lock_fd < 0:
-            self._write_lock_fd = os.open(
-                self._write_lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-            )
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            try:
+                self._write_lock_fd = os.open(self._write_lock_path, flags, 0o644)
+            except OSError as error:
+                raise self.translated(error) from error
         fcntl.flock(self._write_lock_fd, fcntl.LOCK_EX)
         try:
             yield
@@ -372,7 +409,7 @@ class SqliteDatabase:
                 page_size = connection.execute("PRAGMA page_size").fetchone()[0]
                 if row[1] * page_size > restart_above_bytes:
                     connection.execute("PRAGMA wal_checkpoint(RESTART)")
-                elif quiet and self._wal_bytes() > _WAL_IDLE_BYTES_MAX:
+                elif quiet and self.wal_bytes() > _WAL_IDLE_BYTES_MAX:
                     # It holds writers up while it waits for readers: so it does not wait.
                     connection.execute("PRAGMA busy_timeout=0")
                     try:
@@ -383,10 +420,10 @@ class SqliteDatabase:
                 return quiet
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise _translated(error) from error
+                raise self.translated(error) from error
             return False
 
-    def _wal_bytes(self) -> int:
+    def wal_bytes(self) -> int:
         """Size of the log's file: it stays as large as the log once was, up to a limit."""
         try:
             return os.stat(f"{self._path}-wal").st_size
@@ -411,6 +448,21 @@ class SqliteDatabase:
                     session.connection.execute("PRAGMA incremental_vacuum(1)")
             pages_max -= count
 
+    def translated(self, error: BaseException) -> OchreError:
+        """SQLite's error as one of ours. Full disk, read-only and I/O errors changed nothing."""
+        code = getattr(error, "sqlite_errorname", None) or type(error).__name__
+        folder = os.path.dirname(self._path or "")
+        full = code == "SQLITE_FULL" or (isinstance(error, OSError) and is_full(error))
+        if code in _PERHAPS_FULL:
+            free = free_bytes(folder)
+            full = free is not None and free < _FULL_BELOW_BYTES
+        if full:
+            refusal = storage_full("write", self._path or "", folder)
+            self._on_full()
+            return refusal
+        reason = why_not_writable(folder) if self._path is not None else ""
+        return Unavailable(f"the catalog is unavailable: {reason or error} ({code})")
+
     def close(self) -> None:
         if self._pid != os.getpid():
             self.after_fork()
@@ -423,10 +475,9 @@ class SqliteDatabase:
                 self._write_lock_fd = -1
 
 
-def _translated(error: sqlite3.Error) -> OchreError:
-    """SQLite's error as one of ours. Full disk, read-only and I/O errors changed nothing."""
-    code = getattr(error, "sqlite_errorname", None) or type(error).__name__
-    return Unavailable(f"the catalog is unavailable: {error} ({code})")
+def _roll_back(connection: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error, MemoryError):  # SQLite itself may have done it.
+        connection.execute("ROLLBACK")
 
 
 def _for_all(work: Callable[[SqliteDatabase], None]) -> Callable[[], None]:

@@ -88,7 +88,10 @@ class Jobs:
                     last_error=None,
                 )
                 return Lease(collection, kind, owner, 1)
-            if row[2] > now and row[0] != owner and not is_dead(row[0]):
+            # None is given for longer than its ttl: then the clock was set back meanwhile.
+            left_us = row[2] - now
+            running = 0 < left_us <= 2 * int(ttl_s * 1e6)
+            if running and row[0] != owner and not is_dead(row[0]):
                 return None
             fence = int(row[1]) + 1
             session.run(

@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ochredb.catalog.core import select
@@ -20,7 +20,7 @@ from ochredb.catalog.database import Session, SqliteDatabase, SqliteSession
 from ochredb.catalog.schema import FORMAT_VERSION, store
 from ochredb.catalog.statement import Statement, sqlalchemy_dialect
 from ochredb.clock import Clock
-from ochredb.errors import InvalidArgument, Unavailable, newer_message
+from ochredb.errors import InvalidArgument, StorageFull, Unavailable, newer_message
 from ochredb.ids import IdSource
 
 CATALOG_NAME = "ochredb.sqlite3"
@@ -43,12 +43,30 @@ def open_memory(clock: Clock, ids: IdSource) -> tuple[SqliteDatabase, str]:
     return database, store_id
 
 
-def open_directory(root: str, clock: Clock, ids: IdSource) -> tuple[SqliteDatabase, str]:
-    """The catalog in directory `root`, created or migrated if need be, and its store id."""
+def open_directory(
+    root: str,
+    clock: Clock,
+    ids: IdSource,
+    *,
+    on_full: Callable[[], None] = lambda: None,
+) -> tuple[SqliteDatabase, str]:
+    """The catalog in directory `root`, created or migrated if need be, and its store id.
+
+    on_full: see SqliteDatabase. Raises StorageFull; then a second try may find enough space.
+    """
     path = os.path.join(root, CATALOG_NAME)
+    database = SqliteDatabase(
+        path,
+        write_lock_path=_write_lock(root),
+        format_version=FORMAT_VERSION,
+        on_full=on_full,
+    )
     try:
         current = _current_store_id(path)
     except sqlite3.DatabaseError as error:
+        refusal = database.translated(error)
+        if isinstance(refusal, StorageFull):
+            raise refusal from error
         # An SQLITE_ERROR is about tables that are not as ours; other operational ones may pass.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
         if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
@@ -56,9 +74,6 @@ def open_directory(root: str, clock: Clock, ids: IdSource) -> tuple[SqliteDataba
         raise InvalidArgument(f"{path} is not an OchreDB catalog: {error}") from error
     if current is None:
         current = _migrate(root, path, clock, ids)
-    database = SqliteDatabase(
-        path, write_lock_path=_write_lock(root), format_version=FORMAT_VERSION
-    )
     return database, current
 
 

@@ -29,6 +29,7 @@ from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
 from ochredb.errors import AlreadyExists, InvalidArgument, NotFound
 from ochredb.ids import IdSource
+from ochredb.storage.space import Reserve
 from ochredb.types import CollectionInfo
 
 DEFAULT_TENANT = "default_tenant"
@@ -150,8 +151,16 @@ _DELETE_TENANTS = Statement(delete(tenants))
 class Namespace:
     """Blocking, thread-safe; each change is one transaction."""
 
-    def __init__(self, database: Database, clock: Clock, ids: IdSource) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        ids: IdSource,
+        *,
+        reserve: Reserve | None = None,
+    ) -> None:
         self._db, self._clock, self._ids = database, clock, ids
+        self._reserve = reserve or Reserve()
 
     def ensure_defaults(self) -> None:
         """Create the default tenant and database in a new store. Any number may call at once."""
@@ -213,6 +222,10 @@ class Namespace:
         return [DatabaseInfo(*row) for row in rows]
 
     def delete_database(self, tenant: str, name: str) -> None:
+        """Drop it and all of its collections."""
+        self._reserve.freeing(lambda: self._delete_database(tenant, name))
+
+    def _delete_database(self, tenant: str, name: str) -> None:
         with self._db.write() as session:
             row = session.one(_GET_DATABASE, tenant=tenant, name=name)
             if row is None:
@@ -240,6 +253,7 @@ class Namespace:
                 known = self._by_name(session, tenant, database, name)
             if known is not None:
                 return known
+        self._reserve.check()
         with self._db.write() as session:
             parent = session.one(_GET_DATABASE, tenant=tenant, name=database)
             if parent is None:
@@ -353,6 +367,9 @@ class Namespace:
 
     def delete_collection(self, tenant: str, database: str, name: str) -> str:
         """Drop it, its log and its references; returns its id."""
+        return self._reserve.freeing(lambda: self._delete_collection(tenant, database, name))
+
+    def _delete_collection(self, tenant: str, database: str, name: str) -> str:
         with self._db.write() as session:
             row = session.one(_GET_BY_NAME, tenant=tenant, database=database, name=name)
             if row is None:
@@ -362,6 +379,9 @@ class Namespace:
 
     def reset(self) -> None:
         """Drop everything through the catalog; objects are collected as garbage later."""
+        self._reserve.freeing(self._reset)
+
+    def _reset(self) -> None:
         with self._db.write() as session:
             for (collection,) in session.all(_ALL_IDS):
                 self._drop(session, collection)

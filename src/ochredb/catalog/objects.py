@@ -71,6 +71,16 @@ _DUE = Statement(
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
+_AHEAD = Statement(
+    select(objects.c.key)
+    .where(objects.c.unreferenced_us > bindparam("ahead_us"), objects.c.state == "live")
+    .limit(1)
+)
+_STAMP_ANEW = Statement(
+    update(objects)
+    .where(objects.c.unreferenced_us > bindparam("ahead_us"), objects.c.state == "live")
+    .values(unreferenced_us=bindparam("now_us"))
+)
 _REFERENCED = Statement(select(references.c.key).where(references.c.key == _key).limit(1))
 _MARK = Statement(
     update(objects).where(objects.c.key == bindparam("object_key")).values(state="deleting")
@@ -169,6 +179,14 @@ class ObjectTable:
                     session.run(_MARK, object_key=key)
                     marked.append(key)
         return marked
+
+    def stamp_anew(self, ahead_us: int, now_us: int) -> None:
+        """Give stamps that lie after `ahead_us`, from before the clock was set back, another."""
+        with self._db.read() as session:
+            if session.one(_AHEAD, ahead_us=ahead_us) is None:
+                return
+        with self._db.write() as session:
+            session.run(_STAMP_ANEW, ahead_us=ahead_us, now_us=now_us)
 
     def deleting(self, limit: int) -> list[str]:
         """Keys marked by this or an earlier process and not yet forgotten."""

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from ochredb.ages import Ages
 from ochredb.catalog import objects as object_table
 from ochredb.catalog.core import (
     BindParameter,
@@ -29,6 +30,7 @@ from ochredb.clock import Clock
 from ochredb.errors import Exhausted, NotFound
 
 KIND = "pin"
+_RENEWED_WITHIN_S = 600.0  # Longer than any pin's ttl.
 PINS_MAX = 8  # At once: each keeps garbage from being collected.
 
 _pin: BindParameter[Any] = bindparam("pin")
@@ -58,8 +60,10 @@ _HOLDS = Statement(
 class PinTable:
     """Blocking, thread-safe; each call is one transaction."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, ages: Ages | None = None) -> None:
+        """ages: of this process, watched since its start."""
         self._db, self._clock = database, clock
+        self._ages = ages or Ages(clock)
 
     @contextlib.contextmanager
     def take(self, pin: str, owner: str, ttl_s: float) -> Iterator[Session]:
@@ -111,7 +115,7 @@ class PinTable:
 
     def release_expired(self) -> None:
         """End the pins of holders that did not renew them in time."""
-        now = self._clock.now_us()
+        now = self._expired_us()
         with self._db.read() as session:
             if session.one(_EXPIRED, now_us=now) is None:
                 return
@@ -119,8 +123,15 @@ class PinTable:
             self._release_expired(session)
 
     def _release_expired(self, session: Session) -> None:
-        for (pin,) in session.all(_EXPIRED, now_us=self._clock.now_us()):
+        for (pin,) in session.all(_EXPIRED, now_us=self._expired_us()):
             self._release(session, pin)
+
+    def _expired_us(self) -> int:
+        """Now; after the clock was set ahead as before, for as long as holders may take to renew.
+
+        They have had no chance to say that they are still there.
+        """
+        return self._clock.now_us() - int(self._ages.slack_s(_RENEWED_WITHIN_S) * 1e6)
 
     def _release(self, session: Session, pin: str) -> None:
         session.run(_DELETE, pin=pin)

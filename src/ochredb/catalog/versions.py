@@ -95,7 +95,11 @@ _DELETE_OLD_VERSION_PARTS = Statement(
 _REPLACED = Statement(
     select(versions.c.collection)
     .group_by(versions.c.collection)
-    .having(func.count() > 1, func.max(versions.c.created_us) <= bindparam("cutoff_us"))
+    .having(
+        func.count() > 1,
+        (func.max(versions.c.created_us) <= bindparam("cutoff_us"))
+        | (func.max(versions.c.created_us) > bindparam("ahead_us")),
+    )
     .order_by(versions.c.collection)
     .limit(bindparam("limit"))
 )
@@ -108,6 +112,8 @@ _PART_IS_USED = Statement(
     select(version_parts.c.part).where(version_parts.c.part == bindparam("part")).limit(1)
 )
 _DELETE_PART = Statement(delete(parts).where(parts.c.id == bindparam("part")))
+
+_NEVER_US = 1 << 62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,14 +192,15 @@ class VersionTable:
             self._advance(session, collection, version + 1, indexed, new)
             return version + 1
 
-    def release_replaced(self, cutoff_us: int, limit: int) -> int:
+    def release_replaced(self, cutoff_us: int, limit: int, ahead_us: int = _NEVER_US) -> int:
         """Forget versions that were replaced before `cutoff_us`; returns of how many collections.
 
+        Also those that seem to be replaced after `ahead_us`: before the clock was set back.
         One transaction for at most `limit` collections. Cost without any: a pass over the newest
         versions, a millisecond for 5,000 collections.
         """
         with self._db.read() as session:
-            found = session.all(_REPLACED, cutoff_us=cutoff_us, limit=limit)
+            found = session.all(_REPLACED, cutoff_us=cutoff_us, ahead_us=ahead_us, limit=limit)
         if not found:
             return 0
         with self._db.write() as session:
@@ -202,7 +209,7 @@ class VersionTable:
                 if row is None:
                     continue
                 created = session.one(_CREATED, collection=collection, version=row[0])
-                if created is not None and created[0] <= cutoff_us:
+                if created is not None and not cutoff_us < created[0] <= ahead_us:
                     self._drop_up_to(session, collection, row[0] - 1)
         return len(found)
 

@@ -20,6 +20,7 @@ import orjson
 from numpy.typing import NDArray
 
 from ochredb.errors import Corrupt, NewerFormat, newer_message
+from ochredb.json_text import loads
 
 Section = bytes | memoryview | NDArray[np.uint8]
 SectionSource = Callable[[str], memoryview | None]
@@ -101,7 +102,7 @@ def read_directory(section: SectionSource, name: str, format_version: int) -> di
     if data is None:
         raise Corrupt(f"{name}: the section is missing")
     try:
-        directory = orjson.loads(data)
+        directory = loads(data)
     except orjson.JSONDecodeError as error:
         raise Corrupt(f"{name}: not JSON: {error}") from error
     if not isinstance(directory, dict):

@@ -25,6 +25,8 @@ from ochredb.vectors.threads import in_shares
 
 _SUB_BATCH_ROWS = 2_000
 _SEED = 100
+# What hnswlib says when it is not the file's fault.
+_NO_DAMAGE = ("Not enough memory", "Cannot open file")
 
 
 class HnswGraph:
@@ -51,6 +53,8 @@ class HnswGraph:
         try:
             index.load_index(path)
         except RuntimeError as error:
+            if any(text in str(error) for text in _NO_DAMAGE):
+                raise Unavailable(f"cannot load the graph {path}: {error}") from error
             raise Corrupt(f"hnswlib cannot read the graph {path}: {error}") from error
         return cls(index, rows, os.path.getsize(path))
 

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from ochredb.errors import Corrupt, NewerFormat, newer_message
+from ochredb.json_text import loads
 
 FORMAT_VERSION = 1
 
@@ -91,7 +92,7 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> Manifest:
         """Raises NewerFormat for a part of a newer release, Corrupt for anything else."""
         try:
-            document = orjson.loads(text)
+            document = loads(text)
             if (version := document["format_version"]) > FORMAT_VERSION:
                 raise NewerFormat(newer_message("a part", version, FORMAT_VERSION))
             return cls(

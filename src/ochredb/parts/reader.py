@@ -106,6 +106,8 @@ class Part:
         try:
             data = pa.py_buffer(stored.view[place.start : place.stop])
             batch = pa.ipc.open_file(data).get_batch(0)
+        except MemoryError:  # Arrow's are ArrowExceptions, too: no damage.
+            raise
         except pa.ArrowException as error:
             raise Corrupt(f"the records of part {self.id} are no Arrow file: {error}") from error
         if tuple(batch.schema.names) != _RECORDS or batch.num_rows != len(self):

@@ -7,7 +7,8 @@ files; a larger one is an object for each of records, vectors, index, and graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ochredb.checksum import BLOCK_BYTES, block_checksums, xxh3
+from ochredb.errors import OchreError
 from ochredb.parts.columns import BytesColumn
 from ochredb.parts.ids import IdIndex
 from ochredb.parts.manifest import Manifest, ObjectInfo, SectionPlace
@@ -74,7 +76,8 @@ def write_part(
 ) -> Manifest:
     """Build every section, create the objects, return the manifest. Nothing refers to them yet.
 
-    step: called between pieces of work; it may raise to give up (the objects become orphans).
+    step: called between pieces of work; it may raise to give up.
+    If it fails, what was written is deleted: each new attempt would fill a full disk further.
     """
 
     def done() -> None:
@@ -102,18 +105,22 @@ def write_part(
         groups = {"packed": {k: v for group in groups.values() for k, v in group.items()}}
     objects: list[ObjectInfo] = []
     places: dict[str, SectionPlace] = {}
-    for name, sections in groups.items():
-        info, offsets = _create(store, f"parts/{part_id}/{name}", sections)
-        for section, (start, stop) in offsets.items():
-            places[section] = SectionPlace(len(objects), start, stop)
-        objects.append(info)
-        done()
-    if graph is not None:
-        key = f"parts/{part_id}/graph"
-        places["graph"] = SectionPlace(len(objects), 0, graph.file.nbytes)
-        objects.append(ObjectInfo(key, graph.file.nbytes, xxh3(graph.file), has_table=False))
-        store.create(key, graph.file)
-        done()
+    try:
+        for name, sections in groups.items():
+            info, offsets = _create(store, f"parts/{part_id}/{name}", sections)
+            for section, (start, stop) in offsets.items():
+                places[section] = SectionPlace(len(objects), start, stop)
+            objects.append(info)
+            done()
+        if graph is not None:
+            key = f"parts/{part_id}/graph"
+            places["graph"] = SectionPlace(len(objects), 0, graph.file.nbytes)
+            objects.append(ObjectInfo(key, graph.file.nbytes, xxh3(graph.file), has_table=False))
+            store.create(key, graph.file)
+            done()
+    except BaseException:
+        discard(store, [item.key for item in objects])
+        raise
     return Manifest(
         id=part_id,
         rows=len(rows.seqs),
@@ -124,6 +131,13 @@ def write_part(
         objects=tuple(objects),
         sections=places,
     )
+
+
+def discard(store: ObjectStore, keys: Iterable[str]) -> None:
+    """Delete objects that nothing will refer to. They would be swept as orphans, but much later."""
+    for key in keys:
+        with contextlib.suppress(OchreError):  # Then the sweep does it.
+            store.delete(key)
 
 
 def _bytes_of(data: Data) -> memoryview:

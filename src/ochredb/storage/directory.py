@@ -18,14 +18,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ochredb.clock import Clock
-from ochredb.errors import AlreadyExists, NotFound, Unavailable
+from ochredb.errors import AlreadyExists, NotFound, OutOfMemory, Unavailable
 from ochredb.ids import IdSource
 from ochredb.storage import files
 from ochredb.storage.base import RESERVED_PART, StoredObject, byte_views, check_key, is_key
+from ochredb.storage.space import is_full, storage_full
 
 if TYPE_CHECKING:
     from ochredb.storage.base import Data, Piece
@@ -44,8 +45,15 @@ class DirectoryStore:
     """
 
     def __init__(
-        self, root: str, *, clock: Clock | None = None, ids: IdSource | None = None
+        self,
+        root: str,
+        *,
+        clock: Clock | None = None,
+        ids: IdSource | None = None,
+        on_full: Callable[[], None] = lambda: None,
     ) -> None:
+        """on_full: called when the disk is found full, before StorageFull is raised."""
+        self._on_full = on_full
         self.root = os.path.abspath(root)
         self._ids = ids or IdSource(clock)
         self._temporary = os.path.join(self.root, RESERVED_PART)
@@ -76,7 +84,7 @@ class DirectoryStore:
                     files.unlink_if_exists(final)
                     raise
         except OSError as error:
-            raise _unavailable("write", final, error) from error
+            raise self._failed("write", final, error) from error
         if exists:
             raise AlreadyExists(f"object {key} exists", key=key)
 
@@ -88,7 +96,7 @@ class DirectoryStore:
         except _ABSENT as error:
             raise NotFound(f"no object {key}", key=key) from error
         except OSError as error:
-            raise _unavailable("read", path, error) from error
+            raise self._failed("read", path, error) from error
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         path = self._path(key)
@@ -101,7 +109,7 @@ class DirectoryStore:
         except _ABSENT as error:
             raise NotFound(f"no object {key}", key=key) from error
         except OSError as error:
-            raise _unavailable("read", path, error) from error
+            raise self._failed("read", path, error) from error
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[StoredObject]:
         folder_key = prefix[: prefix.rfind("/") + 1]
@@ -110,7 +118,7 @@ class DirectoryStore:
         try:
             yield from self._list_folder(folder_key, prefix, after)
         except OSError as error:
-            raise _unavailable("list", self.root, error) from error
+            raise self._failed("list", self.root, error) from error
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -124,7 +132,7 @@ class DirectoryStore:
             return
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise _unavailable("delete", path, error) from error
+                raise self._failed("delete", path, error) from error
 
     def map(self, key: str) -> memoryview:
         path = self._path(key)
@@ -134,7 +142,7 @@ class DirectoryStore:
         except _ABSENT as error:
             raise NotFound(f"no object {key}", key=key) from error
         except OSError as error:
-            raise _unavailable("map", path, error) from error
+            raise self._failed("map", path, error) from error
 
     def scratch(self, pieces: Iterable[Piece]) -> memoryview:
         path = f"{self._temporary}/{self._ids.uuid7()}"
@@ -147,7 +155,7 @@ class DirectoryStore:
                     files.write_all(descriptor, byte_views(piece))
                 return files.map_read_only(descriptor)
         except OSError as error:
-            raise _unavailable("write", path, error) from error
+            raise self._failed("write", path, error) from error
 
     def forget_pages(self, view: memoryview) -> None:
         files.forget_pages(view)
@@ -170,7 +178,7 @@ class DirectoryStore:
         except FileNotFoundError:
             return removed
         except OSError as error:
-            raise _unavailable("clean", self._temporary, error) from error
+            raise self._failed("clean", self._temporary, error) from error
         return removed
 
     def _path(self, key: str) -> str:
@@ -270,7 +278,12 @@ class DirectoryStore:
                 if stat.S_ISREG(status.st_mode):
                     yield StoredObject(key, status.st_size, status.st_mtime_ns // 1000)
 
-
-def _unavailable(verb: str, path: str, error: OSError) -> Unavailable:
-    cause = error.strerror or str(error)
-    return Unavailable(f"cannot {verb} {path}: {cause}", path=path, errno=error.errno)
+    def _failed(self, verb: str, path: str, error: OSError) -> Unavailable:
+        """The error to raise for one of the operating system's."""
+        if is_full(error):
+            full = storage_full(verb, path, os.path.dirname(self.root), error)
+            self._on_full()
+            return full
+        kind = OutOfMemory if error.errno == errno.ENOMEM else Unavailable
+        cause = error.strerror or str(error)
+        return kind(f"cannot {verb} {path}: {cause}", path=path, errno=error.errno)

@@ -15,9 +15,10 @@ import os
 import re
 from collections.abc import Mapping
 
-from ochredb.errors import InvalidArgument, OchreError, Unavailable
+from ochredb.errors import InvalidArgument, OchreError, StorageFull, Unavailable
 from ochredb.ids import IdSource
 from ochredb.storage import files
+from ochredb.storage.space import is_full
 
 CATALOG_FILE = "ochredb.sqlite3"
 MARKER_FILE = "ochredb.txt"
@@ -69,7 +70,9 @@ def check_directory(path: str, environ: Mapping[str, str] = os.environ) -> None:
         if MARKER_FILE not in names:
             _mark(path)
     except OSError as error:
-        raise _not_usable(path, error) from error
+        # A store that has got full is opened all the same: to be read, and to delete.
+        if not (is_full(error) and CATALOG_FILE in names):
+            raise _not_usable(path, error) from error
 
 
 def network_file_system(path: str, mountinfo: str) -> str | None:
@@ -168,6 +171,6 @@ def _not_usable(path: str, error: OSError) -> OchreError:
         return Unavailable(f"{path} is on a read-only file system", path=path, errno=error.errno)
     if error.errno in {errno.EACCES, errno.EPERM}:
         return Unavailable(f"{path} is not writable for this user: {cause}", path=path)
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return Unavailable(f"{path} is full: {cause}", path=path, errno=error.errno)
+    if is_full(error):
+        return StorageFull(f"{path} is full: {cause}", path=path, errno=error.errno)
     return Unavailable(f"cannot use {path}: {cause}", path=path, errno=error.errno)
