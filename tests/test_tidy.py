@@ -314,7 +314,9 @@ def test_the_lock_is_exact_and_names_no_place() -> None:
     assert not places, places
 
 
-def test_decisions_are_numbered_without_gaps() -> None:
+def test_decisions_have_numbers_of_their_own() -> None:
+    """Gaps are numbers given out to what has not landed."""
     names = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("*.md"))
     numbers = [int(name[:4]) for name in names]
-    assert numbers == list(range(1, len(numbers) + 1)), names
+    assert numbers[0] == 1
+    assert len(set(numbers)) == len(numbers), names
