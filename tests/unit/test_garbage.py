@@ -188,11 +188,11 @@ class TestGarbage:
         due = clock.now_us() - 10_000_000
         write = node.database.write
 
-        def fold_first() -> Any:
+        def fold_first(name: str) -> Any:
             monkeypatch.setattr(node.database, "write", write)
             add_rows(node, collection, 20, 10)
             _fold(node, collection)
-            return write()
+            return write(name)
 
         monkeypatch.setattr(node.database, "write", fold_first)
         assert node.versions.release_replaced(due, 10) == 1

@@ -13,8 +13,11 @@ from typing import NoReturn
 import pytest
 
 from ochredb.errors import InvalidArgument, Unavailable
+from ochredb.ids import IdSource
 from ochredb.storage import files, open_directory
 from ochredb.storage.open_directory import check_directory, network_file_system
+
+from .kernel import ManualClock
 
 Mount = Callable[..., Path]
 
@@ -77,6 +80,21 @@ def test_traces_of_a_crash_during_the_first_start_are_no_foreign_files(tmp_path:
     (tmp_path / ".ochredb-probe-0190").touch()
     check_directory(str(tmp_path))
     assert (tmp_path / "ochredb.txt").exists()
+
+
+def test_probes_of_dead_starts_are_removed_when_nobody_can_be_using_them(tmp_path: Path) -> None:
+    ids = IdSource()
+    check_directory(str(tmp_path))
+    probes = {f".ochredb-probe-{ids.uuid7()}", f".ochredb-probe-{ids.uuid7()}-published"}
+    others = {".ochredb-probe-of-somebody-else", "ochredb.txt"}
+    for name in probes | others:
+        (tmp_path / name).touch()
+    check_directory(str(tmp_path))
+    assert set(os.listdir(tmp_path)) == probes | others
+    clock = ManualClock()
+    clock.advance(601)
+    check_directory(str(tmp_path), clock=clock)
+    assert set(os.listdir(tmp_path)) == others
 
 
 def test_a_link_to_a_directory_is_followed(tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ def test_a_write_right_after_the_pin_is_neither_shown_nor_kept(
     write = node.database.write
 
     @contextlib.contextmanager
-    def write_and_more() -> Iterator[Session]:
-        with write() as session:
+    def write_and_more(name: str) -> Iterator[Session]:
+        with write(name) as session:
             yield session
         monkeypatch.setattr(node.database, "write", write)
         add_rows(node, collection, 3, 3)

@@ -262,6 +262,31 @@ def test_temporaries_of_the_dead_are_cleaned(directory: DirectoryStore) -> None:
     assert everything_below(directory.root) == ["a", "tmp/new"]
 
 
+def test_a_delete_removes_the_folder_that_a_dead_one_left(directory: DirectoryStore) -> None:
+    directory.create("parts/1/a", b"x")
+    directory.create("parts/2/a", b"x")
+    directory.create("parts/2/b", b"x")
+    for number in (1, 2):
+        os.unlink(f"{directory.root}/parts/{number}/a")
+        directory.delete(f"parts/{number}/a")
+    assert os.listdir(f"{directory.root}/parts") == ["2"]
+    directory.delete("parts/2/a")
+    assert [item.key for item in directory.list("")] == ["parts/2/b"]
+
+
+def test_empty_folders_are_removed_and_made_again(directory: DirectoryStore) -> None:
+    assert directory.remove_empty_folders() == 0
+    directory.create("parts/1/a", b"x")
+    directory.create("parts/2/a", b"x")
+    os.unlink(f"{directory.root}/parts/1/a")
+    os.makedirs(f"{directory.root}/tmp/kept", exist_ok=True)
+    assert directory.remove_empty_folders() == 1
+    assert sorted(os.listdir(f"{directory.root}/parts")) == ["2"]
+    assert os.path.exists(f"{directory.root}/tmp/kept")
+    directory.create("parts/1/a", b"y")
+    assert directory.get("parts/1/a") == b"y"
+
+
 def test_a_slow_writer_taken_for_dead_fails_cleanly(
     directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

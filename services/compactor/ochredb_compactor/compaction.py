@@ -12,6 +12,7 @@ from ochredb.catalog.quarantine import Quarantined
 from ochredb.catalog.versions import NewVersion, VersionPart
 from ochredb.checksum import signed, xxh3
 from ochredb.configuration import index_settings
+from ochredb.crash_points import reach
 from ochredb.errors import Conflict
 from ochredb.materialise import Fold
 from ochredb.parts import deleted as deleted_rows
@@ -109,6 +110,7 @@ def _quarantined(
     if len(item.data) > _QUARANTINE_INLINE_BYTES_MAX:
         key = f"fragments/{world.ids.uuid7()}"
         world.store.create(key, item.data)
+        reach("quarantine.object-created")
         objects.append((key, len(item.data)))
     return Quarantined(
         collection=collection,
@@ -177,6 +179,7 @@ def _older_parts(
         if len(data) > deleted_rows.INLINE_BYTES_MAX:
             key = f"deleted/{world.ids.uuid7()}"
             world.store.create(key, data)
+            reach("deleted-rows.created")
             objects.append((key, len(data)))
         parts.append(
             VersionPart(

@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
+from ochredb.crash_points import reach
 from ochredb.errors import Conflict, OchreError, StorageFull
 from ochredb.ids import uuid7_time_us
 from ochredb.parts.writer import discard
@@ -85,6 +86,7 @@ def sweep(world: World, step: Callable[[], None]) -> int:
         batch = orphans[start : start + _BATCH]
         for key in world.objects.condemn(batch, world.clock.now_us()):
             world.store.delete(key)
+            reach("sweep.deleted")
             swept += 1
             step()
     return swept
@@ -116,6 +118,7 @@ def _delete(world: World, keys: Sequence[str], step: Callable[[], None]) -> int:
         except OchreError as error:
             log.warning("cannot delete %s: %s", key, error)
         else:
+            reach("gc.deleted")
             gone.append(key)
         step()
     world.objects.forget(gone)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from ochredb.cancel import Cancel
+from ochredb.crash_points import reach
 from ochredb.errors import DeadlineExceeded
 from ochredb.ids import IdSource
 from ochredb.types import Appended, Op
@@ -217,7 +218,9 @@ class App:
         except Exception as error:
             answer(error)
         else:
+            reach("answer.sending")
             answer(response)
+            reach("answer.sent")
 
     def _answer(self, exchange: Exchange, call: _Call, result: Result) -> None:
         self._in_flight -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from ochredb.crash_points import reach
 from ochredb_frontend.messages import JSON, Response
 
 Scope = MutableMapping[str, Any]
@@ -39,10 +40,12 @@ def headers_of(response: Response, request_id: str) -> list[tuple[bytes, bytes]]
 
 async def send_response(scope: Scope, send: Send, response: Response, request_id: str) -> None:
     """Answer a request by ASGI."""
+    reach("answer.sending")
     headers = headers_of(response, request_id)
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     body = b"" if scope["method"] == "HEAD" else response.body
     await send({"type": "http.response.body", "body": body})
+    reach("answer.sent")
 
 
 async def lifespan(receive: Receive, send: Send) -> None:

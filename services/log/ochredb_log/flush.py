@@ -11,6 +11,7 @@ import pyarrow as pa
 from ochredb.cancel import Cancel
 from ochredb.catalog.logs import AppendRequest, LogTable
 from ochredb.catalog.objects import Swept
+from ochredb.crash_points import reach
 from ochredb.errors import Internal, OchreError, OutcomeUnknown, OutOfMemory, StorageFull
 from ochredb.ids import IdSource
 from ochredb.storage.base import ObjectStore
@@ -116,6 +117,7 @@ class Flusher:
             size += data.size
         if pieces:
             self._store.create(object_key, pieces)
+            reach("flush.object-created")
             requests = [replace(r, object_bytes=size) if r.object_key else r for r in requests]
         return requests
 

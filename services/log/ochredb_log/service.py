@@ -25,6 +25,7 @@ from ochredb.catalog.database import Database
 from ochredb.catalog.logs import AppendRequest, LogTable
 from ochredb.catalog.namespace import LOCK_LOG
 from ochredb.checksum import signed, xxh3
+from ochredb.crash_points import reach
 from ochredb.errors import (
     DeadlineExceeded,
     Exhausted,
@@ -174,7 +175,7 @@ class LogService:
         key: str | None,
         request_hash: bytes | None,
     ) -> Appended:
-        with self._database.write() as session:
+        with self._database.write("append-evaluated") as session:
             if session.one(LOCK_LOG, collection=collection_id) is None:
                 raise NotFound(f"Collection [{collection_id}] does not exist.")
             operations = evaluate()
@@ -363,6 +364,7 @@ class LogService:
                 waiting.outcome = outcome
             self._remember(batch)
             again = self._take_again(batch)
+            reach("flush.acknowledging")
             told: dict[str, int] = {}
             for waiting in batch:
                 if waiting in again:
@@ -372,6 +374,7 @@ class LogService:
                     collection = waiting.request.collection
                     told[collection] = max(told.get(collection, 0), done.last_offset)
                 self._tell(waiting)
+            reach("flush.acknowledged")
             self._hand_over()
             for collection, last_offset in told.items():
                 self._tell_appended(collection, last_offset)

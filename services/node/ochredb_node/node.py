@@ -29,6 +29,7 @@ from ochredb.catalog.pins import PinTable
 from ochredb.catalog.quarantine import QuarantineTable
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock, SystemClock
+from ochredb.crash_points import reach
 from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from ochredb.ids import IdSource
 from ochredb.parts.open_parts import OpenParts
@@ -59,6 +60,7 @@ _STORE_ID_KEY = "store_id"
 _IDEMPOTENCY_RETENTION_S = 24 * 3600.0
 _FREE_PAGES_PER_SECOND = 2_000
 _IDLE_AFTER_S = 1.0  # Without a write.
+_FOLDERS_PERIOD_S = 600.0
 _MEASURE_AFTER_S = 5.0  # After the start; by then first answers have been given.
 
 
@@ -99,7 +101,7 @@ class Node:
         self._database: SqliteDatabase | None = None
         self._store_id = ""
         self._started = self._closed = False
-        self._housekept_s = 0.0
+        self._housekept_s = self._folders_s = 0.0
         self._measure_due_s = math.inf
 
     # -- components
@@ -233,7 +235,7 @@ class Node:
             if path is None:
                 self._database, self._store_id = open_memory(self.clock, self.ids)
             else:
-                check_directory(path)
+                check_directory(path, clock=self.clock)
                 # On a full disk SQLite needs a little space even to read.
                 self._database, self._store_id = self.reserve.freeing(
                     lambda: open_directory(
@@ -264,6 +266,7 @@ class Node:
                 ) from None
             try:
                 self.store.create(_STORE_ID_KEY, expected)
+                reach("store-id.created")
                 return
             except AlreadyExists:  # Another process opened the new store at the same time.
                 found = self.store.get(_STORE_ID_KEY)
@@ -309,6 +312,9 @@ class Node:
             self.database.release_free_pages(_FREE_PAGES_PER_SECOND)
             if isinstance(self.store, DirectoryStore):
                 self.store.clean_temporary(self.ages.before_us(600.0))
+                if now - self._folders_s > _FOLDERS_PERIOD_S:
+                    self._folders_s = now
+                    self.store.remove_empty_folders()
 
     # -- embedded
 

@@ -16,6 +16,7 @@ import orjson
 import xxhash
 
 from ochredb.checksum import xxh3
+from ochredb.crash_points import reach
 from ochredb.errors import Corrupt, InvalidArgument, Unavailable
 from ochredb.storage import files
 from ochredb.storage.base import is_key
@@ -214,7 +215,9 @@ def write_synced(path: str, pieces: Iterator[bytes] | Sequence[bytes]) -> tuple[
                 if unsynced >= _SYNC_BYTES:
                     files.sync(descriptor)
                     unsynced = 0
+            reach("file.written")
             files.sync(descriptor)
+        reach("file.synced")
     except OSError as error:
         raise Unavailable(f"cannot write {path}: {error.strerror}", path=path) from error
     return size, hashed.intdigest()

@@ -30,6 +30,7 @@ from ochredb.backup.archive import (
 from ochredb.catalog.copies import adopt, check_copy
 from ochredb.catalog.migrate import CATALOG_NAME
 from ochredb.clock import SystemClock
+from ochredb.crash_points import reach
 from ochredb.errors import Corrupt, Unavailable
 from ochredb.ids import IdSource
 from ochredb.storage import files
@@ -71,6 +72,7 @@ def restore(
     """
     source = os.path.realpath(path)
     root = claim_folder(target, "a restored store")
+    reach("restore.claimed")
     manifest = check(path, keep_going=keep_going, progress=progress)
     store_id = IdSource(SystemClock()).uuid7()
     folder = os.path.join(root, "objects")
@@ -79,16 +81,23 @@ def restore(
     for item in manifest.objects:
         final = os.path.join(folder, *item.name.split("/"))
         _copy(object_path(source, item.name), final, item)
+        reach("restore.object-written")
         done += item.size
         progress(item.name, done, manifest.size_bytes)
     write_synced(os.path.join(folder, "store_id"), [store_id.encode()])
+    reach("restore.store-id-written")
     unfinished = os.path.join(root, _UNFINISHED)
     _copy(os.path.join(source, CATALOG_FILE), unfinished, manifest.catalog)
+    reach("restore.catalog-written")
     adopt(unfinished, store_id)
+    reach("restore.adopted")
     sync_folders(root)
+    reach("restore.folders-synced")
     try:
         os.rename(unfinished, os.path.join(root, CATALOG_NAME))
+        reach("restore.renamed")
         files.sync_folder(root)
+        reach("restore.name-synced")
     except OSError as error:
         raise Unavailable(f"cannot write {root}: {error.strerror}") from error
     check_directory(root)  # Marks it as ours, and refuses what no store can live on.

@@ -19,6 +19,7 @@ from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.migrate import open_directory
 from ochredb.catalog.pins import PinTable
 from ochredb.clock import Clock, SystemClock
+from ochredb.crash_points import reach
 from ochredb.errors import InvalidArgument, NotFound, Unavailable
 from ochredb.ids import IdSource, uuid7_time_us
 from ochredb.storage import files
@@ -96,6 +97,7 @@ class Backups:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with self._pins.take(backup_id, owner, self._ttl_s) as state:
                 copy_state(state, path)
+            reach("backup.catalog-copied")
             # Copying a large catalog takes its time, of which the holder has had nothing.
             self._pins.renew(backup_id, self._ttl_s)
             size, checksum = size_and_checksum(path)
@@ -135,6 +137,7 @@ class Backups:
     def end(self, backup_id: str) -> None:
         self._pins.release(backup_id)
         files.unlink_if_exists(self._copy_path(backup_id))
+        reach("backup.copy-removed")
 
     def close(self) -> None:
         self._database.close()

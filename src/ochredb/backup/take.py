@@ -31,6 +31,7 @@ from ochredb.backup.source import Source, Started, open_store
 from ochredb.catalog.copies import Contents, check_copy, contents, prune
 from ochredb.catalog.database import SqliteDatabase
 from ochredb.clock import Clock, SystemClock
+from ochredb.crash_points import reach
 from ochredb.errors import Corrupt, InvalidArgument, NotFound, OchreError, Unavailable
 from ochredb.replay import Gone
 from ochredb.storage import files
@@ -74,6 +75,7 @@ def take(
 ) -> BackupManifest:
     """See `backup`."""
     root = claim_folder(target, "a backup")
+    reach("backup.claimed")
     started = source.begin(f"{socket.gethostname()}/{os.getpid()}")
     taker = _Taker(source, started, root, progress, clock)
     try:
@@ -98,8 +100,11 @@ def take(
         damaged=tuple(taker.damaged.items()),
     )
     sync_folders(root)  # Before the manifest says that all this is there.
+    reach("backup.folders-synced")
     write_synced(os.path.join(root, MANIFEST_FILE), [manifest.to_json()])
+    reach("backup.manifest-written")
     files.sync_folder(root)
+    reach("backup.done")
     return manifest
 
 
@@ -181,12 +186,14 @@ class _Taker:
         size, checksum = write_synced(
             self._catalog_path, self._pieces("catalog", read, self._total_bytes, None)
         )
+        reach("backup.catalog-written")
         if (size, checksum) != (self._started.catalog_bytes, self._started.catalog_checksum):
             raise Unavailable("the copy of the catalog arrived damaged: try again")
         store_id = check_copy(self._catalog_path)
         if store_id != self._started.store_id:
             raise Corrupt(f"the catalog names store {store_id} instead of {self._started.store_id}")
         prune(self._catalog_path)
+        reach("backup.pruned")
 
     def _copy_object(self, key: str, size: int, check: Check | None) -> StoredFile | None:
         path = object_path(self._root, key)
@@ -203,6 +210,7 @@ class _Taker:
         before = self._done_bytes
         try:
             found, checksum = write_synced(path, self._pieces(key, read, size, check))
+            reach("backup.object-written")
         except (NotFound, _Unreadable) as error:
             self._source.renew(self._started.id)  # Raises if it is the backup that is not there.
             files.unlink_if_exists(path)

@@ -178,7 +178,7 @@ def prune(path: str) -> None:
     """
     database = SqliteDatabase(path)
     try:
-        with database.write() as session:
+        with database.write("backup-prune") as session:
             for statement in _PRUNE:
                 session.run(statement)
     finally:
@@ -191,7 +191,7 @@ def adopt(path: str, store_id: str) -> None:
     """Make a copy the catalog of another store, ready to be put in place."""
     database = SqliteDatabase(path)
     try:
-        with database.write() as session:
+        with database.write("restore-adopt") as session:
             session.run(_ADOPT, new_id=store_id)
     finally:
         database.close()

@@ -27,6 +27,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ochredb.catalog.statement import Statement
+from ochredb.crash_points import COMMITTED, COMMITTING, reach
 from ochredb.errors import (
     NewerFormat,
     OchreError,
@@ -79,8 +80,8 @@ class Database(Protocol):
         """Several statements that see one state."""
         ...
 
-    def write(self) -> contextlib.AbstractContextManager[Session]:
-        """One transaction: committed durably at the end of the block, rolled back on an exception.
+    def write(self, name: str = "") -> contextlib.AbstractContextManager[Session]:
+        """A transaction, named for `crash_points`: durable at the block's end, or rolled back.
 
         Raises Unavailable (nothing changed) or OutcomeUnknown (the commit itself failed).
         """
@@ -299,7 +300,7 @@ class SqliteDatabase:
                 session.connection.execute("COMMIT")
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self, name: str = "") -> Iterator[Session]:
         self._check()
         with self._lock, self._between_processes():
             try:
@@ -315,6 +316,7 @@ class SqliteDatabase:
                 connection.execute("BEGIN IMMEDIATE")
                 self._check_format(connection)
                 yield self._writer
+                reach(name + COMMITTING)
             except BaseException as error:
                 _roll_back(connection)
                 if isinstance(error, sqlite3.Error):
@@ -337,6 +339,7 @@ class SqliteDatabase:
                     refusal = self.translated(error)
                     raise OutcomeUnknown(f"the catalog's commit failed: {refusal}") from error
                 raise
+            reach(name + COMMITTED)
 
     def _forget_connections(self) -> None:
         """Close what is not in use, so that it is opened anew with what is permitted then.
@@ -404,6 +407,7 @@ class SqliteDatabase:
                     self._checkpointer = self._connect(query_only=False)
                 connection = self._checkpointer.connection
                 row = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                reach("checkpoint.copied")
                 quiet = bool(row[1] == row[2] == self._wal_pages)
                 self._wal_pages = row[1]
                 page_size = connection.execute("PRAGMA page_size").fetchone()[0]
@@ -417,6 +421,7 @@ class SqliteDatabase:
                     finally:
                         connection.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
                     self._wal_pages = 0
+                reach("checkpoint.done")
                 return quiet
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -442,7 +447,7 @@ class SqliteDatabase:
             count = min(free, pages_max, _VACUUM_PAGES)
             if count == 0:
                 return
-            with self.write() as session:
+            with self.write("free-pages") as session:
                 assert isinstance(session, SqliteSession)
                 for _ in range(count):
                     session.connection.execute("PRAGMA incremental_vacuum(1)")

@@ -72,7 +72,7 @@ class Jobs:
 
         is_dead: whether an owner is known not to run any more, so that nobody waits for its lease.
         """
-        with self._db.write() as session:
+        with self._db.write("lease-acquire") as session:
             now = self._clock.now_us()
             until = now + int(ttl_s * 1e6)
             row = session.one(_GET, job_collection=collection, job_kind=kind)
@@ -106,7 +106,7 @@ class Jobs:
 
     def renew(self, lease: Lease, ttl_s: float) -> bool:
         """Extend the lease; False if it has been taken over."""
-        with self._db.write() as session:
+        with self._db.write("lease-renew") as session:
             until = self._clock.now_us() + int(ttl_s * 1e6)
             return (
                 session.run(
@@ -121,7 +121,7 @@ class Jobs:
 
     def end(self, lease: Lease, error: str | None = None) -> None:
         """Give the lease back; `error` is kept for whoever looks."""
-        with self._db.write() as session:
+        with self._db.write("lease-end") as session:
             session.run(
                 _END,
                 job_collection=lease.collection,

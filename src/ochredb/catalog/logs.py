@@ -245,7 +245,7 @@ class LogTable:
         was written) or OutcomeUnknown (repeat with the same request ids).
         """
         results: list[Appended | OchreError] = []
-        with self._db.write() as session:
+        with self._db.write("append") as session:
             now = self._clock.now_us()
             introduced: set[str] = set()
             for request in requests:
@@ -365,7 +365,7 @@ class LogTable:
 
         Raises NotFound (collection), Unprocessable (the key belongs to another request).
         """
-        with self._db.write() as session:
+        with self._db.write("record-nothing") as session:
             row = session.one(_LOCK, collection=collection)
             if row is None:
                 raise NotFound(f"Collection [{collection}] does not exist.")
@@ -425,7 +425,7 @@ class LogTable:
     def expire_idempotency(self, retention_s: float) -> None:
         """Forget client keys older than the retention."""
         cutoff = self._clock.now_us() - int(retention_s * 1e6)
-        with self._db.write() as session:
+        with self._db.write("expire-keys") as session:
             session.run(_EXPIRE_IDEMPOTENT, cutoff_us=cutoff)
 
 

@@ -20,6 +20,7 @@ from ochredb.catalog.database import Session, SqliteDatabase, SqliteSession
 from ochredb.catalog.schema import FORMAT_VERSION, store
 from ochredb.catalog.statement import Statement, sqlalchemy_dialect
 from ochredb.clock import Clock
+from ochredb.crash_points import reach
 from ochredb.errors import InvalidArgument, StorageFull, Unavailable, newer_message
 from ochredb.ids import IdSource
 
@@ -141,6 +142,7 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
     # Others may have the catalog open: they wait for the migration as for any other writer.
     with _locked(os.path.join(root, "lock")), _locked(_write_lock(root)):
         try:
+            reach("catalog.locked")
             current = _current_store_id(path)
             if current is not None:
                 return current
@@ -158,13 +160,16 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
                 session = SqliteSession(connection)
                 row = session.one(_STORE)
                 store_id = str(row[0]) if row else _insert_store(session, clock, ids)
+                reach("migration.committing")
                 sql.commit()
+                reach("migration.committed")
             engine.dispose()
             directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
             try:  # SQLite syncs the directory for its journal, not for a new database file.
                 os.fsync(directory)
             finally:
                 os.close(directory)
+            reach("catalog.synced")
             return store_id
         except (sqlite3.OperationalError, OperationalError) as error:
             raise Unavailable(f"cannot create the catalog {path}: {error}") from error
@@ -179,6 +184,7 @@ def _prepare(path: str) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
     finally:
         connection.close()
+    reach("catalog.created")
 
 
 def _connect(path: str) -> sqlite3.Connection:

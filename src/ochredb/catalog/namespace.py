@@ -167,7 +167,7 @@ class Namespace:
         with self._db.read() as session:
             if session.one(_GET_DATABASE, tenant=DEFAULT_TENANT, name=DEFAULT_DATABASE):
                 return
-        with self._db.write() as session:
+        with self._db.write("defaults-create") as session:
             # A dropped default database stays dropped; only a store without tenants is new.
             if session.one(_GET_TENANT, name=DEFAULT_TENANT) is None:
                 self._insert_defaults(session)
@@ -181,7 +181,7 @@ class Namespace:
     # -- tenants and databases
 
     def create_tenant(self, name: str) -> None:
-        with self._db.write() as session:
+        with self._db.write("tenant-create") as session:
             if session.one(_GET_TENANT, name=name):
                 raise AlreadyExists(f"Tenant [{name}] already exists")
             session.run(_INSERT_TENANT, name=name, resource_name=None)
@@ -194,12 +194,12 @@ class Namespace:
         return {"name": row[0], "resource_name": row[1]}
 
     def set_resource_name(self, name: str, resource_name: str) -> None:
-        with self._db.write() as session:
+        with self._db.write("tenant-update") as session:
             if session.run(_SET_RESOURCE, name=name, resource=resource_name) == 0:
                 raise NotFound(f"Tenant [{name}] not found")
 
     def create_database(self, tenant: str, name: str) -> None:
-        with self._db.write() as session:
+        with self._db.write("database-create") as session:
             if session.one(_GET_TENANT, name=tenant) is None:
                 raise NotFound(f"Tenant [{tenant}] not found")
             if session.one(_GET_DATABASE, tenant=tenant, name=name):
@@ -226,7 +226,7 @@ class Namespace:
         self._reserve.freeing(lambda: self._delete_database(tenant, name))
 
     def _delete_database(self, tenant: str, name: str) -> None:
-        with self._db.write() as session:
+        with self._db.write("database-drop") as session:
             row = session.one(_GET_DATABASE, tenant=tenant, name=name)
             if row is None:
                 raise NotFound(f"Database [{name}] not found")
@@ -254,7 +254,7 @@ class Namespace:
             if known is not None:
                 return known
         self._reserve.check()
-        with self._db.write() as session:
+        with self._db.write("collection-create") as session:
             parent = session.one(_GET_DATABASE, tenant=tenant, name=database)
             if parent is None:
                 raise InvalidArgument(f"Database [{database}] does not exist")
@@ -338,7 +338,7 @@ class Namespace:
         | None = None,
     ) -> CollectionInfo:
         """Rename, replace the metadata, and change configuration and schema; None = unchanged."""
-        with self._db.write() as session:
+        with self._db.write("collection-update") as session:
             session.one(LOCK_LOG, collection=collection_id)
             row = session.one(_GET_BY_ID, id=collection_id)
             if row is None:
@@ -370,7 +370,7 @@ class Namespace:
         return self._reserve.freeing(lambda: self._delete_collection(tenant, database, name))
 
     def _delete_collection(self, tenant: str, database: str, name: str) -> str:
-        with self._db.write() as session:
+        with self._db.write("collection-drop") as session:
             row = session.one(_GET_BY_NAME, tenant=tenant, database=database, name=name)
             if row is None:
                 raise NotFound(f"Collection [{name}] does not exist")
@@ -382,7 +382,7 @@ class Namespace:
         self._reserve.freeing(self._reset)
 
     def _reset(self) -> None:
-        with self._db.write() as session:
+        with self._db.write("reset") as session:
             for (collection,) in session.all(_ALL_IDS):
                 self._drop(session, collection)
             session.run(_DELETE_DATABASES)

@@ -172,7 +172,7 @@ class ObjectTable:
             if not session.all(_DUE, cutoff_us=cutoff_us, limit=1):
                 return []
         marked = []
-        with self._db.write() as session:
+        with self._db.write("gc-mark") as session:
             for (key,) in session.all(_DUE, cutoff_us=cutoff_us, limit=limit):
                 # A second statement: under READ COMMITTED it sees what committed while we waited.
                 if session.one(_REFERENCED, key=key) is None:
@@ -185,7 +185,7 @@ class ObjectTable:
         with self._db.read() as session:
             if session.one(_AHEAD, ahead_us=ahead_us) is None:
                 return
-        with self._db.write() as session:
+        with self._db.write("gc-stamp-anew") as session:
             session.run(_STAMP_ANEW, ahead_us=ahead_us, now_us=now_us)
 
     def deleting(self, limit: int) -> list[str]:
@@ -196,7 +196,7 @@ class ObjectTable:
     def forget(self, keys: Sequence[str]) -> None:
         """Remove the rows of objects that are gone from the store."""
         if keys:
-            with self._db.write() as session:
+            with self._db.write("gc-forget") as session:
                 session.run_many(_FORGET, [{"key": key} for key in keys])
 
     def known(self, keys: Sequence[str]) -> set[str]:
@@ -213,7 +213,7 @@ class ObjectTable:
     def condemn(self, keys: Sequence[str], now_us: int) -> list[str]:
         """Insert `swept` rows for orphans; returns those that nobody has introduced meanwhile."""
         condemned = []
-        with self._db.write() as session:
+        with self._db.write("sweep-condemn") as session:
             for key in keys:
                 inserted = session.run(
                     _INSERT, key=key, size=0, state="swept", unreferenced_us=now_us
@@ -225,5 +225,5 @@ class ObjectTable:
 
     def forget_swept(self, cutoff_us: int) -> None:
         """Remove the rows of what was swept so long ago that no writer can still be asleep."""
-        with self._db.write() as session:
+        with self._db.write("sweep-forget") as session:
             session.run(_FORGET_SWEPT, cutoff_us=cutoff_us)

@@ -73,7 +73,7 @@ class PinTable:
         that inserts a row for each object of the store, about 2.5 microseconds each.
         """
         with contextlib.ExitStack() as stack:
-            with self._db.write() as session:
+            with self._db.write("pin-take") as session:
                 # Opened while nobody else can commit, and before this transaction does: it sees
                 # what this transaction reads, without the pin.
                 state = stack.enter_context(self._db.read_consistent())
@@ -91,7 +91,7 @@ class PinTable:
 
     def renew(self, pin: str, ttl_s: float) -> None:
         """Push the expiry out. Raises NotFound for a pin that was released."""
-        with self._db.write() as session:
+        with self._db.write("pin-renew") as session:
             until = self._clock.now_us() + int(ttl_s * 1e6)
             if session.run(_RENEW, pin=pin, new_until=until) == 0:
                 raise _not_found(pin)
@@ -110,7 +110,7 @@ class PinTable:
 
     def release(self, pin: str) -> None:
         """End a pin; what only it kept becomes garbage. One that has ended is no error."""
-        with self._db.write() as session:
+        with self._db.write("pin-release") as session:
             self._release(session, pin)
 
     def release_expired(self) -> None:
@@ -119,7 +119,7 @@ class PinTable:
         with self._db.read() as session:
             if session.one(_EXPIRED, now_us=now) is None:
                 return
-        with self._db.write() as session:
+        with self._db.write("pin-expire") as session:
             self._release_expired(session)
 
     def _release_expired(self, session: Session) -> None:

@@ -120,7 +120,7 @@ class QuarantineTable:
 
     def drop(self, collection: str, start: int) -> Quarantined:
         """Forget a row and its bytes; they are the last copy. Raises NotFound."""
-        with self._db.write() as session:
+        with self._db.write("quarantine-drop") as session:
             row = session.one(_GET, collection=collection, start=start)
             if row is None:
                 raise NotFound(

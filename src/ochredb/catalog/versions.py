@@ -178,7 +178,7 @@ class VersionTable:
             Conflict if that cannot follow from what it started with. It does no I/O.
         """
         collection = lease.collection
-        with self._db.write() as session:
+        with self._db.write("version") as session:
             row = session.one(_LOCK, collection=collection)
             if row is None:
                 raise Conflict("the collection was dropped")
@@ -203,7 +203,7 @@ class VersionTable:
             found = session.all(_REPLACED, cutoff_us=cutoff_us, ahead_us=ahead_us, limit=limit)
         if not found:
             return 0
-        with self._db.write() as session:
+        with self._db.write("release-replaced") as session:
             for (collection,) in found:
                 row = session.one(_LOCK, collection=collection)
                 if row is None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ochredb.checksum import BLOCK_BYTES, block_checksums, xxh3
+from ochredb.crash_points import reach
 from ochredb.errors import OchreError
 from ochredb.parts.columns import BytesColumn
 from ochredb.parts.ids import IdIndex
@@ -111,16 +112,19 @@ def write_part(
             for section, (start, stop) in offsets.items():
                 places[section] = SectionPlace(len(objects), start, stop)
             objects.append(info)
+            reach("part.object-created")
             done()
         if graph is not None:
             key = f"parts/{part_id}/graph"
             places["graph"] = SectionPlace(len(objects), 0, graph.file.nbytes)
             objects.append(ObjectInfo(key, graph.file.nbytes, xxh3(graph.file), has_table=False))
             store.create(key, graph.file)
+            reach("part.object-created")
             done()
     except BaseException:
         discard(store, [item.key for item in objects])
         raise
+    reach("part.written")
     return Manifest(
         id=part_id,
         rows=len(rows.seqs),
@@ -138,6 +142,7 @@ def discard(store: ObjectStore, keys: Iterable[str]) -> None:
     for key in keys:
         with contextlib.suppress(OchreError):  # Then the sweep does it.
             store.delete(key)
+    reach("discard.done")
 
 
 def _bytes_of(data: Data) -> memoryview:

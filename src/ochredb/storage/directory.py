@@ -15,6 +15,7 @@ The root belongs to the store alone: `list` lists every file below it, except `t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ochredb.clock import Clock
+from ochredb.crash_points import reach
 from ochredb.errors import AlreadyExists, NotFound, OutOfMemory, Unavailable
 from ochredb.ids import IdSource
 from ochredb.storage import files
@@ -72,6 +74,7 @@ class DirectoryStore:
                 exists = not self._publish(temporary, final)
             finally:
                 files.unlink_if_exists(temporary)
+            reach("object.temporary-removed")
             if exists:
                 # Whoever created it may not have synced its name yet, and may never: "exists" must
                 # mean "durable", because callers take it for the success of an earlier attempt.
@@ -124,10 +127,14 @@ class DirectoryStore:
         path = self._path(key)
         folders = self._removable_folders(path)
         self._durable_folders.difference_update(folders)
+        reach("object.deleting")
         try:
-            os.unlink(path)
+            with contextlib.suppress(FileNotFoundError):  # Who removed it may not have got further.
+                os.unlink(path)
+            reach("object.deleted")
             for folder in folders:
                 os.rmdir(folder)
+                reach("object.folder-removed")
         except _ABSENT:
             return
         except OSError as error:
@@ -174,11 +181,45 @@ class DirectoryStore:
             with os.scandir(self._temporary) as entries:
                 for entry in entries:
                     if entry.stat(follow_symlinks=False).st_mtime_ns // 1000 < older_than_us:
+                        reach("temporary.removing")
                         removed += files.unlink_if_exists(entry.path)
+                        reach("temporary.removed")
         except FileNotFoundError:
             return removed
         except OSError as error:
             raise self._failed("clean", self._temporary, error) from error
+        return removed
+
+    def remove_empty_folders(self) -> int:
+        """Remove folders that dead writers and dead collectors left; returns how many.
+
+        Only such as `delete` removes. Whoever is about to fill one makes it again. Cost: a system
+        call for each folder, 2 microseconds.
+        """
+        removed = 0
+        try:
+            with os.scandir(self.root) as entries:
+                tops = [
+                    e.path for e in entries if e.is_dir(follow_symlinks=False)
+                    and e.name != RESERVED_PART
+                ]  # fmt: skip
+            for top in tops:
+                with os.scandir(top) as entries:
+                    folders = [e.path for e in entries if e.is_dir(follow_symlinks=False)]
+                for folder in folders:
+                    self._durable_folders.discard(folder)
+                    try:
+                        os.rmdir(folder)
+                    except OSError as error:
+                        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+                            raise
+                    else:
+                        removed += 1
+                        reach("object.folder-removed")
+        except FileNotFoundError:
+            return removed
+        except OSError as error:
+            raise self._failed("clean", self.root, error) from error
         return removed
 
     def _path(self, key: str) -> str:
@@ -194,10 +235,13 @@ class DirectoryStore:
         except FileNotFoundError:
             os.makedirs(self._temporary, exist_ok=True)
             descriptor = os.open(path, flags, 0o644)
+        reach("object.opened")
         try:
             try:
                 files.write_all(descriptor, views)
+                reach("object.written")
                 files.sync(descriptor)
+                reach("object.synced")
             finally:
                 os.close(descriptor)
         except BaseException:
@@ -218,6 +262,7 @@ class DirectoryStore:
                 # The first object of its folder, or the folder's last one was just deleted.
                 os.makedirs(os.path.dirname(final), exist_ok=True)
             else:
+                reach("object.linked")
                 return True
         raise FileNotFoundError(errno.ENOENT, "its folder is removed again and again")
 
@@ -229,6 +274,7 @@ class DirectoryStore:
         """
         folder = os.path.dirname(final)
         files.sync_folder(folder)
+        reach("object.name-synced")
         if folder in self._durable_folders:
             return
         parent = folder
@@ -241,6 +287,7 @@ class DirectoryStore:
         if len(self._durable_folders) >= _DURABLE_FOLDERS_MAX:
             self._durable_folders.clear()
         self._durable_folders.add(folder)
+        reach("object.folders-synced")
 
     def _removable_folders(self, path: str) -> Sequence[str]:
         """The folders between the object and the first level, innermost first."""

@@ -15,8 +15,10 @@ import os
 import re
 from collections.abc import Mapping
 
+from ochredb.clock import Clock, SystemClock
+from ochredb.crash_points import reach
 from ochredb.errors import InvalidArgument, OchreError, StorageFull, Unavailable
-from ochredb.ids import IdSource
+from ochredb.ids import IdSource, uuid7_time_us
 from ochredb.storage import files
 from ochredb.storage.space import is_full
 
@@ -38,13 +40,17 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )  # fmt: skip
 
 _PROBE_PREFIX = ".ochredb-probe-"
+_PUBLISHED = "-published"
+_PROBE_ABANDONED_US = 600_000_000
 _NOT_FOREIGN = {"lost+found"}  # In the top folder of each new ext volume.
 _MARKER_TEXT = b"""This directory is an OchreDB database.
 Do not add, change or remove files in it; copy it only while no process has it open.
 """
 
 
-def check_directory(path: str, environ: Mapping[str, str] = os.environ) -> None:
+def check_directory(
+    path: str, environ: Mapping[str, str] = os.environ, *, clock: Clock | None = None
+) -> None:
     """Make sure that `path` is a directory in which a database can live, creating it if need be.
 
     Leaves the directory marked as ours, durably. Cost: a few fsyncs, about 1 ms.
@@ -59,6 +65,7 @@ def check_directory(path: str, environ: Mapping[str, str] = os.environ) -> None:
     _refuse_network(path, environ)
     try:
         os.makedirs(path, exist_ok=True)
+        reach("directory.created")
         names = set(os.listdir(path))
     except (FileExistsError, NotADirectoryError) as error:
         raise InvalidArgument(f"{path} is not a directory", path=path) from error
@@ -66,6 +73,7 @@ def check_directory(path: str, environ: Mapping[str, str] = os.environ) -> None:
         raise _not_usable(path, error) from error
     _refuse_foreign(path, names)
     try:
+        _remove_old_probes(path, names, (clock or SystemClock()).now_us())
         _probe(path)
         if MARKER_FILE not in names:
             _mark(path)
@@ -141,25 +149,44 @@ def _refuse_foreign(path: str, names: set[str]) -> None:
 def _probe(path: str) -> None:
     """Create, sync, publish and remove a file, as the store will."""
     source = os.path.join(path, _PROBE_PREFIX + IdSource().uuid7())
-    target = source + "-published"
+    target = source + _PUBLISHED
     try:
         with files.opened(source, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
             files.write_all(descriptor, [memoryview(_MARKER_TEXT)])
             files.sync(descriptor)
+        reach("directory.probe-synced")
         files.publish(source, target)
+        reach("directory.probe-published")
     finally:
         files.unlink_if_exists(source)
         files.unlink_if_exists(target)
+    reach("directory.probe-removed")
+
+
+def _remove_old_probes(path: str, names: set[str], now_us: int) -> None:
+    """Of starts that died in `_probe`; a young one may be of a process that starts just now."""
+    for name in names:
+        if name.startswith(_PROBE_PREFIX):
+            try:
+                made_us = uuid7_time_us(name.removeprefix(_PROBE_PREFIX).removesuffix(_PUBLISHED))
+            except ValueError:
+                continue  # Not one of ours.
+            if made_us <= now_us - _PROBE_ABANDONED_US:
+                files.unlink_if_exists(os.path.join(path, name))
+                reach("directory.old-probe-removed")
 
 
 def _mark(path: str) -> None:
     """Put the marker in; it counts from the moment that its name exists, whatever its content."""
     marker = os.path.join(path, MARKER_FILE)
     with files.opened(marker, os.O_WRONLY | os.O_CREAT) as descriptor:
+        reach("directory.marker-created")
         files.write_all(descriptor, [memoryview(_MARKER_TEXT)])
         files.sync(descriptor)
+    reach("directory.marker-synced")
     files.sync_folder(path)
     files.sync_parents(path)
+    reach("directory.marked")
 
 
 def _not_usable(path: str, error: OSError) -> OchreError:

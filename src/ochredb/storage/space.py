@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from ochredb.crash_points import reach
 from ochredb.errors import StorageFull
 from ochredb.storage import files
 
@@ -118,6 +119,7 @@ class Reserve:
         if self._folder is not None:
             with contextlib.suppress(OSError):  # A store that nothing may be removed from, too.
                 files.unlink_if_exists(self._path)
+            reach("reserve.given-up")
 
     def take_back(self) -> None:
         """Have the file, and take all writes again, if there is space."""
@@ -135,6 +137,7 @@ class Reserve:
         try:
             with files.opened(self._path, os.O_WRONLY | os.O_CREAT) as descriptor:
                 _allocate(descriptor, RESERVE_BYTES)
+            reach("reserve.taken")
         except OSError as error:
             self.give_up()
             self.is_needed = is_full(error)
