@@ -109,11 +109,12 @@ odd-long: $(READY) ## 3,000 rounds of odd bodies; 20,000 tails that move to a ne
 	OCHREDB_ODD_ROUNDS=3000 OCHREDB_MOVED_EXAMPLES=20000 $(RUN)/python -m pytest -q --timeout 0 \
 	  tests/unit/test_odd_bodies.py tests/unit/test_moved.py
 
-crash: $(READY) ## kill -9 and power loss during writes, then compare; 100 rounds each.
+crash: $(READY) ## kill -9 and power loss: at every crash point, and during writes, 100 rounds.
 	$(RUN)/python -m pytest -q -n auto tests/crash
 
-crash-long: $(READY) ## The same, thousands of rounds.
-	OCHREDB_CRASH_ROUNDS=2000 $(RUN)/python -m pytest -q -n auto tests/crash --timeout 0
+crash-long: $(READY) ## The same, thousands of rounds, every hit of every crash point.
+	OCHREDB_CRASH_ROUNDS=2000 OCHREDB_CRASH_HITS=all \
+	  $(RUN)/python -m pytest -q -n auto tests/crash --timeout 0
 
 conformance: $(READY) $(PEER_READY) ## The official client's own tests against our server, 5 min.
 	$(RUN)/python tests/conformance/against_ochredb.py --python .venv-peer/bin/python

@@ -139,10 +139,17 @@ class Client:
     def __init__(self, port: int, timeout_s: float = 30.0) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
 
-    def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """Status and parsed body; raises one of `GONE` if there is no (whole) answer."""
+    def call(
+        self, method: str, path: str, body: object = None, key: str | None = None
+    ) -> tuple[int, Any]:
+        """Status and parsed body; raises one of `GONE` if there is no (whole) answer.
+
+        key: for idempotency.
+        """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
+        if key is not None:
+            headers["Idempotency-Key"] = key
         self._connection.request(method, path, body=data, headers=headers)
         answer = self._connection.getresponse()
         text = answer.read()

@@ -15,6 +15,8 @@ from ochredb.crash_points import POINTS, TRANSACTIONS
 ROOT = Path(__file__).resolve().parents[2]
 # Where the names of transactions are put together.
 ASSEMBLED = "src/ochredb/catalog/database.py"
+# Where a catalog in memory is filled, which is not durable.
+IN_MEMORY = "src/ochredb/catalog/migrate.py"
 
 # Calls that make something durable or remove it, as they are written in the source.
 DURABLE = {
@@ -75,6 +77,8 @@ def test_the_transactions_that_are_declared_and_those_in_the_source_are_the_same
             items = node.items if isinstance(node, ast.With) else []
             for item in items:
                 for call in calls(item.context_expr, ".write"):
+                    if name == IN_MEMORY and not call.args:
+                        continue
                     transaction = literal(call)
                     place = f"{name}:{call.lineno}"
                     assert transaction is not None, f"{place}: a transaction's name is a literal"

@@ -1,0 +1,218 @@
+"""What processes do when they are killed at a crash point, and which points each of them reaches.
+
+A scenario prepares a tree of stores in one process and acts on a copy of it in another, so that a
+step is reached at the same hit in each run (`acts`). `points` lists what it reaches, exactly (a
+test compares), each at least twice. To cover a new point, extend the scenario of its role, or add
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .acts import (
+    DAY_S,
+    catalog,
+    clock_set_back,
+    collect,
+    compact,
+    compact_and_lose,
+    create,
+    merge,
+    migrate,
+    names,
+    prepare_backup,
+    prepare_catalog,
+    prepare_clock_set_back,
+    prepare_collect,
+    prepare_compact,
+    prepare_merge,
+    prepare_migrate,
+    prepare_names,
+    prepare_quarantine,
+    prepare_restore,
+    prepare_write,
+    quarantine,
+    reserve,
+    restore_backup,
+    take_backup,
+    write,
+)
+from .stage import Stage, ids, records, request
+
+# Steps that come together.
+OBJECT = (
+    "object.opened", "object.written", "object.synced", "object.linked",
+    "object.temporary-removed", "object.name-synced", "object.folders-synced",
+)  # fmt: skip
+DELETE = ("object.deleting", "object.deleted", "object.folder-removed")
+PROBE = (
+    "directory.created", "directory.probe-synced", "directory.probe-published",
+    "directory.probe-removed",
+)  # fmt: skip
+MARK = ("directory.marker-created", "directory.marker-synced", "directory.marked")
+MIGRATE = (
+    "catalog.locked", "catalog.created", "migration.committing", "migration.committed",
+    "catalog.synced",
+)  # fmt: skip
+CLOSE = ("checkpoint.copied", "checkpoint.done")
+FLUSH = ("flush.acknowledging", "flush.acknowledged")
+PART = ("part.object-created", "part.written")
+
+
+def commits(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}.{moment}" for name in names for moment in ("committing", "committed"))
+
+
+SERVER_REQUESTS = (
+    request("create-collection", "alpha"),
+    request("add", "alpha", records(0, 3), key="key-1"),  # Parsed on the event loop, submitted.
+    request("upsert", "alpha", records(0, 500, 1), key="key-2"),  # In the pool of writers.
+    request("delete", "alpha", ids([0]), key="key-3"),
+    request("delete", "alpha", {"where": {"number": {"$lt": 9}}}, key="key-4"),
+)
+# What a server reaches while it answers them, one after the other, and at which hits. (That the
+# client looks the collection up by its name is one more answer before each but the first.)
+SERVER_POINTS = {
+    "answer.sending": (1, 3, 5, 7, 9),
+    "answer.sent": (1, 3, 5, 7, 9),
+    "flush.acknowledging": (1, 2),
+    "flush.acknowledged": (1, 2),
+}
+
+
+def nothing(_stage: Stage) -> None:
+    """It begins with an empty tree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """run: in the process that is killed. prepare: once, in another.
+
+    points: what `run` reaches, each at least twice. once: likewise, but only once. Those of opening
+        and closing a store, which most scenarios do once, need not be listed.
+    later_s: how much later the next process looks, for runs that move their clock.
+    """
+
+    run: Callable[[Stage], None]
+    prepare: Callable[[Stage], None] = nothing
+    points: tuple[str, ...]
+    once: tuple[str, ...] = ()
+    later_s: float = 0.0
+
+
+LEASE = commits("lease-acquire", "lease-end")
+FILE = ("file.written", "file.synced")
+IN_NEW_FOLDER = OBJECT
+IN_OLD_FOLDER = OBJECT[:-1]
+
+SCENARIOS: dict[str, Scenario] = {
+    "create": Scenario(
+        run=create,
+        points=(
+            *PROBE, *MARK, *MIGRATE, *OBJECT, *CLOSE, "store-id.created",
+            *commits("defaults-create"),
+        ),
+    ),
+    "migrate": Scenario(
+        prepare=prepare_migrate,
+        run=migrate,
+        points=(*PROBE, *MARK, *MIGRATE, *CLOSE),
+    ),
+    "catalog": Scenario(
+        prepare=prepare_catalog,
+        run=catalog,
+        points=(
+            *CLOSE, "directory.old-probe-removed",
+            *commits("free-pages"),
+        ),
+    ),
+    "write": Scenario(
+        prepare=prepare_write,
+        run=write,
+        points=(
+            *FLUSH, *IN_OLD_FOLDER, "flush.object-created",
+            *commits("append", "record-nothing", "append-evaluated"),
+        ),
+        once=("object.folders-synced",),
+    ),
+    "names": Scenario(
+        prepare=prepare_names,
+        run=names,
+        points=commits(
+            "tenant-create", "tenant-update", "database-create", "database-drop",
+            "collection-create", "collection-update", "collection-drop", "reset",
+        ),
+    ),
+    "compact": Scenario(
+        prepare=prepare_compact,
+        run=compact,
+        points=(*LEASE, *OBJECT, *PART, "deleted-rows.created", *commits("version")),
+    ),
+    "lose": Scenario(
+        prepare=prepare_compact,
+        run=compact_and_lose,
+        points=(
+            *LEASE, *OBJECT, *PART, *DELETE, "discard.done", *commits("version", "lease-renew"),
+        ),
+    ),
+    "merge": Scenario(
+        prepare=prepare_merge,
+        run=merge,
+        points=(*LEASE, *OBJECT, *PART, *commits("version")),
+    ),
+    "quarantine": Scenario(
+        prepare=prepare_quarantine,
+        run=quarantine,
+        points=(
+            *LEASE, *OBJECT, *PART, "quarantine.object-created",
+            *commits("version", "quarantine-drop"),
+        ),
+    ),
+    "collect": Scenario(
+        prepare=prepare_collect,
+        run=collect,
+        points=(
+            *CLOSE, *DELETE, "temporary.removing", "temporary.removed", "gc.deleted",
+            "sweep.deleted",
+            *commits(
+                "pin-expire", "expire-keys", "release-replaced", "gc-mark", "gc-forget",
+                "sweep-condemn", "sweep-forget",
+            ),
+        ),
+        once=("reserve.taken",),
+        later_s=30 * DAY_S,
+    ),
+    "clock": Scenario(
+        prepare=prepare_clock_set_back,
+        run=clock_set_back,
+        points=(*DELETE, "gc.deleted", *commits("gc-stamp-anew", "gc-mark", "gc-forget")),
+        once=commits("collection-drop"),
+    ),
+    "reserve": Scenario(
+        prepare=prepare_write,
+        run=reserve,
+        points=("reserve.taken", "reserve.given-up"),
+    ),
+    "backup": Scenario(
+        prepare=prepare_backup,
+        run=take_backup,
+        points=(
+            *PROBE, *FILE, "backup.claimed", "backup.catalog-copied", "backup.catalog-written",
+            "backup.pruned", "backup.object-written", "backup.copy-removed",
+            "backup.folders-synced", "backup.manifest-written", "backup.done",
+            *commits("pin-take", "pin-renew", "pin-release", "backup-prune"),
+        ),
+    ),
+    "restore": Scenario(
+        prepare=prepare_restore,
+        run=restore_backup,
+        points=(
+            *PROBE, *MARK, *FILE, *CLOSE, "restore.claimed", "restore.object-written",
+            "restore.store-id-written", "restore.catalog-written", "restore.adopted",
+            "restore.folders-synced", "restore.renamed", "restore.name-synced",
+            *commits("restore-adopt"),
+        ),
+    ),
+}  # fmt: skip
