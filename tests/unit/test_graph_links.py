@@ -42,7 +42,8 @@ def _again(
     index: hnswlib.Index, vectors: Float32s, rows: LabelRows = None, room: int = 0
 ) -> hnswlib.Index:
     """The index through the bytes of a part."""
-    return _read(GraphLinks.of(index, vectors, rows)).index(vectors, rows, room=room)
+    links = _read(GraphLinks.of(index, vectors, rows))
+    return links.index(links.nodes(vectors, rows), room=room)
 
 
 def _by_label(index: hnswlib.Index) -> tuple[Any, Any]:
@@ -284,8 +285,8 @@ class TestDamage:
         vectors = _vectors(50, 4)
         links = GraphLinks.of(_built(vectors), vectors, None)
         with pytest.raises(Corrupt, match="has a vector"):
-            links.index(vectors[:49], None)
+            links.nodes(vectors[:49], None)
         everyone = np.arange(50, dtype=np.int32)
         for rows in (everyone[:49], everyone + 1, everyone - 1):
             with pytest.raises(Corrupt, match="has a vector"):
-                links.index(vectors, rows)
+                links.nodes(vectors, rows)

@@ -219,8 +219,9 @@ class Part:
             links = GraphLinks.open(self.section)
             if (links.space, links.dimension) != (self._settings.space, dimension):
                 raise Corrupt(f"the graph of part {self.id} is of another space")
-            index = links.index(self.vectors, self.graph_rows, room=room)
-            self.forget_pages()
+            nodes = links.nodes(self.vectors, self.graph_rows)
+            self.forget_pages()  # Else vectors would be in memory three times for a moment.
+            index = links.index(nodes, room=room)
         if index.get_current_count() != labels:
             raise Corrupt(f"the graph of part {self.id} has {index.get_current_count()} labels")
         return index
