@@ -143,6 +143,7 @@ class GraphLinks:
             "cur_element_count": count,
             "enterpoint_node": self.entry,
             "max_level": int(self.levels[self.entry]),
+            "ep_added": True,  # Else the next insertion would hold the interpreter's lock.
             "element_levels": self.levels.astype(np.int32),
             "data_level0": nodes.view(np.int8),
             "link_lists": self.upper_links.ravel().view(np.int8),
