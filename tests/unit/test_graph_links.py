@@ -116,7 +116,7 @@ def test_labels_of_dead_records_keep_their_vectors(space: Space) -> None:
     more = _vectors(100, 8, seed=3)
     into = _again(index, vectors[alive], rows, room=100)
     of = IndexSettings(space=space)
-    grown = graphs.inserted(more, of, threads=1, step=lambda: None, into=into)
+    grown = graphs.inserted(more, of, threads=2, step=lambda: None, into=into)
     assert grown is into
     assert grown.get_current_count() == 600
     rows = np.concatenate([rows, 400 + np.arange(100)]).astype(np.int32)
