@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ochredb.configuration import IndexSettings, Space
-from ochredb.errors import Corrupt
+from ochredb.errors import Corrupt, NewerFormat
 from ochredb.parts import graph as graphs
 from ochredb.parts.graph_links import GraphLinks, LabelRows
 from ochredb.types import Float32s
@@ -229,11 +229,12 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("format", 3), ("space", "hamming"), ("space", "l2"), ("labels", 299), ("labels", 0),
+            ("format", 1), ("format", None), ("factors", None), ("space", "hamming"),
+            ("space", "l2"), ("labels", 299), ("labels", 0),
             ("labels", -1), ("labels", "300"), ("dimension", 0), ("dimension", None),
             ("max_neighbors", 0), ("max_neighbors", 5), ("entry", 300), ("entry", 1.5),
             ("links", None), ("links", [0, "<u4", 1]), ("upper_links", [8, "<u4", 7]),
-            ("levels", [0, "|u1", 10_000_000]), ("factors", None), ("kept_vectors", [0, "<f4", 4]),
+            ("levels", [0, "|u1", 10_000_000]), ("kept_vectors", [0, "<f4", 4]),
         ],
     )  # fmt: skip
     def test_a_directory(self, stored: Any, key: str, value: Any) -> None:
@@ -242,6 +243,10 @@ class TestDamage:
             return
         with pytest.raises(Corrupt):
             self._open(stored[0] | {key: value}, stored[1])
+
+    def test_a_newer_format(self, stored: Any) -> None:
+        with pytest.raises(NewerFormat, match="3"):
+            self._open(stored[0] | {"format": 3}, stored[1])
 
     def test_arrays_that_are_missing(self, stored: Any) -> None:
         with pytest.raises(Corrupt):
