@@ -336,6 +336,18 @@ class TestDeletedRows:
             deleted_rows.decode(deleted_rows.encode(np.array([10])), 10)
 
 
+def test_a_graph_of_another_collection_is_refused(store: LocalStore) -> None:
+    rows = _rows(100, 8)
+    manifest = _write(store, rows, _graph(rows))
+    for other, expected in (
+        (manifest, replace(SETTINGS, space="cosine")),
+        (replace(manifest, dimension=4, rows=200), SETTINGS),
+        (replace(manifest, graph_labels=99), SETTINGS),
+    ):
+        with pytest.raises(Corrupt, match="the graph of part"):
+            _ = Part(store, other, expected).graph
+
+
 def test_a_built_graph_is_searched_as_the_same_one_loaded(store: LocalStore) -> None:
     """Whoever calibrated it left another candidate list behind."""
     rows = _rows(600, 8)
