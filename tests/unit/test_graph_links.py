@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from ochredb.parts import graph as graphs
 from ochredb.parts.graph_links import GraphLinks, LabelRows
 from ochredb.types import Float32s
 
+from .kernel import ROOT
 from .sections import section_source
 
 SPACES: tuple[Space, ...] = ("l2", "cosine", "ip")
@@ -28,9 +32,13 @@ def _vectors(count: int, dimension: int, seed: int = 1) -> Float32s:
 
 
 def _built(
-    vectors: Float32s, space: Space = "l2", neighbors: int = 16, threads: int = 1
+    vectors: Float32s,
+    space: Space = "l2",
+    neighbors: int = 16,
+    threads: int = 1,
+    ef_construction: int = 100,
 ) -> hnswlib.Index:
-    of = IndexSettings(space=space, max_neighbors=neighbors)
+    of = IndexSettings(space=space, max_neighbors=neighbors, ef_construction=ef_construction)
     return graphs.inserted(vectors, of, threads=threads, step=lambda: None)
 
 
@@ -295,3 +303,30 @@ class TestDamage:
         for rows in (everyone[:49], everyone + 1, everyone - 1):
             with pytest.raises(Corrupt, match="has a vector"):
                 links.nodes(vectors, rows)
+
+
+_IN_LITTLE_MEMORY = """
+    import re, resource
+    import numpy as np
+    from tests.unit.test_graph_links import GraphLinks, _built, _vectors
+
+    vectors = _vectors(20_000, 512)
+    index = _built(vectors, neighbors=2, ef_construction=4, threads=2)
+    status = open("/proc/self/status").read()
+    now = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", status)[1])
+    resource.setrlimit(resource.RLIMIT_AS, (now + (16 << 20), resource.RLIM_INFINITY))
+    try:
+        GraphLinks.of(index, vectors, None)
+    except MemoryError:
+        print("refused")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_too_little_memory_is_an_error_and_no_crash() -> None:
+    """hnswlib writes to the copy of its nodes without looking whether it got the memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_IN_LITTLE_MEMORY)],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr

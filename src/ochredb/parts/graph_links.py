@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ochredb.configuration import Space
-from ochredb.errors import Corrupt
+from ochredb.errors import Corrupt, Unavailable
 from ochredb.parts.arrays import (
     ArrayReader,
     ArrayWriter,
@@ -81,8 +81,11 @@ class GraphLinks:
         Cost: 0.1 s for 100k x 128, of which 25 ms with the interpreter's lock. Memory: a copy of
             the index.
         """
+        node = _node(index.dim, index.M)
+        # MemoryError comes from here: hnswlib does not look whether it was given the memory.
+        np.empty(2 * index.get_current_count() * node.itemsize, np.uint8)
         (state,) = index.__getstate__()
-        nodes = state["data_level0"].view(_node(index.dim, index.M))
+        nodes = state["data_level0"].view(node)
         labels = nodes["label"].astype(np.uint32)
         assert labels.max() < len(labels), "labels are numbers in order of insertion"
         order = np.argsort(labels)  # The node of each label: threads insert in any order.
@@ -148,7 +151,10 @@ class GraphLinks:
             "data_level0": nodes.view(np.int8),
             "link_lists": self.upper_links.ravel().view(np.int8),
         }
-        return hnswlib.Index(params=state)
+        try:
+            return hnswlib.Index(params=state)
+        except RuntimeError as error:  # "Not enough memory", by all that it checks.
+            raise Unavailable(f"cannot take a graph into memory: {error}") from error
 
     def _check_rows(self, count: int, rows: LabelRows) -> None:
         """Raises Corrupt unless every label has a vector, its row's or its own."""
