@@ -183,6 +183,8 @@ def main() -> int:
     runs = runs_of(options)
     if options.name and len(runs) > 1:
         p.error("--name is for one run")
+    # An installed package is compiled; a server out of a checkout shall be, after its first start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Without the official server, a size's name stays free: its result is that of a comparison.
     keep = not options.only_ours or bool(options.name)
     if options.only_ours and options.name in SIZES:

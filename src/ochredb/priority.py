@@ -3,7 +3,7 @@
 A thread of low priority that holds the interpreter's lock makes everybody wait who wants it, for
 as long as anything else keeps the processors busy. So the compactor's own threads keep the normal
 priority and hold the lock in short turns; inserting into graphs, which takes most of the time and
-does without the lock, has the lowest. Reading and writing graph files is not: hnswlib holds the
+does without the lock, has the lowest. Taking a graph into and out of hnswlib is not: it holds the
 lock for that.
 """
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from ochredb.checksum import BLOCK_BYTES, block_checksums
 from ochredb.configuration import IndexSettings
-from ochredb.errors import Corrupt, NewerFormat, NotFound, Unavailable
+from ochredb.errors import Corrupt, NewerFormat, NotFound
 from ochredb.ids import IdSource
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts import graph as graphs
+from ochredb.parts.graph_links import GraphLinks
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.reader import Part
 from ochredb.parts.writer import (
@@ -54,8 +55,8 @@ def _rows(count: int, dimension: int, *, text_bytes: int = 30) -> PartRows:
 
 
 def _graph(rows: PartRows) -> GraphSections:
-    file = graphs.build(rows.vectors, SETTINGS, threads=1, step=lambda: None)
-    return GraphSections(file=file, labels=len(rows.seqs), rows=None)
+    index = graphs.inserted(rows.vectors, SETTINGS, threads=1, step=lambda: None)
+    return GraphSections(links=GraphLinks.of(index, rows.vectors, None), rows=None)
 
 
 def _write(store: LocalStore, rows: PartRows, graph: GraphSections | None = None) -> Manifest:
@@ -144,14 +145,15 @@ def test_a_grown_graph_equals_the_rows_it_was_given(store: LocalStore) -> None:
     rows = _rows(300, 8)
     old = Part(store, _write(store, rows, _graph(rows)), SETTINGS)
     more = np.random.default_rng(7).standard_normal((100, 8)).astype(np.float32)
-    with old.graph_file() as path:
-        file = graphs.build(more, SETTINGS, threads=1, step=lambda: None, grow=(path, 300))
+    into = old.graph_index(room=100)
+    index = graphs.inserted(more, SETTINGS, threads=1, step=lambda: None, into=into)
     alive = np.arange(300) % 4 != 0
     kept = np.where(alive, np.cumsum(alive) - 1, -1)
     labels = np.concatenate([kept, alive.sum() + np.arange(100)]).astype(np.int32)
     merged = _rows(int(alive.sum()) + 100, 8)
     merged = replace(merged, vectors=np.concatenate([rows.vectors[alive], more]))
-    manifest = _write(store, merged, GraphSections(file=file, labels=400, rows=labels))
+    links = GraphLinks.of(index, merged.vectors, labels)
+    manifest = _write(store, merged, GraphSections(links=links, rows=labels))
     part = Part(store, manifest, SETTINGS)
     assert (part.graph_labels, len(part)) == (400, 325)
     graph = part.graph
@@ -171,8 +173,8 @@ def test_a_grown_graph_equals_the_rows_it_was_given(store: LocalStore) -> None:
 def test_graphs_of_every_space(space: str) -> None:
     settings = replace(SETTINGS, space=space)  # type: ignore[arg-type]
     store, rows = MemoryStore(), _rows(200, 6)
-    file = graphs.build(rows.vectors, settings, threads=1, step=lambda: None)
-    graph = GraphSections(file=file, labels=200, rows=None)
+    index = graphs.inserted(rows.vectors, settings, threads=1, step=lambda: None)
+    graph = GraphSections(links=GraphLinks.of(index, rows.vectors, None), rows=None)
     part = Part(store, _write(store, rows, graph), settings)
     assert part.graph is not None
     found = part.graph.search(rows.vectors[5:6], 100)
@@ -287,9 +289,9 @@ class TestManifest:
 
     def test_a_newer_format_is_refused(self) -> None:
         text = _write(MemoryStore(), _rows(20, 4)).to_json()
-        newer = text.replace('"format_version":1', '"format_version":2')
+        newer = text.replace('"format_version":2', '"format_version":3')
         assert newer != text
-        with pytest.raises(NewerFormat, match="version 2; this OchreDB reads up to 1: install"):
+        with pytest.raises(NewerFormat, match="version 3; this OchreDB reads up to 2: install"):
             Manifest.from_json(newer)
 
 
@@ -334,19 +336,16 @@ class TestDeletedRows:
             deleted_rows.decode(deleted_rows.encode(np.array([10])), 10)
 
 
-def test_a_graph_whose_file_was_cut_short_is_refused() -> None:
-    """hnswlib does not notice a full disk; the cut file would get a valid checksum."""
-
-    class Cut:
-        def save_index(self, path: str) -> None:
-            with open(path, "wb") as file:
-                file.write(b"x" * 100)
-
-        def index_file_size(self) -> int:
-            return 829_832
-
-    with pytest.raises(Unavailable, match="829832 bytes was cut to 100"):
-        graphs.saved(Cut())
+def test_a_graph_of_another_collection_is_refused(store: LocalStore) -> None:
+    rows = _rows(100, 8)
+    manifest = _write(store, rows, _graph(rows))
+    for other, expected in (
+        (manifest, replace(SETTINGS, space="cosine")),
+        (replace(manifest, dimension=4, rows=200), SETTINGS),
+        (replace(manifest, graph_labels=99), SETTINGS),
+    ):
+        with pytest.raises(Corrupt, match="the graph of part"):
+            _ = Part(store, other, expected).graph
 
 
 def test_a_built_graph_is_searched_as_the_same_one_loaded(store: LocalStore) -> None:

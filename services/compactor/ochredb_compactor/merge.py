@@ -23,6 +23,7 @@ from ochredb.errors import Conflict
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts import graph as graphs
 from ochredb.parts.calibration import Calibration, calibration_of
+from ochredb.parts.graph_links import GraphLinks
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.reader import Part
 from ochredb.parts.writer import GraphSections, PartRows, write_part
@@ -123,8 +124,8 @@ def _graph(
             before=known, settles=settles, seed=labels, threads=threads, step=step,
         )
     )  # fmt: skip
-    sections = GraphSections(file=graphs.saved(index), labels=labels, rows=rows)
-    return sections, index, calibrated
+    links = GraphLinks.of(index, merged.vectors, rows)
+    return GraphSections(links=links, rows=rows), index, calibrated
 
 
 def _grown(
@@ -151,14 +152,14 @@ def _grown(
     is_new[mapping[mapping >= 0]] = False
     inserted = np.flatnonzero(is_new)
     world.counters.graph_insertions += len(inserted)
-    with part.graph_file() as path:
-        index = graphs.inserted(
-            merged.vectors[inserted],
-            settings,
-            threads=threads,
-            step=step,
-            grow=(path, labels),
-        )
+    # Not the index that others search: inserting and searching at once is not safe.
+    index = graphs.inserted(
+        merged.vectors[inserted],
+        settings,
+        threads=threads,
+        step=step,
+        into=part.graph_index(room=len(inserted)),
+    )
     return np.concatenate([kept, inserted]).astype(np.int32), index
 
 

@@ -29,7 +29,7 @@ ArrayRef = list[Any]
 _ALIGNMENT_BYTES = 8
 _ITEM_BYTES = {
     "|b1": 1, "|u1": 1, "|i1": 1, "<u2": 2, "<i2": 2,
-    "<u4": 4, "<i4": 4, "<u8": 8, "<i8": 8, "<f8": 8,
+    "<u4": 4, "<i4": 4, "<f4": 4, "<u8": 8, "<i8": 8, "<f8": 8,
 }  # fmt: skip
 
 assert sys.byteorder == "little", "the formats are little-endian and are mapped as they lie"

@@ -8,9 +8,6 @@ one index: a graph is built aside and published whole (docs/formats/graph.md).
 
 from __future__ import annotations
 
-import mmap
-import os
-import tempfile
 from collections.abc import Callable
 
 import hnswlib
@@ -32,31 +29,17 @@ _NO_DAMAGE = ("Not enough memory", "Cannot open file")
 class HnswGraph:
     """A loaded graph; searching is thread-safe and releases the GIL.
 
-    Memory: about (d + 2·M + 4)·4 bytes per label, outside Python's heap.
+    index: nobody inserts into it any more. size_bytes: of memory, outside Python's heap.
     """
 
-    def __init__(
-        self, index: hnswlib.Index, rows: NDArray[np.int32] | None, size_bytes: int
-    ) -> None:
-        self._index, self._rows, self.size_bytes = index, rows, size_bytes
+    def __init__(self, index: hnswlib.Index, rows: NDArray[np.int32] | None) -> None:
+        self._index, self._rows = index, rows
         self.labels = int(index.get_current_count())
+        # Vector, links, label; about 64 for the lock, the level, higher links, marks of searches.
+        self.size_bytes: int = self.labels * (4 * index.dim + 4 * (2 * index.M + 1) + 8 + 64)
         # A search's candidate list is as long as the longer of this and what it asks for: nobody
         # may find another one here, left by whoever built the graph.
         index.set_ef(1)
-
-    @classmethod
-    def load(
-        cls, path: str, settings: IndexSettings, dimension: int, rows: NDArray[np.int32] | None
-    ) -> HnswGraph:
-        """Read a graph file; its bytes must have passed their checksum (hnswlib trusts them)."""
-        index = hnswlib.Index(space=settings.space, dim=dimension)
-        try:
-            index.load_index(path)
-        except RuntimeError as error:
-            if any(text in str(error) for text in _NO_DAMAGE):
-                raise Unavailable(f"cannot load the graph {path}: {error}") from error
-            raise Corrupt(f"hnswlib cannot read the graph {path}: {error}") from error
-        return cls(index, rows, os.path.getsize(path))
 
     def search(self, queries: Float32s, ef: int) -> Int64s | None:
         """The `ef` (or all) rows found near each of `queries` (float32[q, d]), nearest first.
@@ -85,36 +68,23 @@ class HnswGraph:
         return labels.astype(np.int64)
 
 
-def build(
-    vectors: Float32s,
-    settings: IndexSettings,
-    *,
-    threads: int,
-    step: Callable[[], None],
-    grow: tuple[str, int] | None = None,
-) -> memoryview:
-    """The file of a graph over `vectors` (float32[n, d], n >= 1): `inserted`, then `saved`."""
-    return saved(inserted(vectors, settings, threads=threads, step=step, grow=grow))
-
-
 def inserted(
     vectors: Float32s,
     settings: IndexSettings,
     *,
     threads: int,
     step: Callable[[], None],
-    grow: tuple[str, int] | None = None,
+    into: hnswlib.Index | None = None,
 ) -> hnswlib.Index:
     """An index over `vectors` (float32[n, d], n >= 1), in memory.
 
-    grow: path of a graph file and its number of labels; `vectors` are inserted behind them.
-    step: called between sub-batches; it may raise to give up.
+    into: an index of the caller's own with room for n labels behind those that it has; it is the
+        one returned. step: called between sub-batches; it may raise to give up.
     Cost: one insertion per vector, 0.1 to 0.3 ms each at M 16, efC 100, d 128.
     """
     count, dimension = vectors.shape
-    index = hnswlib.Index(space=settings.space, dim=dimension)
-    first = 0
-    if grow is None:
+    if into is None:
+        index = hnswlib.Index(space=settings.space, dim=dimension)
         index.init_index(
             max_elements=count,
             M=settings.max_neighbors,
@@ -122,8 +92,8 @@ def inserted(
             random_seed=_SEED,
         )
     else:
-        path, first = grow
-        index.load_index(path, max_elements=first + count)
+        index = into
+    first = int(index.get_current_count())
 
     def insert() -> None:
         for start in range(0, count, _SUB_BATCH_ROWS):
@@ -136,26 +106,18 @@ def inserted(
     return index
 
 
-def saved(index: hnswlib.Index) -> memoryview:
-    """The index's file as a view of an unlinked temporary file.
+def read_file(
+    path: str, settings: IndexSettings, dimension: int, labels: int, room: int
+) -> hnswlib.Index:
+    """The index in a file of format 1, which is hnswlib's, with room for so many more labels.
 
-    Raises Unavailable if it did not get all of its bytes: hnswlib does not notice a full disk.
+    Its bytes must have passed their checksum: hnswlib trusts them. It holds the interpreter's lock.
     """
-    handle, path = tempfile.mkstemp(prefix="ochredb-graph-")
+    index = hnswlib.Index(space=settings.space, dim=dimension)
     try:
-        named = f"/proc/self/fd/{handle}"
-        if os.path.exists(named):  # Linux: unlinked before it is written, it cannot be left behind.
-            os.unlink(path)
-            path = named
-        index.save_index(path)
-        size, expected = os.fstat(handle).st_size, int(index.index_file_size())
-        if size != expected:
-            raise Unavailable(
-                f"a graph of {expected} bytes was cut to {size} in {tempfile.gettempdir()}: "
-                "is it full?"
-            )
-        return memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
-    finally:
-        os.close(handle)
-        if not path.startswith("/proc/"):
-            os.unlink(path)
+        index.load_index(path, max_elements=labels + room)
+    except RuntimeError as error:
+        if any(text in str(error) for text in _NO_DAMAGE):
+            raise Unavailable(f"cannot load the graph {path}: {error}") from error
+        raise Corrupt(f"hnswlib cannot read the graph {path}: {error}") from error
+    return index

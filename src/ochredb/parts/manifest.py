@@ -14,7 +14,7 @@ import orjson
 from ochredb.errors import Corrupt, NewerFormat, newer_message
 from ochredb.json_text import loads
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class SectionPlace:
 class ObjectInfo:
     """One object of a part.
 
-    checksum: xxh3-64 of the table of block checksums at the object's end or, without a table (the
-        graph, which is verified whole and which hnswlib reads by path), of the whole object.
+    checksum: xxh3-64 of the table of block checksums at the object's end or, without a table (a
+        graph of format 1, which hnswlib reads by path), of the whole object.
     """
 
     key: str

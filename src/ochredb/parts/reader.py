@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import hnswlib
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ from ochredb.configuration import IndexSettings
 from ochredb.errors import Corrupt
 from ochredb.lazy import lazy
 from ochredb.parts.columns import BytesColumn
-from ochredb.parts.graph import HnswGraph
+from ochredb.parts.graph import HnswGraph, read_file
+from ochredb.parts.graph_links import GraphLinks
 from ochredb.parts.ids import IdIndex
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.metadata import MetadataIndex
@@ -202,17 +204,33 @@ class Part:
 
     @lazy
     def _loaded_graph(self) -> HnswGraph:
-        with self.graph_file() as path:
-            graph = HnswGraph.load(path, self._settings, self.manifest.dimension, self.graph_rows)
-        if graph.labels != self.manifest.graph_labels:
-            raise Corrupt(f"the graph of part {self.id} has {graph.labels} labels")
-        return graph
+        return HnswGraph(self.graph_index(), self.graph_rows)
+
+    def graph_index(self, *, room: int = 0) -> hnswlib.Index:
+        """The graph as stored, in an index of the caller's own.
+
+        room: for so many more labels. Graph and vectors are verified whole before hnswlib sees any.
+        """
+        labels, dimension = self.manifest.graph_labels, self.manifest.dimension
+        if "graph" in self.manifest.sections:  # Of before part format 2.
+            with self._graph_file() as path:
+                index = read_file(path, self._settings, dimension, labels, room)
+        else:
+            links = GraphLinks.open(self.section)
+            if (links.space, links.dimension) != (self._settings.space, dimension):
+                raise Corrupt(f"the graph of part {self.id} is of another space")
+            nodes = links.nodes(self.vectors, self.graph_rows)
+            self.forget_pages()  # Else vectors would be in memory three times for a moment.
+            index = links.index(nodes, room=room)
+        if index.get_current_count() != labels:
+            raise Corrupt(f"the graph of part {self.id} has {index.get_current_count()} labels")
+        return index
 
     @contextlib.contextmanager
-    def graph_file(self) -> Any:
-        """A path of the verified graph file, for hnswlib, which reads by path."""
+    def _graph_file(self) -> Any:
+        """A path of the verified graph file of format 1, which hnswlib reads by path."""
         place = self.manifest.sections["graph"]
-        data = self._required("graph")  # Verified whole before hnswlib sees it.
+        data = self._required("graph")
         path = self._store.path(self.manifest.objects[place.object].key)
         if path is not None:
             yield path
@@ -266,15 +284,13 @@ class Part:
     def take_metadatas(self, rows: Rows) -> list[bytes | None]:
         return self._metadatas.of(rows).take(rows)
 
-    def adopt_graph(self, index: Any, rows: NDArray[np.int32] | None) -> None:
+    def adopt_graph(self, index: hnswlib.Index, rows: NDArray[np.int32] | None) -> None:
         """Use the hnswlib index and the `graph_rows` that were saved; nobody changes them any more.
 
-        Reading it back would hold the interpreter's lock, 2 ms per thousand labels, for nothing.
+        Putting it together again would take time and memory for nothing.
         """
         with self._lock:
-            place = self.manifest.sections["graph"]
-            graph = HnswGraph(index, rows, place.stop - place.start)
-            self.__dict__["_loaded_graph"] = graph
+            self.__dict__["_loaded_graph"] = HnswGraph(index, rows)
 
     def warm(self) -> None:
         """Open what a first nearest-neighbour query will need."""

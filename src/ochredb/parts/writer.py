@@ -2,7 +2,7 @@
 
 Truth is `records` and `vectors`; every other section is derived from them here. A part below
 8 MiB is one packed object, so thousands of small collections do not become tens of thousands of
-files; a larger one is an object for each of records, vectors, index, and graph.
+files; a larger one is an object for each of records, vectors, index. A graph always has its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ochredb.checksum import BLOCK_BYTES, block_checksums, xxh3
 from ochredb.crash_points import reach
 from ochredb.errors import OchreError
 from ochredb.parts.columns import BytesColumn
+from ochredb.parts.graph_links import GraphLinks
 from ochredb.parts.ids import IdIndex
 from ochredb.parts.manifest import Manifest, ObjectInfo, SectionPlace
 from ochredb.parts.metadata import MetadataIndex
@@ -61,10 +62,9 @@ class PartRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphSections:
-    """A graph file and, if it was grown, the row of each label (int32, -1 = dead)."""
+    """A graph and, if it was grown, the row of each label (int32[m], -1 = dead)."""
 
-    file: memoryview
-    labels: int
+    links: GraphLinks
     rows: NDArray[np.int32] | None
 
 
@@ -104,6 +104,8 @@ def write_part(
     total = sum(_bytes_of(data).nbytes for group in groups.values() for data in group.values())
     if total < PACKED_BYTES_MAX:
         groups = {"packed": {k: v for group in groups.values() for k, v in group.items()}}
+    if graph is not None:
+        groups["graph"] = graph.links.sections()
     objects: list[ObjectInfo] = []
     places: dict[str, SectionPlace] = {}
     try:
@@ -114,13 +116,6 @@ def write_part(
             objects.append(info)
             reach("part.object-created")
             done()
-        if graph is not None:
-            key = f"parts/{part_id}/graph"
-            places["graph"] = SectionPlace(len(objects), 0, graph.file.nbytes)
-            objects.append(ObjectInfo(key, graph.file.nbytes, xxh3(graph.file), has_table=False))
-            store.create(key, graph.file)
-            reach("part.object-created")
-            done()
     except BaseException:
         discard(store, [item.key for item in objects])
         raise
@@ -129,7 +124,7 @@ def write_part(
         id=part_id,
         rows=len(rows.seqs),
         dimension=rows.vectors.shape[1],
-        graph_labels=0 if graph is None else graph.labels,
+        graph_labels=0 if graph is None else len(graph.links),
         seq_min=int(rows.seqs[0]),
         seq_max=int(rows.seqs[-1]),
         objects=tuple(objects),
