@@ -19,6 +19,7 @@ from ochredb.errors import Corrupt, NewerFormat
 from ochredb.fragment import decode, encode, encode_batch
 from ochredb.parts.arrays import read_directory
 from ochredb.parts.manifest import Manifest
+from ochredb.parts.metadata import MetadataIndex
 from ochredb.peers import GetRequest, QueryRequest
 from ochredb.poison import Poison, admitted
 from ochredb.types import Field, Op
@@ -339,3 +340,27 @@ def test_no_memory_is_no_poison(monkeypatch: pytest.MonkeyPatch) -> None:
         Manifest.from_json("{}")
     with pytest.raises(MemoryError):
         read_directory(lambda _name: memoryview(b"{}"), "metadata", 1)
+
+
+def test_an_index_that_cannot_be_built_makes_nothing_poison(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a bug of this release: the log keeps everything until a release without it folds it."""
+    collection = make_collection(node)
+    append(node, collection, operations(Op.ADD, ["x"], [[1.0, 1.0]], metadatas=[{"n": 1}]))
+    before = _answers(node, collection)
+
+    def failing(_metadatas: object) -> MetadataIndex:
+        raise TypeError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetadataIndex, "build", failing)
+        for _ in range(2):
+            with pytest.raises(TypeError, match="a bug"):
+                node.compactor.compact_now(collection)
+        assert [row["id"] for row in all_rows(node, collection)] == ["x"]
+    snapshot = node.logs.snapshot(collection)
+    assert (snapshot.indexed_offset, snapshot.floor_offset) == (0, 0)
+    assert node.quarantine.table.list() == []
+    node.compactor.compact_now(collection)
+    assert _answers(node, collection) == before

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ochredb
+from ochredb.backup import backup, restore
 from ochredb.catalog import objects, quarantine
 from ochredb.catalog.quarantine import Quarantined
 from ochredb.errors import Corrupt, NotFound
@@ -21,6 +22,7 @@ from ochredb_node.node import Node
 from .kernel import (
     ManualClock,
     append,
+    ids_of,
     make_collection,
     object_keys,
     operations,
@@ -182,3 +184,28 @@ def test_the_status_names_them_to_clients_once_there_are_any(
     with ochredb.PersistentClient(tmp_path / "other") as client:
         status = client.create_collection("new").get_indexing_status()
         assert status.num_quarantined_ops == 0
+
+
+def test_a_backup_has_what_is_in_quarantine_and_checks_it(tmp_path: Path) -> None:
+    source, target = str(tmp_path / "source"), str(tmp_path / "target")
+    with running_node(source) as node:
+        collection = make_collection(node)
+        append(node, collection, operations(Op.ADD, ["x"], [[1.0, 1.0]]))
+        append_bytes(node, collection, b"\xff" * 100_000, 2)
+        append_bytes(node, collection, adds(["a", "b"], [b"{", b"{}"]), 2)
+        node.compactor.compact_now(collection)
+        append_bytes(node, collection, adds(["c", "d"], [b"{", b"{}"]), 2)
+        key = node.quarantine.table.get(collection, 2).object_key
+        assert key is not None
+    assert backup(source, str(tmp_path / "backup")).records == 3
+    restore(str(tmp_path / "backup"), target)
+    with running_node(target) as node:
+        assert ids_of(node, collection) == ["x", "b", "d"]
+        assert node.quarantine.read(collection, 2) == b"\xff" * 100_000
+        node.compactor.compact_now(collection)
+        assert node.query.indexing_status(collection).num_quarantined_ops == 4
+    file = Path(source, "objects", key)
+    file.chmod(0o644)
+    file.write_bytes(b"\xff" * 99_999 + b"!")
+    with pytest.raises(Corrupt, match="fails its checksum"):
+        backup(source, str(tmp_path / "again"))

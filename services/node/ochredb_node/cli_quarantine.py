@@ -98,7 +98,8 @@ def _list(transport: Transport, options: dict[str, Any]) -> None:
             f"{when:%Y-%m-%d %H:%M:%S}  {item['reason']}"
         )
     if not options["json"]:
-        print(f"{count:,} operations in quarantine" if count else "nothing is in quarantine")
+        noun = "operation" if count == 1 else "operations"
+        print(f"{count:,} {noun} in quarantine" if count else "nothing is in quarantine")
 
 
 def _items(transport: Transport) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from ochredb.catalog.schema import (
     objects,
     parts,
     pins,
+    quarantine,
     references,
     store,
     version_parts,
@@ -90,6 +91,11 @@ _RANGES = Statement(
     .where(fragments.c.object_key.is_not(None))
     .order_by(fragments.c.object_key, fragments.c.byte_start)
 )
+_QUARANTINED = Statement(
+    select(quarantine.c.object_key, objects.c.size, quarantine.c.checksum)
+    .join(objects, objects.c.key == quarantine.c.object_key)
+    .order_by(quarantine.c.object_key)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,8 @@ class Contents:
     """What a copy refers to.
 
     objects: keys and sizes, by key. manifests: of all parts. bitmaps: keys of deleted rows and the
-    rows of their parts. ranges: (key, first byte, end, checksum) of fragments, in order.
+    rows of their parts. ranges: (key, first byte, end, checksum) of fragments, in order, those in
+    quarantine included.
     """
 
     collections: list[CollectionState]
@@ -129,7 +136,15 @@ def contents(database: SqliteDatabase) -> Contents:
             [(key, size) for key, size in session.all(_OBJECTS)],
             [Manifest.from_json(text) for (text,) in session.all(_MANIFESTS)],
             [(key, Manifest.from_json(text).rows) for key, text in session.all(_BITMAPS)],
-            [(key, start, stop, check) for key, start, stop, check in session.all(_RANGES)],
+            sorted(
+                [
+                    *(
+                        (key, start, stop, check)
+                        for key, start, stop, check in session.all(_RANGES)
+                    ),
+                    *((key, 0, size, check) for key, size, check in session.all(_QUARANTINED)),
+                ]
+            ),
         )
 
 
