@@ -457,7 +457,8 @@ class SqliteDatabase:
             self._on_full()
             return refusal
         reason = why_not_writable(folder) if self._path is not None else ""
-        return Unavailable(f"the catalog is unavailable: {reason or error} ({code})")
+        text = f"{error}: {reason}" if reason else str(error)
+        return Unavailable(f"the catalog is unavailable: {text} ({code})")
 
     def close(self) -> None:
         if self._pid != os.getpid():
