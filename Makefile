@@ -109,7 +109,7 @@ odd-long: $(READY) ## 3,000 rounds of odd bodies; 20,000 tails that move to a ne
 	OCHREDB_ODD_ROUNDS=3000 OCHREDB_MOVED_EXAMPLES=20000 $(RUN)/python -m pytest -q --timeout 0 \
 	  tests/unit/test_odd_bodies.py tests/unit/test_moved.py
 
-crash: $(READY) ## kill -9 and power loss during writes, 100 rounds each; faults of the machine.
+crash: $(READY) ## kill -9 and power loss during writes, then compare; 100 rounds each.
 	$(RUN)/python -m pytest -q -n auto tests/crash
 
 crash-long: $(READY) ## The same, thousands of rounds.
