@@ -6,6 +6,7 @@ import asyncio
 import resource
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_a_pool_goes_on_with_the_threads_that_it_has(monkeypatch: pytest.MonkeyP
         assert await pool.submit(lambda: 0) == 0
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", _no_thread)
-            futures = [pool.submit(lambda number=number: number) for number in range(5)]  # type: ignore[misc]
+            futures = [pool.submit(partial(abs, number)) for number in range(5)]
             results = await asyncio.gather(*futures)
         pool.close()
         assert pool.pending == 0
