@@ -24,6 +24,7 @@ from ochredb.errors import (
     NewerFormat,
     NotFound,
     OchreError,
+    StorageFull,
     Unavailable,
 )
 from ochredb.replay import Gone
@@ -38,6 +39,7 @@ log = logging.getLogger("ochredb.compactor")
 _POLL_ACTIVE_S = 0.1
 _POLL_IDLE_S = 1.0
 _RETRY_S_MAX = 60.0
+_RETRY_WHEN_FULL_S_MAX = 600.0  # Or as soon as there is space.
 _IDLE_FOR_MERGE_S = 1.0
 _BUSY_FOR_S = 1.0
 _ATTEMPTS_MAX = 10
@@ -69,7 +71,8 @@ class CompactorService:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._failures: dict[tuple[str, str], tuple[int, float]] = {}
+        # How often a job failed, when to try again, and whether the disk was full.
+        self._failures: dict[tuple[str, str], tuple[int, float, bool]] = {}
         self._trim = _malloc_trim()
 
     def start(self) -> None:
@@ -259,8 +262,8 @@ class CompactorService:
     ) -> None:
         """Run one job; after failures wait longer each time before the next try."""
         key, now = (kind, collection_id), self._world.clock.monotonic_s()
-        failures, not_before = self._failures.get(key, (0, 0.0))
-        if now < not_before:
+        failures, not_before, full = self._failures.get(key, (0, 0.0, False))
+        if now < not_before and (self._world.reserve.is_needed or not full):
             return
         try:
             job(collection_id, self._step)
@@ -271,7 +274,7 @@ class CompactorService:
         except Exception as error:
             if failures == 0 and isinstance(error, Gone | NotFound):
                 # Once, it means that the collection or the version was dropped meanwhile.
-                self._failures[key] = (1, now)
+                self._failures[key] = (1, now, False)
                 return
             if isinstance(error, NewerFormat):  # Told without a trace: it is no bug.
                 log.error("%s of collection %s is refused: %s", kind, collection_id, error)
@@ -279,8 +282,10 @@ class CompactorService:
                 log.warning("%s of collection %s failed: %s", kind, collection_id, _named(error))
             else:
                 log.exception("%s of collection %s failed", kind, collection_id)
-            wait_s = min(_RETRY_S_MAX, 2.0**failures)
-            self._failures[key] = (failures + 1, now + wait_s)
+            # Each attempt takes a little of what is kept for deletes.
+            full = isinstance(error, StorageFull)
+            wait_s = min(_RETRY_WHEN_FULL_S_MAX if full else _RETRY_S_MAX, 2.0**failures)
+            self._failures[key] = (failures + 1, now + wait_s, full)
         else:
             self._failures.pop(key, None)
 

@@ -250,6 +250,7 @@ class Node:
             raise
         self._started = True
         if background:
+            self.reserve.take_back()
             self._measure_due_s = self.clock.monotonic_s() + _MEASURE_AFTER_S
             self.compactor.start()
 

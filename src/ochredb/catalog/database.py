@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from ochredb.catalog.memory_lock import MemoryLock
 from ochredb.catalog.statement import Statement
 from ochredb.crash_points import COMMITTED, COMMITTING, reach
 from ochredb.errors import (
@@ -176,7 +177,7 @@ class SqliteDatabase:
         self._checkpointer: SqliteSession | None = None
         self._checkpoint_lock = threading.Lock()  # Guards the checkpointer and the next one.
         self._wal_pages = 0  # In the write-ahead log, when it was last looked at.
-        self._lock = threading.RLock()
+        self._lock = MemoryLock()
         self._writer: SqliteSession | None = None
         self._write_lock_fd = -1
         self._held_over_fork: list[Any] = []
@@ -210,7 +211,7 @@ class SqliteDatabase:
     def after_fork(self) -> None:
         if self._path is None:
             # The child's copy of an in-memory database is private memory: safe to go on with.
-            self._pid, self._lock = os.getpid(), threading.RLock()
+            self._pid, self._lock = os.getpid(), MemoryLock()
             self._pool, self._checkpoint_lock = threading.Condition(), threading.Lock()
             self._held_over_fork = []
             self._open.set()
@@ -258,18 +259,15 @@ class SqliteDatabase:
             raise self._refusal()
 
     def read(self) -> contextlib.AbstractContextManager[Session]:
-        return _Reading(self)
+        if self._path is not None:
+            return _Reading(self)
+        self._check()
+        self._memory_session()
+        return self._lock
 
     def begin_read(self) -> SqliteSession:
-        """A session until `end_read`."""
+        """A session until `end_read`; of a file."""
         self._check()
-        if self._path is None:
-            self._lock.acquire()
-            try:
-                return self._memory_session()
-            except BaseException:
-                self._lock.release()
-                raise
         with self._pool:
             session = self._idle.pop() if self._idle else self._connect(query_only=True)
             self._reading += 1
@@ -277,9 +275,6 @@ class SqliteDatabase:
 
     def end_read(self, session: SqliteSession) -> None:
         """Give it back."""
-        if self._path is None:
-            self._lock.release()
-            return
         with self._pool:
             self._reading -= 1
             self._idle.append(session)
@@ -373,6 +368,7 @@ class SqliteDatabase:
     def _memory_session(self) -> SqliteSession:
         if self._writer is None:
             self._writer = self._connect(query_only=False)
+        self._lock.session = self._writer
         return self._writer
 
     @contextlib.contextmanager
@@ -466,7 +462,8 @@ class SqliteDatabase:
             self._on_full()
             return refusal
         reason = why_not_writable(folder) if self._path is not None else ""
-        return Unavailable(f"the catalog is unavailable: {reason or error} ({code})")
+        text = f"{error}: {reason}" if reason else str(error)
+        return Unavailable(f"the catalog is unavailable: {text} ({code})")
 
     def close(self) -> None:
         if self._pid != os.getpid():
