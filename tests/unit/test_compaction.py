@@ -131,6 +131,27 @@ def test_of_two_compactions_that_race_one_wins(node: Node) -> None:
     assert len(_parts(node, collection)) == 1
 
 
+def test_who_waits_for_a_fold_is_content_with_another_processes(
+    node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is not given up in between: others fold again and again."""
+    collection = make_collection(node)
+    add_rows(node, collection, 0, 10)
+    world = _world(node)
+    lease = world.jobs.acquire(collection, "compact", "elsewhere/1/one", 600)
+    assert lease is not None
+
+    def sleep(seconds: float) -> None:
+        clock.advance(seconds)
+        if node.logs.snapshot(collection).version == 0:
+            compact(world, lease, _no_step)
+            add_rows(node, collection, 10, 10)
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    node.compactor.fold_now(collection)
+    assert node.logs.snapshot(collection).indexed_offset == 10
+
+
 def test_with_equal_leases_the_version_still_decides(node: Node) -> None:
     """Safety does not rest on leases: one fence, two compactions, one effect."""
     collection = make_collection(node)

@@ -10,7 +10,6 @@ import atexit
 import logging
 import math
 import os
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from ochredb.ids import IdSource
 from ochredb.parts.open_parts import OpenParts
 from ochredb.plan import cost
+from ochredb.processes import process_name
 from ochredb.storage.base import LocalStore
 from ochredb.storage.directory import DirectoryStore
 from ochredb.storage.memory import MemoryStore
@@ -94,7 +94,7 @@ class Node:
         self._tidy = tidy
         self.clock = clock or SystemClock()
         self.ids = ids or IdSource(self.clock)
-        self.owner = f"{socket.gethostname()}/{os.getpid()}/{self.ids.uuid7()}"
+        self.owner = process_name(self.ids)
         self.reserve, self.ages = Reserve(config.path), Ages(self.clock)
         self._database: SqliteDatabase | None = None
         self._store_id = ""
