@@ -147,9 +147,11 @@ class Storm:
             for slot in (*self._slots, *self._clients):
                 self._spawn(nursery, slot)
             self._await_first_steps()
-            deadline_s = time.monotonic() + self.plan.duration_s
-            while time.monotonic() < deadline_s:
-                time.sleep(self.plan.kill_every_s)
+            due_s = time.monotonic()
+            deadline_s = due_s + self.plan.duration_s
+            while due_s < deadline_s:
+                due_s += self.plan.kill_every_s
+                time.sleep(max(0.0, due_s - time.monotonic()))
                 self._kill_one(nursery)
                 self._look(nursery)
             self._end(nursery)

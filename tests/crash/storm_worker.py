@@ -291,6 +291,7 @@ def _writer(actor: Actor, _n: Node, rng: random.Random, order: dict[str, Any], _
 def _reader(actor: Actor, _n: Node, rng: random.Random, order: dict[str, Any], _: int) -> None:
     for _step in _until_stopped(order):
         actor.read() if rng.random() < 0.9 else actor.look_up("churn")
+        time.sleep(rng.uniform(0, 0.01))  # Leaves the machine to the others.
 
 
 def _compactor(
