@@ -26,6 +26,7 @@ from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.objects import ObjectTable
 from ochredb.catalog.pins import PinTable
 from ochredb.catalog.quarantine import QuarantineTable
+from ochredb.catalog.read_only import open_read_only, read_only_reason
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
@@ -34,9 +35,9 @@ from ochredb.parts.open_parts import OpenParts
 from ochredb.plan import cost
 from ochredb.processes import process_name
 from ochredb.storage.base import LocalStore
-from ochredb.storage.directory import DirectoryStore
+from ochredb.storage.directory import DirectoryStore, ReadOnlyDirectoryStore
 from ochredb.storage.memory import MemoryStore
-from ochredb.storage.open_directory import check_directory
+from ochredb.storage.open_directory import check_directory, refuse_network
 from ochredb.storage.space import Reserve
 from ochredb_compactor.config import CompactorConfig
 from ochredb_compactor.service import CompactorService
@@ -46,6 +47,7 @@ from ochredb_frontend.messages import Request, Response
 from ochredb_frontend.service import Frontend
 from ochredb_log.config import LogConfig
 from ochredb_log.service import LogService
+from ochredb_node.tidier import Tidier
 from ochredb_query.config import QueryConfig
 from ochredb_query.service import QueryService
 
@@ -98,7 +100,8 @@ class Node:
         self.reserve, self.ages = Reserve(config.path), Ages(self.clock)
         self._database: SqliteDatabase | None = None
         self._store_id = ""
-        self._started = self._closed = False
+        self._started = self._closed = self._read_only = False
+        self._tidier: Tidier | None = None
         self._housekept_s = 0.0
         self._measure_due_s = math.inf
 
@@ -114,7 +117,8 @@ class Node:
         if self.config.path is None:
             return MemoryStore(self.clock)
         root = os.path.join(self.config.path, "objects")
-        return DirectoryStore(root, clock=self.clock, ids=self.ids, on_full=self.reserve.found_full)
+        kind = ReadOnlyDirectoryStore if self._read_only else DirectoryStore
+        return kind(root, clock=self.clock, ids=self.ids, on_full=self.reserve.found_full)
 
     @cached_property
     def logs(self) -> LogTable:
@@ -225,6 +229,8 @@ class Node:
     def start(self, *, background: bool = True) -> None:
         """Open or create the store and start the background threads.
 
+        What may only be read is opened for reading (decision 0018); then writes raise Forbidden.
+
         Raises InvalidArgument for a directory that is not ours, Unavailable for one that cannot be
         used now; nothing is left open.
         """
@@ -232,6 +238,11 @@ class Node:
         try:
             if path is None:
                 self._database, self._store_id = open_memory(self.clock, self.ids)
+            elif (reason := read_only_reason(path)) is not None:
+                self._read_only = True
+                refuse_network(os.path.realpath(path))
+                self._database, self._store_id = open_read_only(path, reason)
+                log.warning("%s is open for reading only: %s", path, reason)
             else:
                 check_directory(path)
                 # On a full disk SQLite needs a little space even to read.
@@ -241,13 +252,16 @@ class Node:
                     )
                 )
             self._check_store_id()
-            self.namespace.ensure_defaults()
+            if not self._read_only:
+                self.namespace.ensure_defaults()
         except BaseException:
             if self._database is not None:
                 self._database.close()
             raise
         self._started = True
-        if background:
+        if background and self._read_only:
+            self._tidier = Tidier(self.query, self._tidy)
+        elif background:
             self._measure_due_s = self.clock.monotonic_s() + _MEASURE_AFTER_S
             self.compactor.start()
 
@@ -257,7 +271,7 @@ class Node:
         try:
             found = self.store.get(_STORE_ID_KEY)
         except NotFound:
-            if self.logs.has_collections():
+            if self._read_only or self.logs.has_collections():
                 raise InvalidArgument(
                     f"the objects of {self.config.path} are missing or belong to no store "
                     f"(expected store id {self._store_id})"
@@ -280,6 +294,8 @@ class Node:
         self._closed = True
         try:
             self.log.close()
+            if self._tidier is not None:
+                self._tidier.stop()
             self.compactor.stop()
             self.database.checkpoint()
         except Unavailable as error:  # A full disk: what is acknowledged is durable without this.

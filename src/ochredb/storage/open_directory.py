@@ -56,7 +56,7 @@ def check_directory(path: str, environ: Mapping[str, str] = os.environ) -> None:
     if not path or "\0" in path:
         raise InvalidArgument(f"not a path: {path!r}", path=path)
     path = os.path.realpath(path)
-    _refuse_network(path, environ)
+    refuse_network(path, environ)
     try:
         os.makedirs(path, exist_ok=True)
         names = set(os.listdir(path))
@@ -96,7 +96,8 @@ def network_file_system(path: str, mountinfo: str) -> str | None:
     return found_type if found_type in NETWORK_FILE_SYSTEMS else None
 
 
-def _refuse_network(path: str, environ: Mapping[str, str]) -> None:
+def refuse_network(path: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises InvalidArgument if `path`, free of symbolic links, is on a network file system."""
     if environ.get(ALLOW_NETWORK_VARIABLE) == "1":
         return
     try:
