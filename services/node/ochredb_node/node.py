@@ -287,6 +287,16 @@ class Node:
                 f"its objects to store {found.decode(errors='replace')}"
             )
 
+    def copy_after_fork(self) -> Node:
+        """Of a node in memory, in a fork's child: other roles, as locks of these may be held by
+        threads that stayed behind, on the child's copy of the memory."""
+        copied = Node(self.config, clock=self.clock, ids=self.ids, tidy=self._tidy)
+        copied._database, copied._store_id = self._database, self._store_id
+        copied.store = self.store
+        copied._started = True
+        copied.compactor.start()
+        return copied
+
     def close(self) -> None:
         """Stop the threads, fold what is quickly folded, checkpoint, close. Idempotent."""
         if self._closed or not self._started:
@@ -422,14 +432,14 @@ class _Embedded:
         """Threads and locks did not survive the fork; the parent's connections must stay open.
 
         The parent's nodes are kept referenced, so that nothing of theirs is closed here. The node
-        in memory goes on as a private copy, without its background threads.
+        in memory goes on as a private copy.
         """
         nodes, users = self._nodes, self._users
         _PARENTS.append(nodes)
         self._forget()
         self._users = users
         if None in nodes:
-            self._nodes[None] = nodes[None]
+            self._nodes[None] = nodes[None].copy_after_fork()
 
     def release(self, key: str | None) -> None:
         """One user less. The node in memory stays: later clients share its state."""

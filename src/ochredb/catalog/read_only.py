@@ -121,7 +121,8 @@ class ReadOnlyDatabase(SqliteDatabase):
     def _settle(self) -> None:
         """Read in place if that is possible, else from a copy."""
         old = self._copy
-        copy, copied = None, ()
+        copy: str | None = None
+        copied: _Signature = ()
         if not _readable_in_place(self._source):
             copy, copied = _copied(self._source)
         with self._pool:
