@@ -123,7 +123,7 @@ def busy(number):
         notes.upsert(**rows(f"busy{number}", 2))
         notes.query(query_embeddings=np.random.default_rng(1).random((30, 8), np.float32))
 
-threads = [threading.Thread(target=busy, args=(number,)) for number in range(3)]
+threads = [threading.Thread(target=busy, args=(number,), daemon=True) for number in range(3)]
 for thread in threads: thread.start()
 for number in range(8):
     pid = os.fork()
