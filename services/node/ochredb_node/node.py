@@ -37,7 +37,7 @@ from ochredb.processes import process_name
 from ochredb.storage.base import LocalStore
 from ochredb.storage.directory import DirectoryStore, ReadOnlyDirectoryStore
 from ochredb.storage.memory import MemoryStore
-from ochredb.storage.open_directory import check_directory, refuse_network
+from ochredb.storage.open_directory import check_directory, claim_alone, refuse_network
 from ochredb.storage.space import Reserve
 from ochredb_compactor.config import CompactorConfig
 from ochredb_compactor.service import CompactorService
@@ -102,6 +102,7 @@ class Node:
         self._store_id = ""
         self._started = self._closed = self._read_only = False
         self._tidier: Tidier | None = None
+        self._claim: int | None = None  # Keeps others out where only one may be in.
         self._housekept_s = 0.0
         self._measure_due_s = math.inf
 
@@ -245,6 +246,7 @@ class Node:
                 log.warning("%s is open for reading only: %s", path, reason)
             else:
                 check_directory(path)
+                self._claim = claim_alone(path)
                 # On a full disk SQLite needs a little space even to read.
                 self._database, self._store_id = self.reserve.freeing(
                     lambda: open_directory(
@@ -257,6 +259,7 @@ class Node:
         except BaseException:
             if self._database is not None:
                 self._database.close()
+            self._release_claim()
             raise
         self._started = True
         if background and self._read_only:
@@ -312,6 +315,12 @@ class Node:
             log.warning("closed without a checkpoint: %s", error)
         finally:
             self.database.close()
+            self._release_claim()
+
+    def _release_claim(self) -> None:
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def _housekeep(self) -> None:
         """About once a second, from the folding thread."""
