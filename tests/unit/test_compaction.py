@@ -152,6 +152,35 @@ def test_who_waits_for_a_fold_is_content_with_another_processes(
     assert node.logs.snapshot(collection).indexed_offset == 10
 
 
+def test_a_wait_goes_on_as_long_as_others_get_somewhere(
+    node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = make_collection(node)
+    for start in range(0, 40, 10):
+        add_rows(node, collection, start, 10)
+        _fold(node, collection)
+    world = _world(node)
+    term_s = world.config.lease_ttl_s
+    lease = world.jobs.acquire(collection, "merge", "elsewhere/1/one", 1000 * term_s)
+    assert lease is not None
+    rounds: list[float] = []
+
+    def sleep(_seconds: float) -> None:
+        clock.advance(term_s)
+        rounds.append(clock.monotonic_s())
+        if len(rounds) < 8:  # Another process folds, and keeps the lease of merges.
+            add_rows(node, collection, 30 + 10 * len(rounds), 10)
+            _fold(node, collection)
+
+    before = clock.monotonic_s()
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "sleep", sleep)
+        with pytest.raises(DeadlineExceeded, match="holds the collection's lease"):
+            node.compactor.compact_now(collection)
+    assert len(rounds) >= 9
+    assert clock.monotonic_s() - before < 14 * term_s
+
+
 def test_with_equal_leases_the_version_still_decides(node: Node) -> None:
     """Safety does not rest on leases: one fence, two compactions, one effect."""
     collection = make_collection(node)

@@ -134,10 +134,15 @@ class CompactorService:
         return deleted + (sweep(self._world, _no_step) if sweep_orphans else 0)
 
     def _until_done(self, collection_id: str, attempt: Callable[[], bool | None]) -> bool:
-        """Repeat an attempt that lost a race (Conflict) or found the lease taken (None)."""
-        deadline = self._world.clock.monotonic_s() + 2 * self._world.config.lease_ttl_s
+        """Repeat an attempt that lost a race (Conflict) or found the lease taken (None).
+
+        Raises DeadlineExceeded if whoever has the lease gets nowhere for two of its terms. Where
+        others compact again and again, each new version begins the wait anew.
+        """
+        clock, patience_s = self._world.clock, 2 * self._world.config.lease_ttl_s
+        deadline, version = clock.monotonic_s() + patience_s, -1
         gone = 0
-        while self._world.clock.monotonic_s() < deadline:
+        while clock.monotonic_s() < deadline:
             try:
                 done = attempt()
                 if done is not None:
@@ -151,7 +156,10 @@ class CompactorService:
                 gone += 1
                 if gone == _ATTEMPTS_MAX:  # Each attempt takes a new snapshot: this is damage.
                     raise Corrupt(str(error)) from error
-            self._world.clock.sleep(0.02)
+            clock.sleep(0.02)
+            now_at = self._world.logs.snapshot(collection_id).version
+            if now_at != version:
+                deadline, version = clock.monotonic_s() + patience_s, now_at
         raise DeadlineExceeded("another process holds the collection's lease")
 
     # -- one job
