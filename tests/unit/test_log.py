@@ -423,38 +423,6 @@ class TestEvaluated:
         assert (answer.first_offset, answer.last_offset) == (2, 1)
         assert node.logs.snapshot(collection).last_offset == 1
 
-    def test_nothing_to_write_is_remembered_by_its_key(self, node: Node) -> None:
-        """I8: a repeat must not delete what came later."""
-        collection = make_collection(node)
-        append(node, collection, _add("a"))
-
-        def answer(*ids: str) -> Appended:
-            return node.log.append_evaluated(
-                collection,
-                lambda: operations(Op.DELETE, ids),
-                idempotency_key="key",
-                request_hash=b"hash",
-                cancel=Cancel(),
-            )
-
-        assert answer() == Appended(2, 1)
-        append(node, collection, _add("b"))
-        assert answer("b") == Appended(2, 1, repeated=True)
-        assert answer() == Appended(2, 1, repeated=True)
-        assert ids_of(node, collection) == ["a", "b"]
-        assert node.log.record_nothing(collection, "key", b"hash").repeated
-
-    def test_who_found_nothing_is_told_what_its_first_attempt_did(self, node: Node) -> None:
-        """It landed between the look for the key and the read that found nothing any more."""
-        collection = make_collection(node)
-        append(node, collection, _add("a"))
-        first = node.log.append(
-            collection, operations(Op.DELETE, ["a"]), idempotency_key="key", request_hash=b"hash",
-            cancel=Cancel(),
-        )  # fmt: skip
-        again = node.log.record_nothing(collection, "key", b"hash")
-        assert (again.first_offset, again.last_offset) == (first.first_offset, first.last_offset)
-
     def test_an_error_inside_leaves_nothing_behind(self, node: Node) -> None:
         collection = make_collection(node)
 

@@ -140,7 +140,8 @@ class CompactorService:
         others compact again and again, each new version begins the wait anew.
         """
         clock, patience_s = self._world.clock, 2 * self._world.config.lease_ttl_s
-        deadline, version = clock.monotonic_s() + patience_s, -1
+        version = self._world.logs.snapshot(collection_id).version
+        deadline = clock.monotonic_s() + patience_s
         gone = 0
         while clock.monotonic_s() < deadline:
             try:
@@ -335,10 +336,14 @@ class CompactorService:
 
     def _collect_due(self) -> None:
         """One process collects. That is no matter of safety: a lease never protects a delete."""
-        if garbage_due(self._world):
+
+        def elected() -> None:
             with self._lease(_STORE, "collect") as lease:
                 if lease is not None:
-                    self._world.reserve.freeing(lambda: collect(self._world, self._step))
+                    collect(self._world, self._step)
+
+        if garbage_due(self._world):
+            self._world.reserve.freeing(elected)
 
     def _sweep_due(self) -> None:
         """The lease of a sweep lasts for the period: one process sweeps, once in a period."""
