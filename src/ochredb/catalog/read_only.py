@@ -35,17 +35,17 @@ _Signature = tuple[tuple[int, int, int] | None, ...]
 def read_only_reason(root: str) -> str | None:
     """Why a store in this directory can be read but not written; None if it can, or is not there.
 
-    Cost: three system calls.
+    The directory decides. In one that can be written, files that cannot are a fault that may be
+    mended while a process runs. Cost: two system calls.
     """
-    catalog = os.path.join(root, CATALOG_NAME)
-    if not os.path.isfile(catalog):
+    if not os.path.isfile(os.path.join(root, CATALOG_NAME)):
         return None
-    for path, mode in ((root, os.W_OK | os.X_OK), (catalog, os.W_OK)):
-        if not os.access(path, mode, effective_ids=os.access in os.supports_effective_ids):
-            if os.statvfs(path).f_flag & os.ST_RDONLY:
-                return "its file system is read-only"
-            return "this user may not write there"
-    return None
+    by_effective = os.access in os.supports_effective_ids
+    if os.access(root, os.W_OK | os.X_OK, effective_ids=by_effective):
+        return None
+    if os.statvfs(root).f_flag & os.ST_RDONLY:
+        return "its file system is read-only"
+    return "this user may not write there"
 
 
 def open_read_only(root: str, reason: str) -> tuple[SqliteDatabase, str]:
@@ -101,7 +101,10 @@ class ReadOnlyDatabase(SqliteDatabase):
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
-        raise Forbidden(f"{self._root} is open for reading only: {self._reason}")
+        why = self._reason
+        if read_only_reason(self._root) is None:
+            why = "it could not be written when it was opened; open it again"
+        raise Forbidden(f"{self._root} is open for reading only: {why}")
         yield  # Makes it a generator, as the base's is.
 
     def checkpoint(self, *, restart_above_bytes: int = 64 << 20) -> bool:
