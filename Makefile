@@ -18,8 +18,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export ANONYMIZED_TELEMETRY := False
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type imports test unit sim sim-long crash crash-long conformance
-.PHONY: official js filters-long odd-long bench bench-quick bench-report demo lock clean
+.PHONY: help setup fmt lint type imports test unit sim sim-long crash crash-long storm-long
+.PHONY: conformance official js filters-long odd-long bench bench-quick bench-report demo lock clean
 .DELETE_ON_ERROR:
 # One size of `make bench` alone.
 BENCH_SIZES := bench-20k-128 bench-20k-768 bench-100k-128 bench-many
@@ -115,6 +115,9 @@ crash: $(READY) ## kill -9 and power loss: at every crash point, and during writ
 crash-long: $(READY) ## The same, thousands of rounds, every hit of every crash point.
 	OCHREDB_CRASH_ROUNDS=2000 OCHREDB_CRASH_HITS=all \
 	  $(RUN)/python -m pytest -q -n auto tests/crash --timeout 0
+
+storm-long: $(READY) ## Eight processes on one directory, one killed every 200 ms; five minutes.
+	OCHREDB_STORM_S=300 $(RUN)/python -m pytest -q -s tests/crash/test_storm.py
 
 conformance: $(READY) $(PEER_READY) ## The official client's own tests against our server, 5 min.
 	$(RUN)/python tests/conformance/against_ochredb.py --python .venv-peer/bin/python

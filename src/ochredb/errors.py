@@ -4,7 +4,7 @@
     ├── InvalidArgument     400  the request is wrong; mend it
     │   └── Unprocessable   422  the JSON has the wrong shape (HTTP only; gRPC: INVALID_ARGUMENT)
     ├── Unauthenticated     401  no valid credential was given
-    ├── Forbidden           403  the credential does not allow this
+    ├── Forbidden           403  the credential, or a read-only store, does not allow this
     ├── NotFound            404  no such tenant, database, collection or object
     ├── AlreadyExists       409  the name or key is taken
     ├── Conflict            412  somebody else changed it first; read again, then retry
@@ -84,7 +84,7 @@ class Unauthenticated(OchreError):
 
 
 class Forbidden(OchreError):
-    """The credential does not allow this."""
+    """The credential, or a store that is open for reading only, does not allow this."""
 
     kind = Kind.FORBIDDEN
 

@@ -77,9 +77,10 @@ class Log(Protocol):
         """Append what `evaluate` returns, computed while no other write can land."""
         ...
 
-    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> None:
-        """Bind an idempotency key to a request that found nothing to do.
+    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
+        """Bind an idempotency key to a request that found nothing to do: an empty range.
 
+        Returns the first answer if an attempt with the key has been applied meanwhile.
         Raises NotFound (collection), InvalidArgument (the key belongs to another request).
         """
         ...

@@ -254,8 +254,9 @@ class FakeLog:
     def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
         return None
 
-    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> None:
+    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
         self._world.require(collection_id)
+        return Appended(1, 0)
 
 
 @dataclass

@@ -131,6 +131,57 @@ def test_of_two_compactions_that_race_one_wins(node: Node) -> None:
     assert len(_parts(node, collection)) == 1
 
 
+def test_who_waits_for_a_fold_is_content_with_another_processes(
+    node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is not given up in between: others fold again and again."""
+    collection = make_collection(node)
+    add_rows(node, collection, 0, 10)
+    world = _world(node)
+    lease = world.jobs.acquire(collection, "compact", "elsewhere/1/one", 600)
+    assert lease is not None
+
+    def sleep(seconds: float) -> None:
+        clock.advance(seconds)
+        if node.logs.snapshot(collection).version == 0:
+            compact(world, lease, _no_step)
+            add_rows(node, collection, 10, 10)
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    node.compactor.fold_now(collection)
+    assert node.logs.snapshot(collection).indexed_offset == 10
+
+
+def test_a_wait_goes_on_as_long_as_others_get_somewhere(
+    node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = make_collection(node)
+    for start in range(0, 40, 10):
+        add_rows(node, collection, start, 10)
+        _fold(node, collection)
+    world = _world(node)
+    term_s = world.config.lease_ttl_s
+    lease = world.jobs.acquire(collection, "merge", "elsewhere/1/one", term_s)
+    assert lease is not None
+    rounds: list[float] = []
+
+    def sleep(_seconds: float) -> None:
+        clock.advance(term_s / 2)
+        assert world.jobs.renew(lease, term_s)
+        rounds.append(clock.monotonic_s())
+        if len(rounds) < 8:  # Another process folds, and keeps the lease of merges.
+            add_rows(node, collection, 30 + 10 * len(rounds), 10)
+            _fold(node, collection)
+
+    before = clock.monotonic_s()
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "sleep", sleep)
+        with pytest.raises(DeadlineExceeded, match="holds the collection's lease"):
+            node.compactor.compact_now(collection)
+    assert len(rounds) >= 9
+    assert 5 * term_s < clock.monotonic_s() - before < 8 * term_s
+
+
 def test_with_equal_leases_the_version_still_decides(node: Node) -> None:
     """Safety does not rest on leases: one fence, two compactions, one effect."""
     collection = make_collection(node)

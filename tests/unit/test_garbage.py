@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from ochredb.catalog.objects import Swept
 from ochredb.errors import Conflict, Unavailable
+from ochredb.processes import process_name
 from ochredb.types import Op
 from ochredb_compactor import garbage
 from ochredb_compactor.compaction import compact
@@ -409,3 +411,27 @@ def test_a_store_in_a_directory_ends_with_exactly_the_referenced_files(
         }
         assert object_keys(node) == current
         assert len(ids_of(node, collection)) == 60
+
+
+def test_one_process_collects_and_sweeps(tmp_path: Path) -> None:
+    """Others see that somebody has the lease, and leave the work to it."""
+    with running_node(str(tmp_path)) as node:
+        collection = make_collection(node)
+        add_rows(node, collection, 0, 10)
+        node.compactor.compact_now(collection)
+        node.namespace.delete_collection("default_tenant", "default_database", "records")
+        world = node.compactor._world
+        object.__setattr__(world, "config", replace(world.config, grace_s=0.0))
+        jobs, name = world.jobs, process_name(node.ids)  # Of a process that runs: this one.
+        held = [jobs.acquire("", kind, name, 60) for kind in ("collect", "sweep")]
+        before = object_keys(node)
+        node.compactor._collect_due()
+        node.compactor._sweep_due()
+        assert object_keys(node) == before
+        for lease in held:
+            assert lease is not None
+            jobs.end(lease)
+        node.compactor._collect_due()
+        assert object_keys(node) < before
+        node.compactor._sweep_due()
+        assert jobs.acquire("", "sweep", "elsewhere/1/1/x", 600) is None, "one in each period"

@@ -16,6 +16,7 @@ from ochredb.errors import InvalidArgument, Unavailable
 from ochredb.ids import IdSource
 from ochredb.storage import files, open_directory
 from ochredb.storage.open_directory import check_directory, network_file_system
+from ochredb_node.node import Node, NodeConfig
 
 from .kernel import ManualClock
 
@@ -248,6 +249,28 @@ def test_a_network_file_system_is_refused_unless_allowed(
     assert not os.path.exists(f"{tmp_path}/net")
     check_directory(path, {"OCHREDB_ALLOW_NETWORK_FS": "1"})
     check_directory(f"{tmp_path}/local", {})
+
+
+def test_on_an_allowed_network_file_system_one_process_is_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(f"1 0 0:1 / / rw - ext4 x rw\n2 1 0:2 / {tmp_path}/net rw - nfs4 x rw\n")
+    monkeypatch.setattr(open_directory, "MOUNTINFO_FILE", str(mountinfo))
+    monkeypatch.setenv("OCHREDB_ALLOW_NETWORK_FS", "1")
+    path = f"{tmp_path}/net/db"
+    first, second = Node(NodeConfig(path=path)), Node(NodeConfig(path=path))
+    first.start(background=False)
+    with pytest.raises(Unavailable, match=r"\(nfs4\), where one process may have it open"):
+        second.start(background=False)
+    first.close()
+    second.start(background=False)
+    second.close()
+    others = [Node(NodeConfig(path=f"{tmp_path}/local")) for _ in range(2)]
+    for node in others:
+        node.start(background=False)
+    for node in others:
+        node.close()
 
 
 def test_this_machine_lists_its_mounts(tmp_path: Path, mount: Mount) -> None:

@@ -10,8 +10,6 @@ import contextlib
 import ctypes
 import logging
 import math
-import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,9 +25,10 @@ from ochredb.errors import (
     StorageFull,
     Unavailable,
 )
+from ochredb.processes import is_gone
 from ochredb.replay import Gone
 from ochredb_compactor.compaction import compact
-from ochredb_compactor.garbage import collect, sweep
+from ochredb_compactor.garbage import collect, garbage_due, sweep
 from ochredb_compactor.merge import merge
 from ochredb_compactor.scheduler import compaction_due, merge_plan
 from ochredb_compactor.world import World
@@ -43,6 +42,7 @@ _RETRY_WHEN_FULL_S_MAX = 600.0  # Or as soon as there is space.
 _IDLE_FOR_MERGE_S = 1.0
 _BUSY_FOR_S = 1.0
 _ATTEMPTS_MAX = 10
+_STORE = ""  # Instead of a collection, in leases that are about all of them.
 _TRIM_AFTER_S = (5.0, 30.0)
 
 
@@ -114,14 +114,22 @@ class CompactorService:
 
         Waits for another holder's lease (at most its ttl). Raises NotFound.
         """
-        self._until_done(collection_id, lambda: self._compact(collection_id, _no_step))
+        self.fold_now(collection_id)
         again = partial(self._merge, collection_id, _no_step, idle=True)
         while self._until_done(collection_id, again):
             pass
 
     def fold_now(self, collection_id: str) -> None:
-        """Only fold the tail: makes room in the log."""
-        self._until_done(collection_id, lambda: self._compact(collection_id, _no_step))
+        """Only fold the tail as it is now, or see another process do it: makes room in the log."""
+        logs = self._world.logs
+        last_offset = logs.snapshot(collection_id).last_offset
+
+        def attempt() -> bool | None:
+            if logs.snapshot(collection_id).indexed_offset >= last_offset:
+                return True
+            return self._compact(collection_id, _no_step)
+
+        self._until_done(collection_id, attempt)
 
     def collect_now(self, *, sweep_orphans: bool) -> int:
         """Delete what is garbage now; returns how many objects."""
@@ -129,10 +137,16 @@ class CompactorService:
         return deleted + (sweep(self._world, _no_step) if sweep_orphans else 0)
 
     def _until_done(self, collection_id: str, attempt: Callable[[], bool | None]) -> bool:
-        """Repeat an attempt that lost a race (Conflict) or found the lease taken (None)."""
-        deadline = self._world.clock.monotonic_s() + 2 * self._world.config.lease_ttl_s
+        """Repeat an attempt that lost a race (Conflict) or found the lease taken (None).
+
+        Raises DeadlineExceeded if whoever has the lease gets nowhere for two of its terms. Where
+        others compact again and again, each new version begins the wait anew.
+        """
+        clock, patience_s = self._world.clock, 2 * self._world.config.lease_ttl_s
+        version = self._world.logs.snapshot(collection_id).version
+        deadline = clock.monotonic_s() + patience_s
         gone = 0
-        while self._world.clock.monotonic_s() < deadline:
+        while clock.monotonic_s() < deadline:
             try:
                 done = attempt()
                 if done is not None:
@@ -146,7 +160,10 @@ class CompactorService:
                 gone += 1
                 if gone == _ATTEMPTS_MAX:  # Each attempt takes a new snapshot: this is damage.
                     raise Corrupt(str(error)) from error
-            self._world.clock.sleep(0.02)
+            clock.sleep(0.02)
+            now_at = self._world.logs.snapshot(collection_id).version
+            if now_at != version:
+                deadline, version = clock.monotonic_s() + patience_s, now_at
         raise DeadlineExceeded("another process holds the collection's lease")
 
     # -- one job
@@ -179,7 +196,7 @@ class CompactorService:
         """The lease or None; renewed while held, given back at the end."""
         jobs, config = self._world.jobs, self._world.config
         owner = f"{self._owner}/{threading.get_ident()}"
-        lease = jobs.acquire(collection_id, kind, owner, config.lease_ttl_s, owner_is_dead)
+        lease = jobs.acquire(collection_id, kind, owner, config.lease_ttl_s, is_gone)
         if lease is None:
             yield None
             return
@@ -315,12 +332,30 @@ class CompactorService:
             self._trim()
         if now - self._collected_s >= config.collect_period_s:
             self._collected_s = now
-            self._world.reserve.freeing(lambda: collect(self._world, self._step))
+            self._collect_due()
         if now - self._swept_s >= config.sweep_period_s:
             first = self._swept_s == 0.0
             self._swept_s = now
             if not first:  # Not at once after a start: nothing is urgent about orphans.
-                sweep(self._world, self._step)
+                self._sweep_due()
+
+    def _collect_due(self) -> None:
+        """One process collects. That is no matter of safety: a lease never protects a delete."""
+
+        def elected() -> None:
+            with self._lease(_STORE, "collect") as lease:
+                if lease is not None:
+                    collect(self._world, self._step)
+
+        if garbage_due(self._world):
+            self._world.reserve.freeing(elected)
+
+    def _sweep_due(self) -> None:
+        """The lease of a sweep lasts for the period: one process sweeps, once in a period."""
+        jobs, config = self._world.jobs, self._world.config
+        lease = jobs.acquire(_STORE, "sweep", self._owner, config.sweep_period_s * 0.9, is_gone)
+        if lease is not None:
+            sweep(self._world, self._step)
 
     def _fold_on_close(self) -> None:
         """What is left in the log is durable; folding it only spares the next opener the work."""
@@ -367,25 +402,6 @@ class _Keeper:
         self._done.set()
         self._timer.cancel()
         self._timer.join()
-
-
-def owner_is_dead(owner: str) -> bool:
-    """Whether a lease's owner `host/pid/…` was a process of this host that is gone.
-
-    A number that was given to another process meanwhile only means waiting for the lease's end; a
-    wrong "dead" (another container with this host name) only means double work: the fence decides.
-    """
-    host, _, rest = owner.partition("/")
-    pid = rest.partition("/")[0]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # Somebody else's process, but it is there.
-    return False
 
 
 def _named(error: BaseException) -> str:

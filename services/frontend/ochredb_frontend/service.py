@@ -323,9 +323,10 @@ class Frontend:
         for _ in range(_CONDITIONAL_ROUNDS):
             ids, last_offset = self._query.match(collection_id, request, cancel=cancel)
             if not ids:
-                if key is not None:
-                    self._log.record_nothing(collection_id, key, deletion.request_hash)
-                return 0
+                if key is None:
+                    return 0
+                first = self._log.record_nothing(collection_id, key, deletion.request_hash)
+                return first.last_offset - first.first_offset + 1
             try:
                 appended = self._log.append(
                     collection_id,

@@ -164,7 +164,7 @@ class LogService:
             cancel,
             lambda: self._append_evaluated(collection_id, evaluate, idempotency_key, request_hash),
         )
-        if appended.last_offset >= appended.first_offset:
+        if appended.last_offset >= appended.first_offset and not appended.repeated:
             self._tell_appended(collection_id, appended.last_offset)
         return appended
 
@@ -179,6 +179,8 @@ class LogService:
             if session.one(LOCK_LOG, collection=collection_id) is None:
                 raise NotFound(f"Collection [{collection_id}] does not exist.")
             operations = evaluate()
+            if len(operations) == 0 and key is not None and request_hash is not None:
+                return self._table.record_nothing_locked(session, collection_id, key, request_hash)
             last = self._table.snapshot(collection_id).last_offset
             if len(operations) == 0:
                 return Appended(last + 1, last)
@@ -207,9 +209,9 @@ class LogService:
         """See `ochredb.peers.Log.repeated`."""
         return self._table.repeated(collection_id, key, request_hash)
 
-    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> None:
+    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
         """See `ochredb.peers.Log.record_nothing`."""
-        self._table.record_nothing(collection_id, key, request_hash)
+        return self._table.record_nothing(collection_id, key, request_hash)
 
     def _request(
         self,

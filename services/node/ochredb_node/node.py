@@ -10,7 +10,6 @@ import atexit
 import logging
 import math
 import os
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.objects import ObjectTable
 from ochredb.catalog.pins import PinTable
 from ochredb.catalog.quarantine import QuarantineTable
+from ochredb.catalog.read_only import open_read_only, read_only_reason
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock, SystemClock
 from ochredb.crash_points import reach
@@ -34,10 +34,11 @@ from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from ochredb.ids import IdSource
 from ochredb.parts.open_parts import OpenParts
 from ochredb.plan import cost
+from ochredb.processes import process_name
 from ochredb.storage.base import LocalStore
-from ochredb.storage.directory import DirectoryStore
+from ochredb.storage.directory import DirectoryStore, ReadOnlyDirectoryStore
 from ochredb.storage.memory import MemoryStore
-from ochredb.storage.open_directory import check_directory
+from ochredb.storage.open_directory import check_directory, claim_alone, refuse_network
 from ochredb.storage.space import Reserve
 from ochredb_compactor.config import CompactorConfig
 from ochredb_compactor.service import CompactorService
@@ -47,6 +48,7 @@ from ochredb_frontend.messages import Request, Response
 from ochredb_frontend.service import Frontend
 from ochredb_log.config import LogConfig
 from ochredb_log.service import LogService
+from ochredb_node.tidier import Tidier
 from ochredb_query.config import QueryConfig
 from ochredb_query.service import QueryService
 
@@ -96,11 +98,13 @@ class Node:
         self._tidy = tidy
         self.clock = clock or SystemClock()
         self.ids = ids or IdSource(self.clock)
-        self.owner = f"{socket.gethostname()}/{os.getpid()}/{self.ids.uuid7()}"
+        self.owner = process_name(self.ids)
         self.reserve, self.ages = Reserve(config.path), Ages(self.clock)
         self._database: SqliteDatabase | None = None
         self._store_id = ""
-        self._started = self._closed = False
+        self._started = self._closed = self._read_only = False
+        self._tidier: Tidier | None = None
+        self._claim: int | None = None  # Keeps others out where only one may be in.
         self._housekept_s = self._folders_s = 0.0
         self._measure_due_s = math.inf
 
@@ -116,7 +120,8 @@ class Node:
         if self.config.path is None:
             return MemoryStore(self.clock)
         root = os.path.join(self.config.path, "objects")
-        return DirectoryStore(root, clock=self.clock, ids=self.ids, on_full=self.reserve.found_full)
+        kind = ReadOnlyDirectoryStore if self._read_only else DirectoryStore
+        return kind(root, clock=self.clock, ids=self.ids, on_full=self.reserve.found_full)
 
     @cached_property
     def logs(self) -> LogTable:
@@ -227,6 +232,8 @@ class Node:
     def start(self, *, background: bool = True) -> None:
         """Open or create the store and start the background threads.
 
+        What may only be read is opened for reading (decision 0018); then writes raise Forbidden.
+
         Raises InvalidArgument for a directory that is not ours, Unavailable for one that cannot be
         used now; nothing is left open.
         """
@@ -234,8 +241,14 @@ class Node:
         try:
             if path is None:
                 self._database, self._store_id = open_memory(self.clock, self.ids)
+            elif (reason := read_only_reason(path)) is not None:
+                self._read_only = True
+                refuse_network(os.path.realpath(path))
+                self._database, self._store_id = open_read_only(path, reason)
+                log.warning("%s is open for reading only: %s", path, reason)
             else:
                 check_directory(path, clock=self.clock)
+                self._claim = claim_alone(path)
                 # On a full disk SQLite needs a little space even to read.
                 self._database, self._store_id = self.reserve.freeing(
                     lambda: open_directory(
@@ -243,13 +256,17 @@ class Node:
                     )
                 )
             self._check_store_id()
-            self.namespace.ensure_defaults()
+            if not self._read_only:
+                self.namespace.ensure_defaults()
         except BaseException:
             if self._database is not None:
                 self._database.close()
+            self._release_claim()
             raise
         self._started = True
-        if background:
+        if background and self._read_only:
+            self._tidier = Tidier(self.query, self._tidy)
+        elif background:
             self.reserve.take_back()
             self._measure_due_s = self.clock.monotonic_s() + _MEASURE_AFTER_S
             self.compactor.start()
@@ -260,7 +277,7 @@ class Node:
         try:
             found = self.store.get(_STORE_ID_KEY)
         except NotFound:
-            if self.logs.has_collections():
+            if self._read_only or self.logs.has_collections():
                 raise InvalidArgument(
                     f"the objects of {self.config.path} are missing or belong to no store "
                     f"(expected store id {self._store_id})"
@@ -277,6 +294,16 @@ class Node:
                 f"its objects to store {found.decode(errors='replace')}"
             )
 
+    def copy_after_fork(self) -> Node:
+        """Of a node in memory, in a fork's child: other roles, as locks of these may be held by
+        threads that stayed behind, on the child's copy of the memory."""
+        copied = Node(self.config, clock=self.clock, ids=self.ids, tidy=self._tidy)
+        copied._database, copied._store_id = self._database, self._store_id
+        copied.store = self.store
+        copied._started = True
+        copied.compactor.start()
+        return copied
+
     def close(self) -> None:
         """Stop the threads, fold what is quickly folded, checkpoint, close. Idempotent."""
         if self._closed or not self._started:
@@ -284,12 +311,20 @@ class Node:
         self._closed = True
         try:
             self.log.close()
+            if self._tidier is not None:
+                self._tidier.stop()
             self.compactor.stop()
             self.database.checkpoint()
         except Unavailable as error:  # A full disk: what is acknowledged is durable without this.
             log.warning("closed without a checkpoint: %s", error)
         finally:
             self.database.close()
+            self._release_claim()
+
+    def _release_claim(self) -> None:
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def _housekeep(self) -> None:
         """About once a second, from the folding thread."""
@@ -413,14 +448,14 @@ class _Embedded:
         """Threads and locks did not survive the fork; the parent's connections must stay open.
 
         The parent's nodes are kept referenced, so that nothing of theirs is closed here. The node
-        in memory goes on as a private copy, without its background threads.
+        in memory goes on as a private copy.
         """
         nodes, users = self._nodes, self._users
         _PARENTS.append(nodes)
         self._forget()
         self._users = users
         if None in nodes:
-            self._nodes[None] = nodes[None]
+            self._nodes[None] = nodes[None].copy_after_fork()
 
     def release(self, key: str | None) -> None:
         """One user less. The node in memory stays: later clients share its state."""

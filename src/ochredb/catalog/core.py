@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import operator
+import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,16 @@ else:
 
 _ELSEWHERE = {"upsert": ("sqlalchemy.dialects.sqlite", "insert")}
 _lock = threading.RLock()  # A table may be made once only.
+
+
+def _forget() -> None:
+    """In the child of a fork: another thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _operator(name: str) -> Any:

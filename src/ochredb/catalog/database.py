@@ -226,13 +226,7 @@ class SqliteDatabase:
         self._reset()
 
     def _connect(self, *, query_only: bool) -> SqliteSession:
-        connection = sqlite3.connect(
-            self._path or ":memory:",
-            timeout=_BUSY_TIMEOUT_S,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=256,
-        )
+        connection = self._open_file()
         for pragma in (
             "synchronous=FULL",
             "fullfsync=ON",  # macOS only; a no-op elsewhere.
@@ -249,6 +243,15 @@ class SqliteDatabase:
         with self._pool:
             self._connections.append(connection)
         return SqliteSession(connection)
+
+    def _open_file(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            self._path or ":memory:",
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
 
     def _check(self) -> None:
         if self._pid != os.getpid():

@@ -360,25 +360,36 @@ class LogTable:
         with self._db.read() as session:
             return _first_answer(session, collection, key, request_hash)
 
-    def record_nothing(self, collection: str, key: str, request_hash: bytes) -> None:
+    def record_nothing(self, collection: str, key: str, request_hash: bytes) -> Appended:
         """Bind a client's key to a request that found nothing to do: an empty range of offsets.
 
-        Raises NotFound (collection), Unprocessable (the key belongs to another request).
+        Returns the first answer to the key. Raises NotFound (collection), Unprocessable (the key
+        belongs to another request).
         """
         with self._db.write("record-nothing") as session:
-            row = session.one(_LOCK, collection=collection)
-            if row is None:
-                raise NotFound(f"Collection [{collection}] does not exist.")
-            if _first_answer(session, collection, key, request_hash) is None:
-                session.run(
-                    _INSERT_IDEMPOTENT,
-                    collection=collection,
-                    key=key,
-                    request_hash=request_hash,
-                    first_offset=row[2],
-                    last_offset=row[2] - 1,
-                    time_us=max(self._clock.now_us(), row[5]),
-                )
+            return self.record_nothing_locked(session, collection, key, request_hash)
+
+    def record_nothing_locked(
+        self, session: Session, collection: str, key: str, request_hash: bytes
+    ) -> Appended:
+        """The same inside a transaction."""
+        row = session.one(_LOCK, collection=collection)
+        if row is None:
+            raise NotFound(f"Collection [{collection}] does not exist.")
+        first = _first_answer(session, collection, key, request_hash)
+        if first is not None:
+            return first
+        nothing = Appended(row[2], row[2] - 1)
+        session.run(
+            _INSERT_IDEMPOTENT,
+            collection=collection,
+            key=key,
+            request_hash=request_hash,
+            first_offset=nothing.first_offset,
+            last_offset=nothing.last_offset,
+            time_us=max(self._clock.now_us(), row[5]),
+        )
+        return nothing
 
     def fragments(self, collection: str, first: int, last: int, limit: int) -> list[FragmentPlace]:
         """The first fragments that start within [first, last]; the caller checks for holes."""

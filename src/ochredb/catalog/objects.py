@@ -166,6 +166,15 @@ class ObjectTable:
     def __init__(self, database: Database) -> None:
         self._db = database
 
+    def any_due(self, cutoff_us: int, ahead_us: int) -> bool:
+        """Whether there are objects to mark or to stamp anew, or marked ones to delete."""
+        with self._db.read() as session:
+            return (
+                session.one(_DUE, cutoff_us=cutoff_us, limit=1) is not None
+                or session.one(_DELETING, limit=1) is not None
+                or session.one(_AHEAD, ahead_us=ahead_us) is not None
+            )
+
     def mark_due(self, cutoff_us: int, limit: int) -> list[str]:
         """Mark objects unreferenced since `cutoff_us` as deleting; returns their keys."""
         with self._db.read() as session:

@@ -192,6 +192,12 @@ class VersionTable:
             self._advance(session, collection, version + 1, indexed, new)
             return version + 1
 
+    def any_replaced(self, cutoff_us: int, ahead_us: int) -> bool:
+        """Whether `release_replaced` has anything to do."""
+        with self._db.read() as session:
+            found = session.one(_REPLACED, cutoff_us=cutoff_us, ahead_us=ahead_us, limit=1)
+            return found is not None
+
     def release_replaced(self, cutoff_us: int, limit: int, ahead_us: int = _NEVER_US) -> int:
         """Forget versions that were replaced before `cutoff_us`; returns of how many collections.
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from ochredb.clock import Clock
 from ochredb.crash_points import reach
-from ochredb.errors import AlreadyExists, NotFound, OutOfMemory, Unavailable
+from ochredb.errors import AlreadyExists, Forbidden, NotFound, OutOfMemory, Unavailable
 from ochredb.ids import IdSource
 from ochredb.storage import files
 from ochredb.storage.base import RESERVED_PART, StoredObject, byte_views, check_key, is_key
@@ -334,3 +334,11 @@ class DirectoryStore:
         kind = OutOfMemory if error.errno == errno.ENOMEM else Unavailable
         cause = error.strerror or str(error)
         return kind(f"cannot {verb} {path}: {cause}", path=path, errno=error.errno)
+
+
+class ReadOnlyDirectoryStore(DirectoryStore):
+    """Of a directory that may only be read."""
+
+    def create(self, key: str, data: Data) -> None:
+        del data
+        raise Forbidden(f"{self.root} is open for reading only: cannot write {key}", key=key)

@@ -4,13 +4,15 @@ A directory is ours if it has the catalog's file or the marker, which is the fir
 ever put into it (so that a crash during the very first start leaves a directory that is ours, or
 empty). What is neither ours nor empty is refused, and never written into.
 
-SQLite's locks and shared memory do not work on network file systems, so those are refused too;
-`OCHREDB_ALLOW_NETWORK_FS=1` in the environment allows them, for a single process only.
+SQLite's locks and shared memory do not work on network file systems, so those are refused too
+(decision 0019 goes through them); `OCHREDB_ALLOW_NETWORK_FS=1` in the environment allows them for a
+single process, and `claim_alone` keeps a second one out as far as the file system's locks reach.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 from collections.abc import Mapping
@@ -36,9 +38,12 @@ NETWORK_FILE_SYSTEMS = frozenset(
         "fuse.ceph", "fuse.ceph-fuse", "fuse.cifs", "fuse.davfs", "fuse.gcsfuse", "fuse.glusterfs",
         "fuse.goofys", "fuse.juicefs", "fuse.lustre", "fuse.nfs", "fuse.rclone", "fuse.s3fs",
         "fuse.seaweedfs", "fuse.smbnetfs", "fuse.sshfs", "fuse.moosefs",
+        "fuse.blobfuse", "fuse.blobfuse2", "fuse.mount-s3", "fuse.s3backer", "fuse.vmhgfs-fuse",
+        "prl_fs", "vboxsf", "vmhgfs",
     }
 )  # fmt: skip
 
+_ALONE_FILE = "alone.lock"
 _PROBE_PREFIX = ".ochredb-probe-"
 _PUBLISHED = "-published"
 _PROBE_ABANDONED_US = 600_000_000
@@ -62,7 +67,7 @@ def check_directory(
     if not path or "\0" in path:
         raise InvalidArgument(f"not a path: {path!r}", path=path)
     path = os.path.realpath(path)
-    _refuse_network(path, environ)
+    refuse_network(path, environ)
     try:
         os.makedirs(path, exist_ok=True)
         reach("directory.created")
@@ -104,17 +109,11 @@ def network_file_system(path: str, mountinfo: str) -> str | None:
     return found_type if found_type in NETWORK_FILE_SYSTEMS else None
 
 
-def _refuse_network(path: str, environ: Mapping[str, str]) -> None:
+def refuse_network(path: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises InvalidArgument if `path`, free of symbolic links, is on a network file system."""
     if environ.get(ALLOW_NETWORK_VARIABLE) == "1":
         return
-    try:
-        with open(MOUNTINFO_FILE, encoding="utf-8", errors="surrogateescape") as file:
-            mountinfo = file.read()
-    except FileNotFoundError:
-        return  # Not Linux: no way to tell without a package.
-    except OSError as error:
-        raise _not_usable(path, error) from error
-    file_system = network_file_system(path, mountinfo)
+    file_system = _network_file_system_of(path)
     if file_system is not None:
         raise InvalidArgument(
             f"{path} is on a network file system ({file_system}), where SQLite's locks are not "
@@ -123,6 +122,49 @@ def _refuse_network(path: str, environ: Mapping[str, str]) -> None:
             path=path,
             file_system=file_system,
         )
+
+
+def _network_file_system_of(path: str) -> str | None:
+    """The same of this machine's mounts. path: free of symbolic links."""
+    try:
+        with open(MOUNTINFO_FILE, encoding="utf-8", errors="surrogateescape") as file:
+            mountinfo = file.read()
+    except FileNotFoundError:
+        return None  # Not Linux: no way to tell without a package.
+    except OSError as error:
+        raise _not_usable(path, error) from error
+    return network_file_system(path, mountinfo)
+
+
+def claim_alone(path: str, environ: Mapping[str, str] = os.environ) -> int | None:
+    """On a network file system that is allowed: a descriptor that keeps other processes out.
+
+    None on a local one, where any number may come. Raises Unavailable if another process is in.
+    """
+    if environ.get(ALLOW_NETWORK_VARIABLE) != "1":
+        return None
+    path = os.path.realpath(path)
+    file_system = _network_file_system_of(path)
+    if file_system is None:
+        return None
+    try:
+        descriptor = os.open(
+            os.path.join(path, _ALONE_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+        )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except BlockingIOError as error:
+        raise Unavailable(
+            f"{path} is on a network file system ({file_system}), where one process may have it "
+            "open, and another process has: end that one, or move the directory to a local disk",
+            path=path,
+        ) from error
+    except OSError as error:
+        raise _not_usable(path, error) from error
+    return descriptor
 
 
 def _refuse_foreign(path: str, names: set[str]) -> None:

@@ -22,7 +22,6 @@ class _Helpers:
     """One thread fewer than there are processors: the caller works too."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self.executor = ThreadPoolExecutor(max(1, _THREADS - 1), "ochredb-search")
         self._lock = threading.Lock()
         self._idle = _THREADS - 1
@@ -43,11 +42,21 @@ _lock = threading.Lock()
 _shared: _Helpers | None = None
 
 
+def _forget() -> None:
+    """In the child of a fork: another thread of the parent may have held the lock."""
+    global _lock, _shared
+    _lock, _shared = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def _helpers() -> _Helpers:
     """A fork makes its own."""
     global _shared
     with _lock:
-        if _shared is None or _shared.pid != os.getpid():
+        if _shared is None:
             _shared = _Helpers()
         return _shared
 
