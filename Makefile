@@ -102,6 +102,10 @@ sim-long: $(READY) ## The same, 100,000 steps; a failure prints its seed (OCHRED
 	OCHREDB_STATE_STEPS=100000 $(RUN)/python -m pytest -q -n auto \
 	  tests/property/test_state_machine.py
 
+.PHONY: churn-long
+churn-long: $(READY) ## 20,000 records overwritten 50 times: disk comes back, memory stays flat.
+	OCHREDB_CHURN_LONG=1 $(RUN)/python -m pytest -q -s tests/api/test_churn.py
+
 filters-long: $(READY) ## 20,000 generated filters against the reference evaluator, half an hour.
 	OCHREDB_FILTERS=20000 $(RUN)/python -m pytest -q -s tests/property/test_filters.py
 

@@ -140,6 +140,7 @@ def operations_of(op: Op, batch: pa.RecordBatch) -> Operations:
             documents=columns["document"].to_pylist() if "document" in columns else None,
             uris=columns["uri"].to_pylist() if "uri" in columns else None,
             metadatas=metadatas,
+            encoded_bytes=batch.nbytes,
         )
     except MemoryError:
         raise

@@ -22,14 +22,15 @@ import numpy as np
 from ochredb.metadata import merge_metadata
 from ochredb.parts.ids import Names
 from ochredb.segment import Rows, Segment, SegmentView, View
-from ochredb.tail import Chunk, TailSegment
+from ochredb.tail import ROW_BYTES, Chunk, Share, TailMemory, TailSegment
 from ochredb.types import Float32s, Op, Operations
 
 _T = TypeVar("_T")
 Fragment = tuple[int, Operations]  # First offset, operations.
 _CHUNK_ROWS_MIN = 256
 _CHUNK_BYTES_MAX = 16 << 20  # Of vectors: growing copies no more than this at once.
-_BATCH_ROWS = 2_000  # Operations that share one look-up in the parts.
+_BATCH_ROWS = 2_000  # Operations that share one look-up in the parts ...
+_BATCH_BYTES = 16 << 20  # ... or as many bytes of fragments.
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,18 @@ Place = tuple[int, int] | _InBase  # (Index of a chunk, row), or in a part.
 class Fold:
     """Folds fragments, in order, over a version's parts.
 
-    Not thread-safe; views that it freezes are. `last_offset` is the last one folded.
+    Not thread-safe; views that it freezes are. `last_offset` is the last one folded. What its rows
+    take is counted in `memory`, if there is one.
     """
 
-    def __init__(self, version: int, indexed_offset: int, base: Sequence[SegmentView]) -> None:
+    def __init__(
+        self,
+        version: int,
+        indexed_offset: int,
+        base: Sequence[SegmentView],
+        memory: TailMemory | None = None,
+    ) -> None:
+        self._memory = memory
         self.version = version
         self.indexed_offset = indexed_offset
         self.last_offset = indexed_offset
@@ -75,14 +84,15 @@ class Fold:
             self.indexed_offset <= indexed_offset <= self.last_offset
         ):
             return None
-        fold = Fold(version, indexed_offset, base)
+        fold = Fold(version, indexed_offset, base, self._memory)
         fold.last_offset = self.last_offset
         fold.dimension = self.dimension if fold.dimension is None else fold.dimension
         for chunk in self.chunks:
             # Each row is of the operation that inserted it: its seq is the operation's offset.
             first = int(chunk.seqs[: chunk.count].searchsorted(indexed_offset, "right"))
             if first < chunk.count:
-                fold.chunks.append(chunk if first == 0 else chunk.from_row(first))
+                moved = chunk if first == 0 else chunk.from_row(first, self._share())
+                fold.chunks.append(moved)
                 fold._rows += chunk.count - first
         return fold
 
@@ -93,14 +103,15 @@ class Fold:
     def apply_all(self, fragments: Iterable[Fragment]) -> Iterable[int]:
         """Fold fragments as they come, in batches; yields the last offset folded after each."""
         batch: list[Fragment] = []
-        rows = 0
+        rows = size_bytes = 0
         for fragment in fragments:
             batch.append(fragment)
             rows += len(fragment[1])
-            if rows >= _BATCH_ROWS:
+            size_bytes += fragment[1].encoded_bytes
+            if rows >= _BATCH_ROWS or size_bytes >= _BATCH_BYTES:
                 self.apply_batch(batch)
                 yield self.last_offset
-                batch, rows = [], 0
+                batch, rows, size_bytes = [], 0, 0
         if batch:
             self.apply_batch(batch)
             yield self.last_offset
@@ -108,15 +119,22 @@ class Fold:
     def apply_batch(self, batch: Sequence[Fragment]) -> None:
         """Fold consecutive fragments. Cost: about 2 µs per operation and some 10 µs per part."""
         self._found = self._find_in_base([operations for _, operations in batch])
+        rows, text_bytes = self._rows, 0
         for first_offset, operations in batch:
             assert first_offset == self.last_offset + 1, "fragments are folded in order"
             if operations.op is not Op.NOOP:
+                text_bytes += operations.encoded_bytes
+                if operations.embeddings is not None:
+                    text_bytes -= operations.embeddings.nbytes
                 if operations.dimension is not None and self.dimension is None:
                     self.dimension = operations.dimension
                 for start, stop in _runs_of_distinct(operations.ids):
                     self._apply_distinct(first_offset + start, operations, start, stop)
             self.last_offset = first_offset + len(operations) - 1
         self._found = {}
+        if self._rows > rows:
+            objects_bytes = max(0, text_bytes) + (self._rows - rows) * ROW_BYTES
+            self.chunks[-1].share.grow(objects_bytes)
 
     def freeze(self) -> View:
         """The state as of `last_offset`, immutable."""
@@ -154,8 +172,8 @@ class Fold:
 
     @property
     def tail_bytes(self) -> int:
-        """Bytes of the vectors held in memory."""
-        return sum(chunk.vectors.nbytes for chunk in self.chunks)
+        """Bytes that these rows take in memory, roughly."""
+        return sum(chunk.share.size_bytes for chunk in self.chunks)
 
     # -- one run of distinct ids
 
@@ -221,9 +239,11 @@ class Fold:
         seqs: list[int] = []
         metadatas: list[bytes | None] = []
         undocumented: list[tuple[int, _InBase]] = []
+        kept_bytes = 0  # Of texts in parts that come to memory with the new state.
         for position, place in enumerate(places):
             if isinstance(place, _InBase):
                 seq, uri, metadata = place.seq, place.uri, place.metadata
+                kept_bytes += 0 if metadata is None else len(metadata)
                 if documents[position] is None:
                     undocumented.append((position, place))
             else:
@@ -240,14 +260,15 @@ class Fold:
         for segment, positions, rows in self._by_part(undocumented):
             for position, text in zip(positions, segment.take_documents(rows), strict=True):
                 documents[position] = text
+                kept_bytes += 0 if text is None else len(text)
         vectors = self._changed_vectors(operations, picked, places)
         ids = operations.ids if whole else [operations.ids[i] for i in picked]
         for place in places:
             assert place is not None
             self._kill(place)
-        self._open_chunk().append(
-            ids, np.array(seqs, np.int64), vectors, documents, uris, metadatas
-        )
+        chunk = self._open_chunk()
+        chunk.append(ids, np.array(seqs, np.int64), vectors, documents, uris, metadatas)
+        chunk.share.grow(kept_bytes)
         self._rows += len(picked)
 
     def _changed_vectors(
@@ -369,8 +390,12 @@ class Fold:
         assert self.dimension is not None
         rows_max = max(_CHUNK_ROWS_MIN, _CHUNK_BYTES_MAX // (4 * self.dimension))
         if not self.chunks or self.chunks[-1].count >= rows_max:
-            self.chunks.append(Chunk(self.dimension, 64 if not self.chunks else rows_max // 8))
+            capacity = 64 if not self.chunks else rows_max // 8
+            self.chunks.append(Chunk(self.dimension, capacity, self._share()))
         return self.chunks[-1]
+
+    def _share(self) -> Share | None:
+        return None if self._memory is None else self._memory.share()
 
     def tail_live_rows(self) -> list[tuple[TailSegment, Rows]]:
         """For each chunk, its segment and the rows that live: what compaction writes to a part."""

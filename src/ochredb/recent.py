@@ -64,7 +64,7 @@ class RecentOperations:
         self._young_bytes = 0
 
 
-def own_copy(operations: Operations) -> Operations:
+def own_copy(operations: Operations, encoded_bytes: int) -> Operations:
     """A copy that shares nothing changeable with its caller's. Cost: one copy of the vectors."""
     embeddings, embedded = operations.embeddings, operations.embedded
     return replace(
@@ -75,4 +75,5 @@ def own_copy(operations: Operations) -> Operations:
         documents=None if operations.documents is None else list(operations.documents),
         uris=None if operations.uris is None else list(operations.uris),
         metadatas=None if operations.metadatas is None else list(operations.metadatas),
+        encoded_bytes=encoded_bytes,
     )

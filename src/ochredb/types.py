@@ -41,6 +41,7 @@ class Operations:
     metadatas: n items, each a JSON object as bytes, or None = absent. In update and upsert a null
         value removes its key. Integers fit int64; other numbers are floats.
     key_types: the (metadata key, type) pairs in `metadatas`; type is one of `METADATA_TYPES`.
+    encoded_bytes: size as a fragment; 0 before it was one.
     """
 
     op: Op
@@ -51,6 +52,7 @@ class Operations:
     uris: list[str | None] | None = None
     metadatas: list[bytes | None] | None = None
     key_types: frozenset[tuple[str, str]] = frozenset()
+    encoded_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

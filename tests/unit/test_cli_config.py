@@ -126,6 +126,8 @@ def test_settings_reach_the_node() -> None:
     frontend = config.frontend
     assert (frontend.allow_reset, frontend.token, frontend.deadline_s) == (True, "t", 2.0)
     assert frontend.read_threads == 3 and frontend.write_threads >= 1
+    assert not config.compactor.paused
+    assert node_config(Settings(pause_compaction=True)).compactor.paused
 
 
 def test_bad_settings_end_with_status_2(

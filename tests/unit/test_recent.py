@@ -139,7 +139,7 @@ def test_it_is_bounded_and_ages() -> None:
     recent.put("c", 1, _add("large"), 60)
     assert recent.get("c", 1) is None
     for offset in range(1, 21):
-        recent.put("c", offset, own_copy(_add(str(offset))), 10)
+        recent.put("c", offset, own_copy(_add(str(offset)), 10), 10)
     held = [offset for offset in range(1, 21) if recent.get("c", offset)]
     assert held[-1] == 20
     assert 5 <= len(held) <= 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 import pytest
@@ -169,8 +170,29 @@ def test_a_full_graph_part_is_not_grown_any_more() -> None:
 
 def test_a_flat_part_with_many_dead_rows_is_rewritten() -> None:
     assert merge_plan([_part("a", 1_000, dead=500)], idle=False) == MergePlan(("a",), None, False)
-    assert merge_plan([_part("a", 1_000, dead=300)], idle=True) is None
-    assert merge_plan([_part("a", 100, dead=90)], idle=True) is None, "too small to matter"
+    assert merge_plan([_part("a", 1_000, dead=300)], idle=False) is None
+    assert merge_plan([_part("a", 100, dead=90)], idle=False) is None, "too small to matter now"
+
+
+def test_when_writes_pause_the_dead_take_a_quarter_of_what_lives_at_most() -> None:
+    parts = [_part("a", 1_000, dead=300), _part("b", 1_000, dead=150), _part("c", 50, dead=20)]
+    assert merge_plan(parts, idle=True) == MergePlan(("a", "c"), None, False)
+    assert merge_plan(parts[:2], idle=True) == MergePlan(("a",), None, False)
+    assert merge_plan([_part("a", 1_000, dead=200), _part("c", 50, dead=5)], idle=True) is None
+    assert merge_plan([_part("c", 10, dead=3)], idle=True) == MergePlan(("c",), None, False)
+    rng = random.Random(5)
+    for _ in range(300):
+        collection = Collection()
+        for number in range(rng.randrange(1, 12)):
+            rows = rng.choice((1, 20, 300, 4_000, 9_000))
+            labels = rows if rows > 4_000 and rng.random() < 0.5 else 0
+            dead = int(rng.random() * rows)
+            collection.parts.append(_part(f"part-{number}", rows, labels=labels, dead=dead))
+        live = sum(part.live_rows for part in collection.parts)
+        collection.settle(idle=True)
+        stored = sum(max(p.manifest.rows, p.manifest.graph_labels) for p in collection.parts)
+        assert sum(part.live_rows for part in collection.parts) == live
+        assert stored <= 1.26 * live, collection.parts
 
 
 def test_unsettled_rows_are_those_that_an_idle_merge_would_touch() -> None:
@@ -224,7 +246,7 @@ def test_what_may_be_due_is_found_without_looking_at_all() -> None:
         quiet_since_us = clock.now_us() - 5_000_000
 
         def found(rows_min: int, bytes_min: int) -> list[str]:
-            tails = node.logs.tails(rows_min, bytes_min, quiet_since_us)
+            tails = list(node.logs.tails(rows_min, bytes_min, quiet_since_us))
             return sorted(name for name, id_ in names.items() for t in tails if t.collection == id_)
 
         assert found(20, 1 << 30) == ["large", "old"]
@@ -238,3 +260,34 @@ def test_what_may_be_due_is_found_without_looking_at_all() -> None:
         assert {item.collection for item in node.logs.pending()} == set(names.values()) - {
             names["empty"]
         }
+
+
+def test_tails_come_in_short_statements_and_none_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with running_node() as node:
+        names = {make_collection(node, f"collection-{number:03d}") for number in range(405)}
+        for name in names:
+            add_rows(node, name, 0, 1)
+        sizes: list[int] = []
+        read = node.database.read
+
+        class Counting:
+            def __init__(self) -> None:
+                self._block = read()
+
+            def __enter__(self) -> Counting:
+                self._session = self._block.__enter__()
+                return self
+
+            def __exit__(self, *error: object) -> None:
+                self._block.__exit__(*error)  # type: ignore[arg-type]
+
+            def all(self, *arguments: object, **params: object) -> object:
+                rows = self._session.all(*arguments, **params)  # type: ignore[arg-type]
+                sizes.append(len(rows))
+                return rows
+
+        monkeypatch.setattr(node.database, "read", Counting)
+        assert {work.collection for work in node.logs.tails(1, 1 << 40, 0)} == names
+        assert sizes == [200, 200, 5]

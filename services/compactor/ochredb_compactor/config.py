@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 class CompactorConfig:
     """When work is due, and how much of the machine it may take.
 
+    paused: this process folds and merges nothing by itself; housekeeping and garbage go on.
     tail_rows_due, tail_bytes_due: a fold takes the interpreter from everybody for some tenths of a
         second; a tail is scanned, 8,000 x 128 in 0.3 ms, and most of one that is written to again
         and again never becomes rows of a part.
@@ -21,6 +22,7 @@ class CompactorConfig:
         within half of it. Directories: 60 s (unlinking a mapped file is safe); S3: 600 s.
     """
 
+    paused: bool = False
     tail_rows_due: int = 8_000
     tail_bytes_due: int = 16 << 20
     idle_due_s: float = 5.0

@@ -37,11 +37,8 @@ def collect(world: World, step: Callable[[], None]) -> int:
     Returns how many objects it deleted.
     """
     config, ages = world.config, world.ages
-    replaced_before = ages.before_us(config.replaced_retention_s)
     cutoff, ahead = ages.before_us(config.grace_s), ages.after_us(config.grace_s)
-    batch = _COLLECTIONS_PER_COMMIT
-    while world.versions.release_replaced(replaced_before, batch, ahead) == batch:
-        step()
+    let_go(world, ages.before_us(config.replaced_retention_s), step)
     world.objects.stamp_anew(ahead, cutoff)
     deleted = 0
     while True:
@@ -65,10 +62,21 @@ def garbage_due(world: World) -> bool:
     )
 
 
-def find_orphans(world: World) -> tuple[list[str], int]:
-    """Keys without a row that are old enough, and the number of objects looked at. Dry run."""
+def let_go(world: World, replaced_before_us: int, step: Callable[[], None]) -> None:
+    """Release what only versions refer to that were replaced before then."""
+    ahead, batch = world.ages.after_us(world.config.grace_s), _COLLECTIONS_PER_COMMIT
+    while world.versions.release_replaced(replaced_before_us, batch, ahead) == batch:
+        step()
+
+
+def find_orphans(world: World, cutoff_us: int | None = None) -> tuple[list[str], int]:
+    """Keys without a row that are old enough, and the number of objects looked at. Dry run.
+
+    cutoff_us: made before then; by default a grace period ago.
+    """
     grace_s = world.config.grace_s
-    cutoff, ahead = world.ages.before_us(grace_s), world.ages.after_us(grace_s)
+    cutoff = world.ages.before_us(grace_s) if cutoff_us is None else cutoff_us
+    ahead = world.ages.after_us(grace_s)
     orphans: list[str] = []
     seen = 0
     for prefix in PREFIXES:

@@ -44,8 +44,10 @@ def merge(
     step: Callable[[], None],
     *,
     settles: bool = False,
-) -> int:
-    """Carry out `plan`; returns the new version. Raises Conflict if an input is gone.
+) -> str | None:
+    """Carry out `plan`; returns the new part's id, None if no row lives.
+
+    Raises Conflict if an input is gone.
 
     settles: writes pause, so this graph will stay for a while: it is calibrated more thoroughly.
     """
@@ -67,7 +69,8 @@ def merge(
         for part, mask in zip(parts, masks, strict=True)
     ]
     if not any(len(kept) for kept in rows):
-        return _commit(world, lease, inputs, masks, None, [], [])
+        _commit(world, lease, inputs, masks, None, [], [])
+        return None
     merged, maps = rows_of_parts(world.store, list(zip(parts, rows, strict=True)), step)
     graph, index, calibrated = None, None, Calibration()
     if plan.with_graph:
@@ -92,7 +95,8 @@ def merge(
         world.before_commit(collection, manifest)
     del new_part, index
     with discarding(world, objects):
-        return _commit(world, lease, inputs, masks, manifest, maps, objects)
+        _commit(world, lease, inputs, masks, manifest, maps, objects)
+    return part_id
 
 
 def _graph(
@@ -171,7 +175,7 @@ def _commit(
     manifest: Manifest | None,
     maps: Sequence[NDArray[np.int64]],
     objects: Sequence[tuple[str, int]],
-) -> int:
+) -> None:
     bitmaps: dict[str, bytes] = {}
 
     def build(_version: int, indexed: int, current: Sequence[VersionPart]) -> NewVersion:
@@ -196,7 +200,8 @@ def _commit(
 
     for _ in range(_COMMIT_ATTEMPTS_MAX):
         try:
-            return world.versions.commit(lease, build)
+            world.versions.commit(lease, build)
+            return
         except _Unread as unread:  # Nothing is read from the store inside a transaction.
             bitmaps[unread.key] = world.store.get(unread.key)
     raise Conflict("rows of the merge's inputs die faster than it can follow")

@@ -8,7 +8,7 @@ graph once, unless too much of a graph is dead and it is built anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ochredb.catalog.logs import PendingWork
@@ -25,7 +25,8 @@ GROW_SHARE = 0.25
 GROW_COMPONENTS_MIN = 1_280_000
 GROW_SHARE_IDLE = 0.05
 # A graph with more dead labels is built anew: at once above the larger share, when writes pause
-# above the smaller one. While records are being replaced, a new graph is soon as old as the last.
+# above the smaller one, and so are flat parts, so that dead rows take a quarter of the disk that
+# living ones do, at most. While records are being replaced, a new graph is soon as old as the last.
 DEAD_SHARE_MAX = 0.4
 DEAD_SHARE_MAX_IDLE = 0.2
 TIER_PARTS = 4
@@ -80,7 +81,26 @@ def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
     for part in flats:
         if part.manifest.rows >= TIER_ROWS_MIN and _dead_share(part) > DEAD_SHARE_MAX:
             return MergePlan((part.manifest.id,), None, False)
+    if idle and _live(flats) < (1.0 - DEAD_SHARE_MAX_IDLE) * _rows(flats):
+        # Some are so dead that all together are: each row written anew is paid for by a dead one.
+        return MergePlan(
+            _ids([part for part in flats if _dead_share(part) > DEAD_SHARE_MAX_IDLE]), None, False
+        )
     return _tier_merge(flats)
+
+
+def rewrite_plan(
+    parts: Sequence[VersionPart], dead_share_max: float, clean: Collection[str]
+) -> MergePlan | None:
+    """Write a part anew, alone, of which more than this share is dead; None if there is none.
+
+    clean: ids of parts in which only rows may be dead that died too late to matter.
+    """
+    for part in parts:
+        if part.manifest.id not in clean and _dead_share(part) > dead_share_max:
+            wants_graph = part.live_rows > 0 and _wants_graph([part])
+            return MergePlan((part.manifest.id,), None, wants_graph)
+    return None
 
 
 def unsettled_rows(parts: Sequence[VersionPart]) -> int:
@@ -133,6 +153,10 @@ def _dead_share(part: VersionPart) -> float:
 
 def _live(parts: Sequence[VersionPart]) -> int:
     return sum(part.live_rows for part in parts)
+
+
+def _rows(parts: Sequence[VersionPart]) -> int:
+    return sum(part.manifest.rows for part in parts)
 
 
 def _ids(parts: Sequence[VersionPart]) -> tuple[str, ...]:

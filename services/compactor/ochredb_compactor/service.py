@@ -19,6 +19,7 @@ from ochredb.errors import (
     Conflict,
     Corrupt,
     DeadlineExceeded,
+    Exhausted,
     NewerFormat,
     NotFound,
     OchreError,
@@ -30,7 +31,7 @@ from ochredb.replay import Gone
 from ochredb_compactor.compaction import compact
 from ochredb_compactor.garbage import collect, garbage_due, sweep
 from ochredb_compactor.merge import merge
-from ochredb_compactor.scheduler import compaction_due, merge_plan
+from ochredb_compactor.scheduler import compaction_due, merge_plan, rewrite_plan
 from ochredb_compactor.world import World
 
 log = logging.getLogger("ochredb.compactor")
@@ -43,6 +44,7 @@ _IDLE_FOR_MERGE_S = 1.0
 _BUSY_FOR_S = 1.0
 _ATTEMPTS_MAX = 10
 _STORE = ""  # Instead of a collection, in leases that are about all of them.
+_REWRITES_MAX = 1_000  # Of one collection by one call.
 _TRIM_AFTER_S = (5.0, 30.0)
 
 
@@ -94,7 +96,7 @@ class CompactorService:
         self._wake.set()
         for thread in self._threads:
             thread.join()
-        if self._threads:
+        if self._threads and not self._world.config.paused:
             self._fold_on_close()
         self._threads = []
 
@@ -109,17 +111,19 @@ class CompactorService:
 
     # -- peers.Compactor
 
-    def compact_now(self, collection_id: str) -> None:
+    def compact_now(self, collection_id: str, step: Callable[[], None] | None = None) -> None:
         """Fold the tail, then merge until nothing is due; in the caller's thread.
 
+        step: called between pieces of work; it may raise to give up.
         Waits for another holder's lease (at most its ttl). Raises NotFound.
         """
-        self.fold_now(collection_id)
-        again = partial(self._merge, collection_id, _no_step, idle=True)
+        step = step or _no_step
+        self.fold_now(collection_id, step)
+        again = partial(self._merge, collection_id, step, idle=True)
         while self._until_done(collection_id, again):
             pass
 
-    def fold_now(self, collection_id: str) -> None:
+    def fold_now(self, collection_id: str, step: Callable[[], None] | None = None) -> None:
         """Only fold the tail as it is now, or see another process do it: makes room in the log."""
         logs = self._world.logs
         last_offset = logs.snapshot(collection_id).last_offset
@@ -127,9 +131,24 @@ class CompactorService:
         def attempt() -> bool | None:
             if logs.snapshot(collection_id).indexed_offset >= last_offset:
                 return True
-            return self._compact(collection_id, _no_step)
+            return self._compact(collection_id, step or _no_step)
 
         self._until_done(collection_id, attempt)
+
+    def rewrite_now(
+        self, collection_id: str, dead_share_max: float, step: Callable[[], None]
+    ) -> None:
+        """Write the parts anew of which more than this share is dead.
+
+        What was dead when this was called is in none of them afterwards. Raises NotFound, Exhausted
+        if others replace parts faster than this writes them.
+        """
+        clean: set[str] = set()
+        for _ in range(_REWRITES_MAX):
+            attempt = partial(self._rewrite, collection_id, dead_share_max, clean, step)
+            if not self._until_done(collection_id, attempt):
+                return
+        raise Exhausted("its parts are replaced faster than they can be written anew")
 
     def collect_now(self, *, sweep_orphans: bool) -> int:
         """Delete what is garbage now; returns how many objects."""
@@ -217,6 +236,24 @@ class CompactorService:
         if kind == "merge":
             self._trim()
 
+    def _rewrite(
+        self,
+        collection_id: str,
+        dead_share_max: float,
+        clean: set[str],
+        step: Callable[[], None],
+    ) -> bool | None:
+        version = self._world.logs.snapshot(collection_id).version
+        parts = self._world.versions.parts(collection_id, version)
+        plan = rewrite_plan(parts, dead_share_max, clean)
+        if plan is None:
+            return False
+        with self._lease(collection_id, "merge") as lease:
+            if lease is None:
+                return None
+            clean.add(merge(self._world, lease, plan, step, settles=True) or plan.inputs[0])
+        return True
+
     # -- the threads
 
     def _run(self, work: Callable[[], bool]) -> None:
@@ -247,6 +284,9 @@ class CompactorService:
 
     def _compact_due(self) -> bool:
         world, config = self._world, self._world.config
+        if config.paused:
+            self._tidy()
+            return False
         busy = self.since_append_s() < _BUSY_FOR_S
         quiet_s = config.busy_due_s if busy else config.idle_due_s
         quiet_since_us = world.clock.now_us() - int(quiet_s * 1e6)
@@ -262,7 +302,8 @@ class CompactorService:
     def _merge_due(self) -> bool:
         world, active = self._world, False
         # A merge writes all of its inputs anew before they are deleted: not on a full disk.
-        for work in () if world.reserve.is_needed else world.logs.unsettled():
+        rests = world.config.paused or world.reserve.is_needed
+        for work in () if rests else world.logs.unsettled():
             self._step()
             active = True
             quiet_s = (world.clock.now_us() - work.time_us) / 1e6

@@ -17,11 +17,16 @@ _PATH_TEXT = {
     "crn": "A resource name: `tenant:database:collection`.",
     "function_name": "The attached function's name.",
     "name": "The attached function's name.",
+    "vacuum_id": "The vacuum's id, as it was given when it was begun.",
     "backup_id": "The backup's id, as it was given when it was begun.",
     "offset": "The first offset of the operations.",
 }
 _BYTE_POSITION: JsonSchema = {"type": "integer", "format": "int64", "minimum": 0}
 _QUERY: dict[str, JsonSchema] = {
+    "purge": {
+        "description": "Also erase: deleted data is in no file of the store afterwards.",
+        "schema": {"type": "boolean", "default": False},
+    },
     "owner": {"description": "Who takes the backup; for people.", "schema": {"type": "string"}},
     "key": {
         "description": "The object's key, as the catalog names it.",
@@ -66,6 +71,7 @@ _STATUS_TEXT = {
     504: "The request ran out of time.",
 }
 _TAGS = {
+    "Vacuum": "Giving back, or erasing, what was deleted. An extension.",
     "System": "The server itself.",
     "Tenant": "Tenants hold databases.",
     "Database": "Databases hold collections.",

@@ -105,6 +105,23 @@ SCHEMAS: dict[str, JsonSchema] = {
     "CreateDatabasePayload": _object("", ("name",), name=_ref("Name")),
     "Database": _object("", ("id", "name", "tenant"), id=_ref("Uuid"), name=STRING, tenant=STRING),
     "DatabaseList": _array(_ref("Database")),
+    "Vacuum": _object(
+        "A vacuum: how far it is and, once it is done, what it did.",
+        ("id", "purge", "state", "phase", "done", "total", "error", "report"),
+        id=_ref("Uuid"), purge=BOOLEAN,
+        state={"type": "string", "enum": ["running", "done", "failed", "cancelled"]},
+        phase={"type": "string", "enum": ["compacting", "waiting", "deleting", "catalog"]},
+        done=NUMBER, total=NUMBER, error=_nullable(STRING), report=_nullable(_ref("VacuumReport")),
+    ),
+    "VacuumReport": _object(
+        "What a vacuum did; `complete` unless there were problems or, of a purge, something kept.",
+        ("purge", "collections", "parts_rewritten", "objects_deleted", "bytes_before",
+         "bytes_after", "problems", "kept", "complete"),
+        purge=BOOLEAN, collections=U32, parts_rewritten=U32, objects_deleted=U32,
+        bytes_before={"type": "integer", "format": "int64"},
+        bytes_after={"type": "integer", "format": "int64"},
+        problems=_array(STRING), kept=_array(STRING), complete=BOOLEAN,
+    ),
     "Uuid": {"type": "string", "format": "uuid"},
     "Bytes": {"type": "string", "format": "binary"},
     "Backup": _object(

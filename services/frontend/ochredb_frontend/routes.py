@@ -13,6 +13,7 @@ from ochredb_frontend import handlers_collections as collections
 from ochredb_frontend import handlers_quarantine as quarantine
 from ochredb_frontend import handlers_records as records
 from ochredb_frontend import handlers_system as system
+from ochredb_frontend import handlers_vacuums as vacuums
 from ochredb_frontend import wire
 from ochredb_frontend.messages import Request, Response
 
@@ -23,6 +24,7 @@ Handler = Callable[["Frontend", Request], Response]
 Pool = Literal["inline", "read", "write"]
 
 PREFIX = "/api/v2"
+VACUUM = PREFIX + "/vacuums/{vacuum_id}"
 TENANT = PREFIX + "/tenants/{tenant}"
 DATABASE = TENANT + "/databases/{database}"
 COLLECTION = DATABASE + "/collections/{collection_id}"
@@ -67,6 +69,14 @@ def _system(method: str, path: str, handler: Handler, summary: str, **more: Any)
     return Route(
         method=method, path=PREFIX + path, operation=operation, handler=handler, tag="System",
         summary=summary, **more,
+    )  # fmt: skip
+
+
+def _vacuum(method: str, path: str, handler: Handler, summary: str, **more: Any) -> Route:
+    more.setdefault("errors", (404, 501))
+    return Route(
+        method=method, path=path, operation=handler.__name__, handler=handler, tag="Vacuum",
+        summary=summary, response="Vacuum", **more,
     )  # fmt: skip
 
 
@@ -135,6 +145,13 @@ ROUTES: tuple[Route, ...] = (
     _system("POST", "/reset", system.reset, "Delete everything", pool="write",
             description="Only if the server was started with reset allowed.",
             response="Boolean", errors=(403,)),
+    _vacuum("POST", PREFIX + "/vacuums", vacuums.create_vacuum, "Begin a vacuum", status=201,
+            description="Extension. Gives back what deleted data takes; one at a time.",
+            query=("purge",), errors=(400, 409, 501)),
+    _vacuum("GET", VACUUM, vacuums.get_vacuum, "How far a vacuum is",
+            description="Extension. Of the one that this process began last."),
+    _vacuum("DELETE", VACUUM, vacuums.cancel_vacuum, "End a vacuum",
+            description="Extension. Soon; what it did stays done."),
     _namespace("POST", PREFIX + "/tenants", system.create_tenant, "Create a tenant",
                request="CreateTenantPayload", errors=(409,)),
     _namespace("GET", TENANT, system.get_tenant, "Get a tenant", response="GetTenantResponse",

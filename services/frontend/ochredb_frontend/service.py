@@ -37,6 +37,7 @@ from ochredb_frontend.wire import Answer, Deletion, Read, Write
 if TYPE_CHECKING:
     from ochredb.backup.source import Backups
     from ochredb.quarantine import Quarantine
+    from ochredb.vacuum import Vacuums
 
 _FACTS_MAX = 10_000
 _CONDITIONAL_ROUNDS = 3
@@ -81,10 +82,12 @@ class Frontend:
         config: FrontendConfig | None = None,
         *,
         clock: Clock | None = None,
+        open_vacuums: Callable[[], Vacuums] | None = None,
         ready: Callable[[], bool] = lambda: True,
         open_backups: Callable[[], Backups] | None = None,
         open_quarantine: Callable[[], Quarantine] | None = None,
     ) -> None:
+        self._open_vacuums = open_vacuums
         self.config = config or FrontendConfig()
         self.clock = clock or SystemClock()
         self.ready = ready
@@ -108,6 +111,13 @@ class Frontend:
             return route.handler(self, request)
         except Exception as error:
             return error_response(error)
+
+    @property
+    def vacuums(self) -> Vacuums:
+        """Raises Unimplemented where no compactor is at hand."""
+        if self._open_vacuums is None:
+            raise Unimplemented("this process does not compact")
+        return self._open_vacuums()
 
     # -- system
 

@@ -119,7 +119,7 @@ class LogService:
         request = self._request(
             collection_id, operations, payload, idempotency_key, request_hash, expect_last_offset
         )
-        kept = own_copy(operations)
+        kept = own_copy(operations, payload.size)
         appended = self._with_room(
             collection_id, cancel, lambda: self._append_resolved(request, kept, payload, cancel)
         )
@@ -143,7 +143,8 @@ class LogService:
         check(operations)
         payload = encode(operations)
         request = self._request(collection_id, operations, payload, idempotency_key, None, None)
-        self._submit(Waiting(request, own_copy(operations), payload, cancel, deliver=deliver))
+        kept = own_copy(operations, payload.size)
+        self._submit(Waiting(request, kept, payload, cancel, deliver=deliver))
 
     def append_evaluated(
         self,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ochredb_node import cli_backup, cli_explain, cli_migrate, cli_quarantine
+from ochredb_node import cli_backup, cli_explain, cli_migrate, cli_quarantine, cli_vacuum
 from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
 from ochredb_node.memory import ShortCollections, tune_allocator
 from ochredb_node.settings import Settings, SettingsError, add_arguments, load
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command is None:
         parser.print_help()
         return USAGE_ERROR
+    if command == cli_vacuum.COMMAND:
+        return cli_vacuum.run(options)
     if command in cli_backup.COMMANDS:
         return cli_backup.run(command, options)
     if command == cli_explain.COMMAND:
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     add_arguments(run_parser)
+    cli_vacuum.add_command(commands)
     cli_explain.add_command(commands)
     cli_backup.add_commands(commands)
     cli_quarantine.add_command(commands)
@@ -125,6 +128,7 @@ def _set_up_logging(level: str) -> None:
 
 def node_config(settings: Settings) -> NodeConfig:
     """The node's configuration that these settings mean."""
+    from ochredb_compactor.config import CompactorConfig
     from ochredb_frontend.config import FrontendConfig
     from ochredb_node.node import NodeConfig
     from ochredb_query.config import QueryConfig
@@ -142,7 +146,8 @@ def node_config(settings: Settings) -> NodeConfig:
         **threads,
     )
     query = QueryConfig(target_recall=settings.target_recall)
-    return NodeConfig(path=settings.path, frontend=frontend, query=query)
+    compactor = CompactorConfig(paused=settings.pause_compaction)
+    return NodeConfig(path=settings.path, frontend=frontend, query=query, compactor=compactor)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ from ochredb_query.service import QueryService
 if TYPE_CHECKING:
     from ochredb.backup.source import Backups
     from ochredb.quarantine import Quarantine
+    from ochredb_compactor.vacuums import VacuumService
 
 log = logging.getLogger("ochredb.node")
 
@@ -171,8 +172,9 @@ class Node:
         )
 
     @cached_property
-    def compactor(self) -> CompactorService:
-        world = World(
+    def world(self) -> World:
+        """What background work stands on."""
+        return World(
             store=self.store,
             logs=self.logs,
             versions=self.versions,
@@ -186,9 +188,28 @@ class Node:
             reserve=self.reserve,
             before_commit=self.query.prepare,
         )
+
+    @cached_property
+    def compactor(self) -> CompactorService:
         return CompactorService(
-            world, self.owner, on_idle=self._housekeep, on_quiet=self.query.forget_pages
+            self.world, self.owner, on_idle=self._housekeep, on_quiet=self.query.forget_pages
         )
+
+    @cached_property
+    def vacuums(self) -> VacuumService:
+        """Vacuums of this store by this process; imported by the first of them."""
+        from ochredb_compactor.vacuum import Surroundings
+        from ochredb_compactor.vacuums import VacuumService
+
+        surroundings = Surroundings(
+            world=self.world,
+            compactor=self.compactor,
+            database=self.database,
+            pins=PinTable(self.database, self.clock),
+            quarantine=QuarantineTable(self.database, self.clock),
+            temporary=self.store if isinstance(self.store, DirectoryStore) else None,
+        )
+        return VacuumService(surroundings)
 
     @cached_property
     def backups(self) -> Backups:
@@ -222,6 +243,7 @@ class Node:
             self.query,
             self.config.frontend,
             clock=self.clock,
+            open_vacuums=lambda: self.vacuums,
             ready=lambda: self._started and not self._closed,
             open_backups=None if self.config.path is None else lambda: self.backups,
             open_quarantine=lambda: self.quarantine,
@@ -313,6 +335,8 @@ class Node:
             self.log.close()
             if self._tidier is not None:
                 self._tidier.stop()
+            if "vacuums" in self.__dict__:
+                self.vacuums.stop()
             self.compactor.stop()
             self.database.checkpoint()
         except Unavailable as error:  # A full disk: what is acknowledged is durable without this.

@@ -47,6 +47,10 @@ class Settings:
         0.95, "share of the true nearest that a graph shall find; 0: what ef_search gives"
     )
 
+    pause_compaction: bool = _setting(
+        False, "fold and merge nothing in the background: writes get 429 once a backlog is full"
+    )
+
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port must be 0 to 65535, not {self.port}")

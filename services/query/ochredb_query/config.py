@@ -11,6 +11,9 @@ class QueryConfig:
 
     mapped_bytes: of mapped files whose pages may stay resident while nobody reads them; beyond, the
         pages of the least recently used are let go (they stay in the page cache).
+    tail_bytes_max: for what logs hold beyond parts. If that of a collection does not fit, even
+        without all others, its read is refused (429), never answered in part. More than one log can
+        have: 200,000 operations or 512 MiB.
     quick_us: a read predicted to cost less than this on a warm view may run on an event loop.
     target_recall: share of the true ten nearest that approximate searches shall find, on
         collections that are hard enough to miss it; a request may name another. 0: as `ef_search`
@@ -19,6 +22,7 @@ class QueryConfig:
 
     memory_bytes: int = 1 << 30
     mapped_bytes: int = 128 << 20
+    tail_bytes_max: int = 1 << 30
     quick_us: float = 1_000.0
     target_recall: float = 0.95
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from ochredb.catalog.logs import LogTable
 from ochredb.catalog.versions import VersionTable
 from ochredb.configuration import IndexSettings
-from ochredb.errors import NotFound
+from ochredb.errors import Exhausted, NotFound
 from ochredb.materialise import Fold
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
@@ -21,6 +22,7 @@ from ochredb.poison import Poison
 from ochredb.replay import Gone, read_operations
 from ochredb.segment import SegmentView, View
 from ochredb.storage.base import LocalStore
+from ochredb.tail import ROW_BYTES, TailMemory
 from ochredb.types import Snapshot
 from ochredb_query.quick import Searches
 
@@ -43,7 +45,13 @@ class LoadedCollection:
         versions: VersionTable,
         store: LocalStore,
         open_parts: OpenParts,
+        memory: TailMemory,
+        make_room: Callable[[str, int], None],
     ) -> None:
+        """make_room: given this collection's id and a number of bytes, frees memory of tails of
+        other collections until there is room, or raises Exhausted.
+        """
+        self._memory, self._make_room = memory, make_room
         self.collection_id = collection_id
         self.settings, self.revision = settings, revision
         self._logs, self._versions, self._store = logs, versions, store
@@ -99,7 +107,11 @@ class LoadedCollection:
         )
 
     def refresh(self, snapshot: Snapshot) -> View:
-        """A view at the snapshot or later. Raises Gone if the snapshot is too old to be read."""
+        """A view at the snapshot or later.
+
+        Raises Gone if the snapshot is too old to be read, Exhausted if the log beyond its parts
+        does not fit into memory.
+        """
         with self._logs.reading(), self._lock:
             return self._refresh(snapshot)
 
@@ -146,6 +158,8 @@ class LoadedCollection:
             if fold is not None and fold.version > snapshot.version:
                 raise Gone("the snapshot is older than what is loaded")
             fold = self._open_version(snapshot)
+            if fold.last_offset == snapshot.indexed_offset < snapshot.last_offset:
+                self._admit()
         if fold.dimension is None:
             fold.dimension = snapshot.dimension
         self.searches = None  # They hold the old view.
@@ -161,6 +175,18 @@ class LoadedCollection:
         self.view = fold.freeze()
         return self.view
 
+    def _admit(self) -> None:
+        """Before a whole log is read into memory. Raises Exhausted if it does not fit."""
+        rows, size_bytes = self._logs.tail_size(self.collection_id)
+        needed = size_bytes + rows * ROW_BYTES
+        try:
+            self._make_room(self.collection_id, needed)
+        except Exhausted:
+            if self._fold is None:
+                raise
+            self._fold = self.view = None  # The state before, unless a read holds it.
+            self._make_room(self.collection_id, needed)
+
     def _extend(self, fold: Fold, snapshot: Snapshot) -> None:
         fragments = read_operations(
             self._logs,
@@ -172,7 +198,8 @@ class LoadedCollection:
             self._skipped,
         )
         for _ in fold.apply_all(fragments):
-            pass
+            if not self._memory.has_room():
+                self._make_room(self.collection_id, 0)
 
     def _skipped(self, poison: Poison) -> None:
         log.warning(
@@ -200,7 +227,7 @@ class LoadedCollection:
         self._parts, self._prepared = parts, {}
         before, version, indexed = self._fold, snapshot.version, snapshot.indexed_offset
         moved = None if before is None else before.moved(version, indexed, base)
-        return moved or Fold(version, indexed, base)
+        return moved or Fold(version, indexed, base, self._memory)
 
     def prepare(self, manifest: Manifest) -> None:
         """Open a part that a coming version will name, graph and all, before reads need it."""
@@ -220,6 +247,11 @@ class LoadedCollection:
             self._parts, self._prepared = {}, {}
 
     @property
+    def has_tail(self) -> bool:
+        fold = self._fold
+        return fold is not None and fold.tail_rows > 0
+
+    @property
     def is_read(self) -> bool:
         """Whether it was read within the last second or two, as `trim` counts them."""
         return self.touched or self.was_touched
@@ -233,7 +265,7 @@ class LoadedCollection:
     def memory_bytes(self) -> int:
         """Estimated heap bytes that forgetting would free."""
         fold, searches = self._fold, self.searches
-        tail = 0 if fold is None else fold.tail_bytes + 1_000 * fold.tail_rows
+        tail = 0 if fold is None else fold.tail_bytes
         masks = 0 if searches is None else searches.selected.size_bytes
         parts = sum(part.memory_bytes for part in self._parts.values())
         return _OVERHEAD_BYTES + tail + masks + parts

@@ -17,7 +17,7 @@ from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
 from ochredb.configuration import index_settings
-from ochredb.errors import Corrupt, NotFound, Unavailable
+from ochredb.errors import Corrupt, Exhausted, NotFound, Unavailable
 from ochredb.explain import Trace, Value
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
@@ -28,6 +28,7 @@ from ochredb.plan.operators import Filter, Page, Project, Selection, step
 from ochredb.replay import Gone
 from ochredb.segment import View
 from ochredb.storage.base import LocalStore
+from ochredb.tail import TailMemory
 from ochredb.types import Field, IndexingStatus, QueryAnswer, Records, Snapshot
 from ochredb_query import quick
 from ochredb_query.answer import SearchBatch, projected, search_quickly, search_view
@@ -61,6 +62,7 @@ class QueryService:
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, LoadedCollection] = OrderedDict()
         self._turn = 0
+        self._tails = TailMemory(config.tail_bytes_max)
 
     # -- peers.Query
 
@@ -122,7 +124,7 @@ class QueryService:
         snapshot = self._logs.snapshot(collection_id)
         if not loaded.is_current(snapshot):
             # After a few writes of this process: catching up costs less than a pool's hand-over.
-            with contextlib.suppress(Gone):
+            with contextlib.suppress(Gone, Exhausted):
                 loaded.refresh_if_quick(snapshot)
         view = loaded.view
         if view is None or not loaded.shows(view, snapshot):
@@ -247,6 +249,8 @@ class QueryService:
                     self._versions,
                     self._store,
                     self._open_parts,
+                    self._tails,
+                    self._make_room,
                 )
                 self._loaded[collection_id] = loaded
             else:
@@ -258,6 +262,28 @@ class QueryService:
         """Forget a collection."""
         with self._lock:
             self._loaded.pop(collection_id, None)
+
+    def _make_room(self, collection_id: str, needed: int) -> None:
+        """Forget whole tails of others, least recently used first, until `needed` bytes fit.
+
+        What a read still holds on to is not free. Raises Exhausted.
+        """
+        tails = self._tails
+        if tails.has_room(needed):
+            return
+        with self._lock:
+            others = [key for key, loaded in self._loaded.items() if loaded.has_tail]
+        for other in others:
+            if other != collection_id:
+                self.drop(other)
+                if tails.has_room(needed):
+                    return
+        raise Exhausted(
+            f"collection {collection_id} has {needed} bytes of operations to read that are not yet"
+            f" indexed, and reads of others hold {tails.size_bytes} of {tails.bytes_max}"
+            if needed
+            else f"the operations that reads hold in memory exceed {tails.bytes_max} bytes"
+        )
 
     def trim(self) -> bool:
         """Forget collections, least recently used first, until the memory budget is kept.
@@ -304,7 +330,8 @@ class QueryService:
             # Only if nobody reads: readers refresh by themselves, and must not wait for us.
             if idle and loaded.view is not None and loaded.view.version < snapshot.version:
                 loaded.measured = None
-                with contextlib.suppress(Gone):  # Replaced again meanwhile: next time.
+                # Replaced again meanwhile, or no room for its log: next time.
+                with contextlib.suppress(Gone, Exhausted):
                     loaded.refresh(snapshot)
         return was_read
 
@@ -327,7 +354,7 @@ class QueryService:
         """Told of each append of this process: who reads what is written shall not wait for it."""
         loaded = self._loaded.get(collection_id)
         if loaded is not None and loaded.is_read:
-            with contextlib.suppress(Gone, NotFound):  # Readers find out what it means.
+            with contextlib.suppress(Gone, NotFound, Exhausted):  # Readers find out what it means.
                 loaded.follow()
 
 

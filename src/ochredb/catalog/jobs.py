@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ochredb.catalog.core import bindparam, insert, select, update
+from ochredb.catalog.core import bindparam, delete, exists, insert, select, update
 from ochredb.catalog.database import Database, Session
-from ochredb.catalog.schema import jobs
+from ochredb.catalog.schema import jobs, logs
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
 
@@ -41,6 +41,16 @@ _END = Statement(
     update(jobs)
     .where(*_here, jobs.c.fence == bindparam("held_fence"))
     .values(until_us=0, attempts=bindparam("new_attempts"), last_error=bindparam("error"))
+)
+_FORGET_ERRORS = Statement(
+    update(jobs).where(jobs.c.last_error.is_not(None)).values(last_error=None)
+)
+_FORGET_DROPPED = Statement(
+    delete(jobs).where(
+        jobs.c.until_us == 0,
+        jobs.c.collection != "",
+        ~exists().where(logs.c.collection == jobs.c.collection),
+    )
 )
 
 
@@ -130,6 +140,12 @@ class Jobs:
                 new_attempts=0 if error is None else 1,
                 error=error,
             )
+
+    def tidy(self) -> None:
+        """Forget the texts of errors, which may name records, and jobs on dropped collections."""
+        with self._db.write() as session:
+            session.run(_FORGET_ERRORS)
+            session.run(_FORGET_DROPPED)
 
 
 def holds(session: Session, lease: Lease) -> bool:

@@ -7,6 +7,7 @@ means that every fragment below it is readable.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,10 @@ from ochredb.catalog.core import (
     insert,
     select,
     update,
-    upsert,
 )
 from ochredb.catalog.database import Database, Session
+from ochredb.catalog.keys import Known, MetadataKeys
 from ochredb.catalog.schema import (
-    collection_keys,
     collections,
     fragments,
     idempotency,
@@ -60,6 +60,11 @@ _STATUS = Statement(
         .scalar_subquery(),
     ).where(logs.c.collection == _collection)
 )
+_TAIL_SIZE = Statement(
+    select(logs.c.next_offset - 1 - logs.c.indexed_offset, logs.c.tail_bytes).where(
+        logs.c.collection == _collection
+    )
+)
 _LOCK = Statement(
     select(
         logs.c.state,
@@ -68,6 +73,7 @@ _LOCK = Statement(
         logs.c.indexed_offset,
         logs.c.tail_bytes,
         logs.c.time_us,
+        logs.c.revision,
     )
     .where(logs.c.collection == _collection)
     .with_for_update()
@@ -97,7 +103,6 @@ _INSERT_IDEMPOTENT = Statement(insert(idempotency))
 _EXPIRE_IDEMPOTENT = Statement(
     delete(idempotency).where(idempotency.c.time_us < bindparam("cutoff_us"))
 )
-_INSERT_KEY = Statement(upsert(collection_keys).on_conflict_do_nothing())
 _RANGE = Statement(
     select(
         fragments.c.start,
@@ -116,6 +121,7 @@ _RANGE = Statement(
     .order_by(fragments.c.start)
     .limit(bindparam("limit"))
 )
+_PAGE = 200  # Collections looked at by one statement.
 _pending = select(
     logs.c.collection,
     logs.c.next_offset - 1 - logs.c.indexed_offset,
@@ -132,7 +138,10 @@ _TAILS = Statement(
         (logs.c.next_offset - 1 - logs.c.indexed_offset >= bindparam("rows_min"))
         | (logs.c.tail_bytes >= bindparam("bytes_min"))
         | (logs.c.time_us <= bindparam("quiet_since_us")),
+        logs.c.collection > bindparam("after"),
     )
+    .order_by(logs.c.collection)
+    .limit(_PAGE)
 )
 _UNSETTLED = Statement(_pending.where(logs.c.unsettled_rows > 0))
 _ANY = Statement(select(collections.c.id).limit(1))
@@ -199,7 +208,7 @@ class LogTable:
 
     def __init__(self, database: Database, clock: Clock, limits: BacklogLimits) -> None:
         self._db, self._clock, self._limits = database, clock, limits
-        self._known_keys: set[tuple[str, str, str]] = set()
+        self.keys = MetadataKeys(database)
         self.recent = RecentOperations()
 
     def snapshot(self, collection: str) -> Snapshot:
@@ -248,28 +257,35 @@ class LogTable:
         with self._db.write("append") as session:
             now = self._clock.now_us()
             introduced: set[str] = set()
+            inserted: list[Known] = []
             for request in requests:
                 try:
-                    results.append(self._append_one(session, request, now, introduced))
+                    results.append(self._append_one(session, request, now, introduced, inserted))
                 except OchreError as refusal:
                     results.append(refusal)
-        for request, result in zip(requests, results, strict=True):
-            if isinstance(result, Appended):
-                self._known_keys.update((request.collection, *pair) for pair in request.key_types)
+        self.keys.committed(inserted)
         return results
 
     def append_locked(self, session: Session, request: AppendRequest) -> Appended:
         """Append inside a transaction that already holds the collection's lock."""
-        return self._append_one(session, request, self._clock.now_us(), set())
+        return self._append_one(session, request, self._clock.now_us(), set(), [])
 
     def _append_one(
-        self, session: Session, request: AppendRequest, now: int, introduced: set[str]
+        self,
+        session: Session,
+        request: AppendRequest,
+        now: int,
+        introduced: set[str],
+        inserted: list[Known],
     ) -> Appended:
-        """Every refusal is decided before the first row is written."""
+        """Every refusal is decided before the first row is written.
+
+        introduced, inserted: keys of objects and of metadata that this transaction has written.
+        """
         row = session.one(_LOCK, collection=request.collection)
         if row is None:
             raise NotFound(f"Collection [{request.collection}] does not exist.")
-        _, dimension, next_offset, indexed_offset, tail_bytes, time_us = row
+        _, dimension, next_offset, indexed_offset, tail_bytes, time_us, revision = row
         repeated = self._repeated(session, request)
         if repeated is not None:
             return repeated
@@ -329,9 +345,7 @@ class LogTable:
             new_tail_bytes=tail_bytes + request.byte_count,
             new_time=log_time,
         )
-        for key, kind in request.key_types:
-            if (request.collection, key, kind) not in self._known_keys:
-                session.run(_INSERT_KEY, collection=request.collection, key=key, type=kind)
+        inserted += self.keys.insert(session, request.collection, revision, request.key_types)
         if request.request_hash is not None:
             session.run(
                 _INSERT_IDEMPOTENT,
@@ -391,6 +405,14 @@ class LogTable:
         )
         return nothing
 
+    def tail_size(self, collection: str) -> tuple[int, int]:
+        """(operations, encoded bytes) that are not yet in parts. Raises NotFound."""
+        with self._db.read() as session:
+            row = session.one(_TAIL_SIZE, collection=collection)
+        if row is None:
+            raise NotFound(f"Collection [{collection}] does not exist.")
+        return row[0], row[1]
+
     def fragments(self, collection: str, first: int, last: int, limit: int) -> list[FragmentPlace]:
         """The first fragments that start within [first, last]; the caller checks for holes."""
         with self._db.read() as session:
@@ -413,16 +435,23 @@ class LogTable:
         with self._db.read() as session:
             return [PendingWork(*row) for row in session.all(_PENDING)]
 
-    def tails(self, rows_min: int, bytes_min: int, quiet_since_us: int) -> list[PendingWork]:
+    def tails(self, rows_min: int, bytes_min: int, quiet_since_us: int) -> Iterator[PendingWork]:
         """Collections with a tail of some size, or without writes for some time.
 
-        Cost: a pass over the rows of all collections, 0.2 ms per thousand.
+        In short statements. Cost: a pass over the rows of all collections, 0.2 ms per thousand.
         """
-        with self._db.read() as session:
-            rows = session.all(
-                _TAILS, rows_min=rows_min, bytes_min=bytes_min, quiet_since_us=quiet_since_us
-            )
-        return [PendingWork(*row) for row in rows]
+        after: str | None = ""
+        while after is not None:
+            with self._db.read() as session:
+                rows = session.all(
+                    _TAILS,
+                    rows_min=rows_min,
+                    bytes_min=bytes_min,
+                    quiet_since_us=quiet_since_us,
+                    after=after,
+                )
+            yield from (PendingWork(*row) for row in rows)
+            after = rows[-1][0] if len(rows) == _PAGE else None
 
     def unsettled(self) -> list[PendingWork]:
         """Collections whose parts wait for a merge. Cost: as `tails`."""

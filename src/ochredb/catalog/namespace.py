@@ -323,6 +323,11 @@ class Namespace:
             rows = session.all(_LIST, tenant=tenant, database=database, limit=limit, offset=offset)
             return [_info(row, session.all(_KEYS, id=row[0])) for row in rows]
 
+    def all_ids(self) -> list[str]:
+        """The ids of all collections of all databases."""
+        with self._db.read() as session:
+            return [collection for (collection,) in session.all(_ALL_IDS)]
+
     def count_collections(self, tenant: str, database: str) -> int:
         with self._db.read() as session:
             row = session.one(_COUNT, tenant=tenant, database=database)

@@ -93,6 +93,11 @@ _DELETING = Statement(
 )
 _FORGET = Statement(delete(objects).where(objects.c.key == _key))
 _COUNT = Statement(select(func.count()).select_from(objects))
+_COUNT_UNREFERENCED = Statement(
+    select(func.count())
+    .select_from(objects)
+    .where(objects.c.unreferenced_us.is_not(None), objects.c.state != "swept")
+)
 _FORGET_SWEPT = Statement(
     delete(objects).where(
         objects.c.state == "swept", objects.c.unreferenced_us <= bindparam("cutoff_us")
@@ -217,6 +222,12 @@ class ObjectTable:
     def count(self) -> int:
         with self._db.read() as session:
             row = session.one(_COUNT)
+        return int(row[0]) if row else 0
+
+    def count_unreferenced(self) -> int:
+        """Objects that wait to be deleted."""
+        with self._db.read() as session:
+            row = session.one(_COUNT_UNREFERENCED)
         return int(row[0]) if row else 0
 
     def condemn(self, keys: Sequence[str], now_us: int) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ochredb.ages import Ages
@@ -17,6 +18,7 @@ from ochredb.catalog.core import (
     BindParameter,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -55,6 +57,30 @@ _HOLDS = Statement(
         references.c.collection == _pin,
     )
 )
+_other = references.alias("other_references")
+_HELD = Statement(
+    select(pins.c.id, pins.c.owner, pins.c.until_us, func.count(references.c.key))
+    .select_from(
+        pins.outerjoin(
+            references,
+            (references.c.collection == pins.c.id)
+            & (references.c.kind == KIND)
+            & ~exists().where(_other.c.key == references.c.key, _other.c.kind != KIND),
+        )
+    )
+    .group_by(pins.c.id)
+    .order_by(pins.c.id)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Who keeps a state, until when, and how many objects that nothing but pins needs."""
+
+    id: str
+    owner: str
+    until_us: int
+    objects: int
 
 
 class PinTable:
@@ -107,6 +133,11 @@ class PinTable:
         with self._db.read() as session:
             if session.one(_HOLDS, pin=pin, key=key) is None:
                 raise NotFound(f"backup [{pin}] has no object {key}, or has expired")
+
+    def held(self) -> list[Pin]:
+        """The pins of now."""
+        with self._db.read() as session:
+            return [Pin(*row) for row in session.all(_HELD)]
 
     def release(self, pin: str) -> None:
         """End a pin; what only it kept becomes garbage. One that has ended is no error."""

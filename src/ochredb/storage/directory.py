@@ -170,17 +170,26 @@ class DirectoryStore:
     def path(self, key: str) -> str | None:
         return self._path(key)
 
-    def clean_temporary(self, older_than_us: int) -> int:
+    def temporary_count(self) -> int:
+        """How many files are not complete, whoever writes them or left them behind."""
+        try:
+            return len(os.listdir(self._temporary))
+        except FileNotFoundError:
+            return 0
+
+    def clean_temporary(self, older_than_us: int, keep: frozenset[str] = frozenset()) -> int:
         """Remove what dead writers left behind; returns how many files.
 
         older_than_us: a wall time, in microseconds since the epoch; who has not written since
             counts as dead. One that is not dead after all gets Unavailable from its `create`.
+        keep: names of files that stay whatever their age.
         """
         removed = 0
         try:
             with os.scandir(self._temporary) as entries:
                 for entry in entries:
-                    if entry.stat(follow_symlinks=False).st_mtime_ns // 1000 < older_than_us:
+                    modified_us = entry.stat(follow_symlinks=False).st_mtime_ns // 1000
+                    if modified_us < older_than_us and entry.name not in keep:
                         reach("temporary.removing")
                         removed += files.unlink_if_exists(entry.path)
                         reach("temporary.removed")
