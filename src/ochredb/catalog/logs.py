@@ -244,19 +244,22 @@ class LogTable:
         Requests of one collection get adjacent ranges in the order given. Raises Unavailable (none
         was written) or OutcomeUnknown (repeat with the same request ids).
         """
-        results: list[Appended | OchreError] = []
+        results: list[Appended | OchreError | None] = [None] * len(requests)
+        # Whoever locks several logs does so by collection; the sort keeps a collection's order.
+        order = sorted(range(len(requests)), key=lambda i: requests[i].collection)
         with self._db.write() as session:
             now = self._clock.now_us()
             introduced: set[str] = set()
-            for request in requests:
+            for i in order:
                 try:
-                    results.append(self._append_one(session, request, now, introduced))
+                    results[i] = self._append_one(session, requests[i], now, introduced)
                 except OchreError as refusal:
-                    results.append(refusal)
-        for request, result in zip(requests, results, strict=True):
+                    results[i] = refusal
+        answers = [result for result in results if result is not None]
+        for request, result in zip(requests, answers, strict=True):
             if isinstance(result, Appended):
                 self._known_keys.update((request.collection, *pair) for pair in request.key_types)
-        return results
+        return answers
 
     def append_locked(self, session: Session, request: AppendRequest) -> Appended:
         """Append inside a transaction that already holds the collection's lock."""
