@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ from .oracle import Oracle
 
 _T = TypeVar("_T")
 GRACE_S = 4.0
+LEAP_S_MAX = 7_200.0
 _THREADED: tuple[ModuleType, ...] = (
     ochredb.parts.open_parts,
     ochredb.parts.reader,
@@ -89,6 +91,7 @@ class Weather:
     store: StoreFaults
     kills: bool
     skew_s: float
+    leaps: bool  # Of the wall clock, by hours. Deletion may then come early, and nothing else.
     calls_lost: float
     inline_bytes_max: int
     tail_rows_max: int
@@ -106,6 +109,7 @@ class Weather:
             ),
             kills=rng.random() < 0.6,
             skew_s=rng.choice((0.0, 0.0, 0.5, 1.0)),
+            leaps=rng.random() < 0.2,
             calls_lost=rng.choice((0.0, 0.0, 0.02)),
             inline_bytes_max=rng.choice((0, 0, 2_000, 1 << 18)),
             tail_rows_max=rng.choice((30, 1_000)),
@@ -140,7 +144,8 @@ class Node:
         scheduler, weather = cluster.scheduler, cluster.weather
         self.process: Process = scheduler.process(name)
         skew_s = cluster.rng.uniform(-weather.skew_s, weather.skew_s)
-        self.process.skew_s = skew_s if weather.dialect == "postgresql" else 0.0
+        # SQLite's processes are on one host.
+        self.process.skew_s = skew_s if weather.dialect == "postgresql" else cluster.host_skew_s
         self.clock = SimulatedClock(scheduler, self.process)
         self.ids = IdSource(self.clock, random.Random(cluster.rng.getrandbits(64)))
         database: SimulatedDatabase = cluster.catalog.database(self.process)
@@ -246,14 +251,15 @@ class Cluster:
             oracle.committed,
         )
         # Stamps and cutoffs come from clocks that differ by so much.
-        grace_us = int((GRACE_S - 2 * weather.skew_s) * 1e6)
+        grace_s = -math.inf if weather.leaps else GRACE_S - 2 * weather.skew_s
         self.objects = SharedObjects(
-            self.scheduler, clock, lambda key: oracle.deleting(key, clock.now_us(), grace_us)
+            self.scheduler, clock, lambda key: oracle.deleting(key, clock.now_us(), grace_s)
         )
         self.leases: dict[Task, Lease] = {}
         oracle.objects = self.objects.inner
         oracle.referenced, oracle.unreferenced_us = self._is_referenced, self._unreferenced_us
         oracle.lease_of_now = self._lease_of_now
+        self.host_skew_s = 0.0
         self.servers: list[Node] = []
         self.workers: list[Node] = []
         self._started = 0
@@ -318,6 +324,15 @@ class Cluster:
             elif rng.random() < 0.8:
                 self.scheduler.sleep(rng.expovariate(1.0))
                 start()
+
+    def leap(self, rng: random.Random) -> None:
+        """Somebody sets a clock now and then: of the one host, or of one of several."""
+        while True:
+            self.scheduler.sleep(rng.expovariate(0.2))
+            nodes = [*self.servers, *self.workers]
+            self.host_skew_s = rng.uniform(-LEAP_S_MAX, LEAP_S_MAX)
+            for node in nodes if self.weather.dialect == "sqlite" else rng.sample(nodes, 1):
+                node.process.skew_s = self.host_skew_s
 
     def call(self, node: Node, work: Callable[[], _T]) -> _T:
         """Run `work` in a process. Raises Lost, Unavailable (not there), or what it raises."""

@@ -178,12 +178,12 @@ class Oracle:
         truth.states.append(fold(truth.states[-1], row["start"], operations))
         truth.offsets.append(row["stop"])
 
-    def deleting(self, key: str, now_us: int, grace_us: int) -> None:
+    def deleting(self, key: str, now_us: int, grace_s: float) -> None:
         """Just before it is gone."""
         if self.referenced(key):
             self.violated(f"I6: {key} is deleted, and referred to")
         since_us = self.unreferenced_us(key)
-        if since_us is not None and now_us - since_us < grace_us:
+        if since_us is not None and (now_us - since_us) / 1e6 < grace_s:
             self.violated(f"I6: {key} is deleted {(now_us - since_us) / 1e6} s after its last use")
 
     # -- what clients report

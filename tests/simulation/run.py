@@ -21,11 +21,10 @@ from ochredb.peers import GetRequest
 from ochredb.testing.simulation.scheduler import Process, Stuck
 
 from .clients import FIELDS, Client, shows
-from .cluster import GRACE_S, Cluster, Node, Weather, simulated
+from .cluster import GRACE_S, LEAP_S_MAX, Cluster, Node, Weather, simulated
 from .oracle import Oracle, Value, rows
 
 _OPERATIONS = 30  # Of each client.
-_CLOCKS_DIFFER_S = 30.0  # At the end all stamps of the past are past for everybody.
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +88,16 @@ def _run(cluster: Cluster, rng: random.Random) -> None:
     ]
     if cluster.weather.kills:
         scheduler.spawn(world, lambda: cluster.misfortune(rng))
+    if cluster.weather.leaps:
+        scheduler.spawn(world, lambda: cluster.leap(rng))
     scheduler.run(lambda: bool(oracle.violations) or all(task.is_done for task in clients))
     for task in clients:
         if task.error is not None:
             raise task.error
     if not oracle.violations:
         cluster.heal()
-        for node in (*cluster.servers, *cluster.workers):
-            scheduler.kill(node.process)
+        for process in (world, *(node.process for node in (*cluster.servers, *cluster.workers))):
+            scheduler.kill(process)
         _do(cluster, scheduler.process("last"), lambda: _settle(cluster))
 
 
@@ -118,7 +119,7 @@ def _start(cluster: Cluster, rng: random.Random) -> None:
 def _settle(cluster: Cluster) -> None:
     """After everything: nothing is lost, nothing is left over."""
     oracle, node = cluster.oracle, cluster.node("last")
-    cluster.scheduler.sleep(_CLOCKS_DIFFER_S)
+    cluster.scheduler.sleep(2 * LEAP_S_MAX)  # All stamps are past for everybody.
     for truth in oracle.collections.values():
         if not truth.is_dropped:
             expected = rows(truth.states[-1])
