@@ -21,6 +21,7 @@ import ochredb.tail
 import ochredb_compactor.scheduler
 import ochredb_compactor.service
 import ochredb_frontend.service
+import ochredb_log.flush
 import ochredb_log.service
 import ochredb_query.loaded
 import ochredb_query.selected
@@ -71,6 +72,7 @@ _THREADED: tuple[ModuleType, ...] = (
     ochredb.tail,
     ochredb_compactor.service,
     ochredb_frontend.service,
+    ochredb_log.flush,
     ochredb_log.service,
     ochredb_query.loaded,
     ochredb_query.selected,

@@ -27,6 +27,7 @@ from ochredb.testing.simulation.mutants import mutated
 from ochredb.types import Appended
 from ochredb_compactor import compaction, merge
 from ochredb_log import service as log_service
+from ochredb_log.flush import Flusher
 from ochredb_log.service import LogService
 
 from .run import simulate
@@ -92,7 +93,7 @@ MUTANTS = [
     Mutant(
         "acknowledge before the commit",
         lambda: mutated(
-            LogService._flush_once,
+            Flusher._flush_once,
             ("return self._table.append(requests)", "return early(self, requests)"),
             early=_acknowledged_early,
         ),

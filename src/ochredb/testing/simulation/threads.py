@@ -102,6 +102,39 @@ class SimulatedEvent:
         return self._is_set
 
 
+class SimulatedCondition:
+    """threading.Condition on a lock of these."""
+
+    def __init__(self, scheduler: Scheduler, lock: SimulatedLock) -> None:
+        self._waiters = _Waiters(scheduler)
+        self._lock = lock
+
+    def __enter__(self) -> bool:
+        return self._lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._lock.release()
+        try:
+            return self._waiters.wait(timeout)
+        finally:
+            self._lock.acquire()
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        while not predicate():
+            if not self.wait(timeout):
+                return predicate()
+        return True
+
+    def notify(self, n: int = 1) -> None:  # noqa: ARG002
+        self._waiters.wake_all()  # Some for nothing, which must always be expected.
+
+    def notify_all(self) -> None:
+        self._waiters.wake_all()
+
+
 class SimulatedThread:
     """threading.Thread, and with `delay_s` threading.Timer, of the process that starts it."""
 
@@ -173,6 +206,9 @@ class SimulatedThreading:
 
     def RLock(self) -> SimulatedLock:  # noqa: N802
         return SimulatedLock(self._scheduler, reentrant=True)
+
+    def Condition(self, lock: SimulatedLock | None = None) -> SimulatedCondition:  # noqa: N802
+        return SimulatedCondition(self._scheduler, lock or self.RLock())
 
     def Event(self) -> SimulatedEvent:  # noqa: N802
         return SimulatedEvent(self._scheduler)
