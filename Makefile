@@ -17,9 +17,12 @@ export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export ANONYMIZED_TELEMETRY := False
 
+SEEDS ?= 300
+
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type imports test unit sim sim-long crash crash-long storm-long
-.PHONY: conformance official js filters-long odd-long bench bench-quick bench-report demo lock clean
+.PHONY: help setup fmt lint type imports test unit states states-long sim sim-long crash
+.PHONY: crash-long storm-long conformance official js filters-long odd-long
+.PHONY: bench bench-quick bench-report demo lock clean
 .DELETE_ON_ERROR:
 # One size of `make bench` alone.
 BENCH_SIZES := bench-20k-128 bench-20k-768 bench-100k-128 bench-many
@@ -91,14 +94,21 @@ imports: $(READY) ## The layers: roles stand on the library, never on each other
 	$(RUN)/lint-imports
 
 unit: $(READY) ## Tests that need nothing else installed; the state machine in short.
-	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests --ignore=tests/crash
+	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests --ignore=tests/crash --ignore=tests/simulation
 
 test: lint type imports unit ## Everything above: what must pass before a change is proposed.
 
-sim: $(READY) ## The state machine against a model: 2,400 steps, every answer compared.
+states: $(READY) ## The state machine against a model: 2,400 steps, every answer compared.
 	$(RUN)/python -m pytest -q -n auto tests/property/test_state_machine.py
 
-sim-long: $(READY) ## The same, 100,000 steps; a failure prints its seed (OCHREDB_STATE_SEED).
+sim: $(READY) ## The simulator: SEEDS clusters in simulated time, and every planted fault found.
+	OCHREDB_SIMULATION_SEEDS=$(SEEDS) $(RUN)/python -m pytest -q -n auto tests/simulation
+
+sim-long: $(READY) ## 10,000 simulated clusters, half an hour.
+	OCHREDB_SIMULATION_SEEDS=10000 $(RUN)/python -m pytest -q -n auto \
+	  tests/simulation/test_simulation.py -k test_seeds
+
+states-long: $(READY) ## 100,000 steps of the state machine; a failure prints its seed.
 	OCHREDB_STATE_STEPS=100000 $(RUN)/python -m pytest -q -n auto \
 	  tests/property/test_state_machine.py
 

@@ -117,7 +117,7 @@ def test_digests_tell_expressions_apart() -> None:
 
 def test_a_statement_that_is_not_among_the_texts_is_compiled() -> None:
     new = Statement(core.select(logs.c.version).where(logs.c.collection == "x").limit(17))
-    assert digest(new._element) not in statement._shipped()["sqlite"]
+    assert digest(new.element) not in statement._shipped()["sqlite"]
     text, literals = new.compiled("sqlite")
     assert "LIMIT" in text
     assert {"x", 17} <= set(literals.values())

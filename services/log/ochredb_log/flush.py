@@ -32,7 +32,8 @@ class Waiting:
     operations: Operations
     payload: pa.Buffer
     cancel: Cancel
-    done: threading.Event = field(default_factory=threading.Event)
+    # The name is looked up when it is called: a simulation has events of its own.
+    done: threading.Event = field(default_factory=lambda: threading.Event())
     leads: bool = False
     outcome: Appended | BaseException | None = None
     deliver: Delivery | None = None  # Of a submitted request, for which no thread waits.

@@ -253,18 +253,20 @@ class LogTable:
         Requests of one collection get adjacent ranges in the order given. Raises Unavailable (none
         was written) or OutcomeUnknown (repeat with the same request ids).
         """
-        results: list[Appended | OchreError] = []
+        results: list[Appended | OchreError | None] = [None] * len(requests)
+        # Whoever locks several logs does so by collection; the sort keeps a collection's order.
+        order = sorted(range(len(requests)), key=lambda i: requests[i].collection)
         with self._db.write("append") as session:
             now = self._clock.now_us()
             introduced: set[str] = set()
             inserted: list[Known] = []
-            for request in requests:
+            for i in order:
                 try:
-                    results.append(self._append_one(session, request, now, introduced, inserted))
+                    results[i] = self._append_one(session, requests[i], now, introduced, inserted)
                 except OchreError as refusal:
-                    results.append(refusal)
+                    results[i] = refusal
         self.keys.committed(inserted)
-        return results
+        return [result for result in results if result is not None]
 
     def append_locked(self, session: Session, request: AppendRequest) -> Appended:
         """Append inside a transaction that already holds the collection's lock."""

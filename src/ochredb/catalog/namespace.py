@@ -64,6 +64,12 @@ _GET_DATABASE = Statement(
         databases.c.tenant == _tenant, databases.c.name == _name
     )
 )
+# Whatever changes what is in a database: two that create one name wait for each other.
+_LOCK_DATABASE = Statement(
+    select(databases.c.id)
+    .where(databases.c.tenant == _tenant, databases.c.name == _name)
+    .with_for_update()
+)
 _LIST_DATABASES = Statement(
     select(databases.c.id, databases.c.name, databases.c.tenant)
     .where(databases.c.tenant == _tenant)
@@ -227,7 +233,7 @@ class Namespace:
 
     def _delete_database(self, tenant: str, name: str) -> None:
         with self._db.write("database-drop") as session:
-            row = session.one(_GET_DATABASE, tenant=tenant, name=name)
+            row = session.one(_LOCK_DATABASE, tenant=tenant, name=name)
             if row is None:
                 raise NotFound(f"Database [{name}] not found")
             for (collection,) in session.all(_IDS_OF_DATABASE, id=row[0]):
@@ -255,7 +261,7 @@ class Namespace:
                 return known
         self._reserve.check()
         with self._db.write("collection-create") as session:
-            parent = session.one(_GET_DATABASE, tenant=tenant, name=database)
+            parent = session.one(_LOCK_DATABASE, tenant=tenant, name=database)
             if parent is None:
                 raise InvalidArgument(f"Database [{database}] does not exist")
             known = self._by_name(session, tenant, database, name)

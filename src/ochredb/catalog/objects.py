@@ -23,7 +23,7 @@ from ochredb.catalog.core import (
     update,
     upsert,
 )
-from ochredb.catalog.database import Database, Session
+from ochredb.catalog.database import Database, Row, Session
 from ochredb.catalog.schema import objects, parts, references, version_parts, versions
 from ochredb.catalog.statement import Statement
 from ochredb.errors import Conflict
@@ -123,7 +123,7 @@ def refer(
     session: Session, keys: Iterable[str], *, kind: str, collection: str, number: int
 ) -> None:
     """Keep objects alive. Raises Conflict if one of them is being deleted."""
-    for key in keys:
+    for key in sorted(keys):  # Whoever locks several rows of objects does so by key.
         row = session.one(_STATE, key=key)
         if row is None or row[0] != "live":
             raise Conflict(f"object {key} is being deleted")
@@ -150,6 +150,7 @@ def release(
     keys = session.all(_KEYS_HELD, **held)
     if not keys:
         return
+    _lock(session, keys)
     session.run(_RELEASE, **held)
     for (key,) in keys:
         session.run(_STAMP, object_key=key, now_us=now_us)
@@ -158,11 +159,21 @@ def release(
 def release_collection(session: Session, collection: str, now_us: int) -> None:
     """Drop every reference of a collection together with its versions and parts."""
     keys = session.all(_KEYS_OF_COLLECTION, collection=collection)
+    _lock(session, keys)
     session.run(_RELEASE_COLLECTION, collection=collection)
     for (key,) in keys:
         session.run(_STAMP, object_key=key, now_us=now_us)
     for statement in (_DELETE_PARTS, _DELETE_VERSION_PARTS, _DELETE_VERSIONS):
         session.run(statement, collection=collection)
+
+
+def _lock(session: Session, keys: Iterable[Row]) -> None:
+    """Before references go: of two that let go of one object the second must see the first.
+
+    Else neither is the last under READ COMMITTED, and the object stays for ever.
+    """
+    for (key,) in sorted(keys):
+        session.one(_STATE, key=key)
 
 
 class ObjectTable:

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from ochredb.catalog.database import Session, SqliteDatabase, SqliteSession
+from ochredb.catalog.database import SqliteDatabase, SqliteSession
 from ochredb.catalog.migrate import CATALOG_NAME
 from ochredb.catalog.schema import FORMAT_VERSION
 from ochredb.errors import Forbidden, InvalidArgument, Unavailable, newer_message
@@ -100,7 +100,7 @@ class ReadOnlyDatabase(SqliteDatabase):
                 session.connection.close()
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Session]:
+    def writing(self) -> Iterator[SqliteSession]:
         why = self._reason
         if read_only_reason(self._root) is None:
             why = "it could not be written when it was opened; open it again"

@@ -33,10 +33,10 @@ _statements: list[Statement] = []
 class Statement:
     """`Statement(select(...))`: parameters are the names of its bind parameters."""
 
-    __slots__ = ("_element", "_texts")
+    __slots__ = ("_texts", "element")
 
     def __init__(self, element: ClauseElement) -> None:
-        self._element = element
+        self.element = element
         self._texts: dict[str, Compiled] = {}
         _statements.append(self)
 
@@ -44,20 +44,25 @@ class Statement:
         """Text and literals for a dialect, by its name."""
         known = self._texts.get(dialect)
         if known is None:
-            shipped = _shipped().get(dialect, {}).get(digest(self._element))
+            shipped = _shipped().get(dialect, {}).get(digest(self.element))
             known = self.compile(dialect) if shipped is None else (shipped[0], shipped[1])
             self._texts[dialect] = known
         return known
 
     def compile(self, dialect: str) -> Compiled:
         """The same by SQLAlchemy."""
-        from sqlalchemy.sql.compiler import SQLCompiler
+        return compiled(real(self.element), dialect)
 
-        compiled = real(self._element).compile(dialect=sqlalchemy_dialect(dialect))
-        assert isinstance(compiled, SQLCompiler)
-        names = compiled.bind_names  # Anonymous ones too, as they are spelled in the text.
-        literals = {f"{name}": bind.value for bind, name in names.items() if not bind.required}
-        return str(compiled), literals
+
+def compiled(element: ClauseElement, dialect: str) -> Compiled:
+    """Text and literals of SQLAlchemy's own expression."""
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+    result = element.compile(dialect=sqlalchemy_dialect(dialect))
+    assert isinstance(result, SQLCompiler)
+    names = result.bind_names  # Anonymous ones too, as they are spelled in the text.
+    literals = {f"{name}": bind.value for bind, name in names.items() if not bind.required}
+    return str(result), literals
 
 
 @cache
@@ -82,7 +87,7 @@ def all_texts() -> bytes:
             importlib.import_module(module.name)
     texts = {
         dialect: {
-            digest(statement._element): statement.compile(dialect) for statement in _statements
+            digest(statement.element): statement.compile(dialect) for statement in _statements
         }
         for dialect in _DIALECTS
     }
