@@ -94,7 +94,8 @@ imports: $(READY) ## The layers: roles stand on the library, never on each other
 	$(RUN)/lint-imports
 
 unit: $(READY) ## Tests that need nothing else installed; the state machine in short.
-	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests --ignore=tests/crash --ignore=tests/simulation
+	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests --ignore=tests/crash \
+	  --ignore=tests/simulation
 
 test: lint type imports unit ## Everything above: what must pass before a change is proposed.
 

@@ -58,6 +58,8 @@ TRANSACTIONS: dict[str, str] = {
     "collection-update": "it has another name, metadata or configuration",
     "collection-drop": "a collection releases its references",
     "reset": "every collection releases its references",
+    "keys-forget": "a purge forgets metadata keys that no record has any more",
+    "jobs-tidy": "a vacuum forgets the errors of jobs, and jobs of dropped collections",
     "free-pages": "free pages of the catalog's file go back to the file system",
     "backup-prune": "a backup's copy of the catalog loses what is not of its state",
     "restore-adopt": "a copy becomes the catalog of another store",
@@ -65,6 +67,8 @@ TRANSACTIONS: dict[str, str] = {
 
 # What is true on the disk at each other point.
 POINTS: dict[str, str] = {
+    "catalog.log-cut": "the catalog's write-ahead log is copied back, and its file cut to nothing",
+    "catalog.rewritten": "a purge has written the catalog anew, into its log",
     "directory.created": "the store's folder exists",
     "directory.probe-synced": "a probe file lies in it",
     "directory.probe-published": "under two names",

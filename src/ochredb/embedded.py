@@ -13,7 +13,7 @@ from ochredb.api.transport import API_PREFIX, Response
 from ochredb.errors import OchreError
 
 if TYPE_CHECKING:
-    from ochredb_node.node import SharedNode
+    from ochredb_node.shared import SharedNode
 
 _HEADERS = {"content-type": "application/json"}
 _NO_RESET = Response(
@@ -51,10 +51,10 @@ def open_transport(path: str | None, *, allow_reset: bool = False) -> EmbeddedTr
     Raises InvalidArgumentError for a directory that holds something else, ChromaError for one that
     cannot be used now.
     """
-    from ochredb_node.node import Node
+    from ochredb_node.shared import open_shared
 
     try:
-        node = Node.embedded(path, allow_reset=True)
+        node = open_shared(path, allow_reset=True)
     except OchreError as error:
         raise _for_users(error) from error
     return EmbeddedTransport(node, allow_reset=allow_reset)

@@ -29,6 +29,7 @@ WITHOUT_POINT = {
     "src/ochredb/storage/files.py": "the calls themselves; their callers have the points",
     "src/ochredb/storage/directory.py:scratch": "a file without a name, gone with the process",
     "src/ochredb/parts/graph.py": "hnswlib's scratch files, gone with the process or swept",
+    "src/ochredb/catalog/read_only.py:_copied": "a private copy, gone with the process",
     "src/ochredb/catalog/copies.py:_sync": "its callers have the points",
     "src/ochredb/backup/archive.py:sync_folders": "its callers have the points",
     "src/ochredb/backup/restore.py:_copy": "its callers, and `write_synced` itself",

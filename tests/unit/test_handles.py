@@ -21,7 +21,8 @@ COUNTING = """
 import gc, os, sys, threading, time
 import numpy as np
 import ochredb
-from ochredb_node.node import Node, _embedded
+from ochredb_node.node import Node
+from ochredb_node.shared import _embedded
 
 path = os.path.realpath(sys.argv[1])
 

@@ -16,8 +16,9 @@ import pytest
 
 from ochredb.errors import InvalidArgument, NotFound, Unavailable
 from ochredb.storage.directory import DirectoryStore
-from ochredb_node import node as node_module
-from ochredb_node.node import Node, NodeConfig, SharedNode
+from ochredb_node import shared
+from ochredb_node.node import Node, NodeConfig
+from ochredb_node.shared import SharedNode, open_shared
 
 from .kernel import add_rows, ids_of, make_collection, running_node
 
@@ -177,17 +178,17 @@ class TestEmbedded:
 
     @pytest.fixture(autouse=True)
     def _registry(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        registry = node_module._Embedded()
-        monkeypatch.setattr(node_module, "_embedded", registry)
+        registry = shared._Embedded()
+        monkeypatch.setattr(shared, "_embedded", registry)
         yield
         registry.close_all()
 
     def test_two_users_share_a_node_and_the_last_one_closes_it(self, tmp_path: Path) -> None:
         (tmp_path / "data").mkdir()
         (tmp_path / "link").symlink_to("data")
-        one = Node.embedded(str(tmp_path / "data"), False)
-        two = Node.embedded(str(tmp_path / "link"), False)
-        (node,) = node_module._embedded._nodes.values()
+        one = open_shared(str(tmp_path / "data"), False)
+        two = open_shared(str(tmp_path / "link"), False)
+        (node,) = shared._embedded._nodes.values()
         collection = _create(one, "shared")
         _add(one, collection, "a")
         assert _ids(two, collection) == ["a"]
@@ -198,21 +199,21 @@ class TestEmbedded:
         assert _ids(two, collection) == ["a"]
         two.close()
         assert node._closed
-        again = Node.embedded(str(tmp_path / "data"), False)
+        again = open_shared(str(tmp_path / "data"), False)
         assert _ids(again, collection) == ["a"]
         again.close()
 
     def test_state_in_memory_outlives_its_users(self) -> None:
-        one = Node.embedded(None, False)
+        one = open_shared(None, False)
         collection = _create(one, "kept")
         _add(one, collection, "a")
         one.close()
-        assert _ids(Node.embedded(None, False), collection) == ["a"]
+        assert _ids(open_shared(None, False), collection) == ["a"]
 
     def test_eight_threads_open_one_node(self, tmp_path: Path) -> None:
         opened: list[SharedNode] = []
         threads = [
-            threading.Thread(target=lambda: opened.append(Node.embedded(str(tmp_path), False)))
+            threading.Thread(target=lambda: opened.append(open_shared(str(tmp_path), False)))
             for _ in range(8)
         ]
         for thread in threads:
@@ -220,16 +221,16 @@ class TestEmbedded:
         for thread in threads:
             thread.join(30)
         assert len(opened) == 8
-        assert len(node_module._embedded._nodes) == 1
+        assert len(shared._embedded._nodes) == 1
 
     def test_a_directory_that_cannot_be_opened_leaves_no_node(self, tmp_path: Path) -> None:
         (tmp_path / "letter.txt").touch()
         with pytest.raises(InvalidArgument):
-            Node.embedded(str(tmp_path), False)
-        assert node_module._embedded._nodes == {}
+            open_shared(str(tmp_path), False)
+        assert shared._embedded._nodes == {}
 
     def test_after_a_fork_both_sides_go_on(self, tmp_path: Path) -> None:
-        shared = Node.embedded(str(tmp_path), False)
+        shared = open_shared(str(tmp_path), False)
         collection = _create(shared, "both")
         _add(shared, collection, "before")
 
@@ -245,7 +246,7 @@ class TestEmbedded:
 
     def test_a_fork_while_a_write_is_going_on(self, tmp_path: Path) -> None:
         """The child inherits locks that nobody will open; it must not need them."""
-        shared = Node.embedded(str(tmp_path), False)
+        shared = open_shared(str(tmp_path), False)
         collection = _create(shared, "busy")
         stop = threading.Event()
 
@@ -266,7 +267,7 @@ class TestEmbedded:
         assert {f"child{number}" for number in range(4)} <= set(_ids(shared, collection))
 
     def test_a_fork_in_memory_is_a_copy(self) -> None:
-        shared = Node.embedded(None, False)
+        shared = open_shared(None, False)
         collection = _create(shared, f"copied-{os.getpid()}")
         _add(shared, collection, "before")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_reading_before_the_lock_loses_an_update_and_after_it_does_not(world: Wo
 
     for statement, expected in ((_READ, 2), (_LOCK, 4)):
         for after_s in (0.0, 0.5):
-            world.transaction(lambda session, by=statement: add(session, by), after_s)  # type: ignore[misc]
+            world.transaction(partial(add, statement=statement), after_s)
         world.run()
         assert world.fence() == expected
 

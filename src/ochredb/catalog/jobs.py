@@ -143,7 +143,7 @@ class Jobs:
 
     def tidy(self) -> None:
         """Forget the texts of errors, which may name records, and jobs on dropped collections."""
-        with self._db.write() as session:
+        with self._db.write("jobs-tidy") as session:
             session.run(_FORGET_ERRORS)
             session.run(_FORGET_DROPPED)
 

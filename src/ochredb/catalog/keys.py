@@ -72,7 +72,7 @@ class MetadataKeys:
         revision grows, so that whoever knows a key of before inserts it again with the next record
         that has it.
         """
-        with self._db.write() as session:
+        with self._db.write("keys-forget") as session:
             row = session.one(_LOCK, collection=collection)
             if row is None:
                 raise NotFound(f"Collection [{collection}] does not exist.")

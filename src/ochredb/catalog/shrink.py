@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 
 from ochredb.catalog.database import SqliteDatabase, SqliteSession
+from ochredb.crash_points import reach
 
 _CUT_WAIT_MS = 200  # For readers: writers wait as long.
 _IN_THE_WAY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -26,6 +27,7 @@ def cut_log(database: SqliteDatabase) -> bool:
         connection.execute(f"PRAGMA busy_timeout={_CUT_WAIT_MS}")
         try:
             row = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            reach("catalog.log-cut")
             return bool(row[0] == 0)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode not in _IN_THE_WAY:
@@ -45,6 +47,7 @@ def rewrite(database: SqliteDatabase) -> None:
             session.connection.execute("VACUUM")
         except sqlite3.Error as error:
             raise database.translated(error) from error
+        reach("catalog.rewritten")
 
 
 def size_bytes(database: SqliteDatabase) -> int:

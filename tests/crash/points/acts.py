@@ -19,6 +19,7 @@ from ochredb.parts import deleted, writer
 from ochredb.types import Appended
 from ochredb_compactor import compaction, garbage, scheduler
 from ochredb_compactor.service import CompactorService
+from ochredb_compactor.vacuum import Vacuum
 from ochredb_frontend import service as frontend_service
 from ochredb_node.node import Node
 
@@ -330,6 +331,35 @@ def collect(stage: Stage) -> None:
             clock.advance(5 * DAY_S)
             node._housekeep()
             node.compactor.collect_now(sweep_orphans=True)
+
+
+class WaitingClock(LaterClock):
+    """Time passes for whoever waits."""
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+
+
+def prepare_vacuum(stage: Stage) -> None:
+    """Two collections with dead rows in a part, and with metadata keys that no record has."""
+    with stage.node() as node:
+        for name in ("alpha", "beta"):
+            stage.do(node, request("create-collection", name), request("add", name, records(0, 60)))
+            node.compactor.fold_now(collection_id(node, name))
+            body = records(80, 2)
+            for number, metadata in enumerate(body["metadatas"]):
+                metadata[f"gone-{number}"] = number
+            stage.do(node, request("add", name, body), request("delete", name, ids(range(75, 90))))
+            stage.do(node, request("upsert", name, records(0, BIG, 1)))
+
+
+def vacuum(stage: Stage) -> None:
+    """A purge, twice: the second one finds hardly anything to do."""
+    with stage.node(clock=WaitingClock()) as node:
+        for _ in range(2):
+            around = node.vacuums._around
+            report = Vacuum(around, purge=True, progress=lambda *_: None, step=lambda: None).run()
+            assert report.is_complete, report
 
 
 def prepare_clock_set_back(stage: Stage) -> None:

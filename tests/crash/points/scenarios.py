@@ -32,11 +32,13 @@ from .acts import (
     prepare_names,
     prepare_quarantine,
     prepare_restore,
+    prepare_vacuum,
     prepare_write,
     quarantine,
     reserve,
     restore_backup,
     take_backup,
+    vacuum,
     write,
 )
 from .stage import Stage, ids, records, request
@@ -183,6 +185,16 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         once=("reserve.taken",),
         later_s=30 * DAY_S,
+    ),
+    "vacuum": Scenario(
+        prepare=prepare_vacuum,
+        run=vacuum,
+        points=(
+            *LEASE, *OBJECT, *PART, *DELETE, "gc.deleted", "catalog.log-cut", "catalog.rewritten",
+            *commits("version", "sweep-forget", "keys-forget", "jobs-tidy"),
+        ),
+        once=commits("release-replaced", "gc-mark", "gc-forget"),
+        later_s=DAY_S,
     ),
     "clock": Scenario(
         prepare=prepare_clock_set_back,

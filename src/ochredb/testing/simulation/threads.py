@@ -222,7 +222,9 @@ class SimulatedThreading:
     ) -> SimulatedThread:
         return SimulatedThread(self._scheduler, target, args)
 
-    def Timer(self, interval: float, function: Callable[[], object]) -> SimulatedThread:  # noqa: N802
+    def Timer(  # noqa: N802
+        self, interval: float, function: Callable[[], object]
+    ) -> SimulatedThread:
         return SimulatedThread(self._scheduler, function, delay_s=interval)
 
     def SimpleQueue(self) -> SimulatedQueue:  # noqa: N802
