@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,7 @@ from ochredb.ids import IdSource
 from ochredb.parts.arrays import read_directory, write_directory
 from ochredb.testing.server_process import ochredb_server
 from ochredb.types import Op, Operations
+from ochredb_node import node as node_module
 from ochredb_node.cli import main
 from ochredb_node.node import Node, NodeConfig
 
@@ -214,6 +216,30 @@ def test_an_embedded_process_notices_too(tmp_path: Path, next_release: int) -> N
     with database.write():
         pass
     database.close()
+
+
+def test_a_process_that_only_reads_notices_too(
+    tmp_path: Path, next_release: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    rebuild(VERSIONS[-1], data)
+    monkeypatch.setattr(node_module, "read_only_reason", lambda _path: "a test")
+    reader = Node(NodeConfig(path=str(data)))
+    reader.start()
+    assert golden._rows(reader) == golden._expected()
+    open_directory(str(data), SystemClock(), IdSource())[0].close()
+    assert format_version(str(data)) == next_release
+
+    def read_on() -> None:
+        while golden._rows(reader) == golden._expected():
+            time.sleep(0.05)
+
+    with pytest.raises(NewerFormat, match=f"{next_release}; this OchreDB reads up to"):
+        read_on()
+    reader.close()
+    again = Node(NodeConfig(path=str(data)))
+    with pytest.raises(InvalidArgument, match="install a newer OchreDB"):
+        again.start()
 
 
 _OPENER = """

@@ -284,7 +284,7 @@ class Node:
             raise
         self._started = True
         if background and self._read_only:
-            self._tidier = Tidier(self.query, self._tidy)
+            self._tidier = Tidier(self.query, self.database, self._tidy)
         elif background:
             self.reserve.take_back()
             self._measure_due_s = self.clock.monotonic_s() + _MEASURE_AFTER_S

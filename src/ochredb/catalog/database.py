@@ -368,7 +368,7 @@ class SqliteDatabase:
         if known is None:
             return
         found = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if found != known:
+        if found > known:  # A catalog that was made from a dump and never opened to write has 0.
             message = newer_message(f"by now the catalog {self._path}", found, known)
             self._refusal = partial(NewerFormat, message)
             raise self._refusal()

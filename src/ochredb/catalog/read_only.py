@@ -82,7 +82,7 @@ class ReadOnlyDatabase(SqliteDatabase):
         self._copy: str | None = None  # The folder of a private copy.
         self._copied: _Signature = ()
         self._owner_pid = os.getpid()
-        super().__init__(self._source)
+        super().__init__(self._source, format_version=FORMAT_VERSION)
         self._settle()
 
     def begin_read(self) -> SqliteSession:
