@@ -92,22 +92,21 @@ def nothing(_stage: Stage) -> None:
 class Scenario:
     """run: in the process that is killed. prepare: once, in another.
 
-    points: what `run` reaches, each at least twice. once: likewise, but only once. Those of opening
-        and closing a store, which most scenarios do once, need not be listed.
+    points: what `run` reaches and is killed at, each at least twice. also: what it reaches besides,
+        and another scenario of the same role is killed at. (Those of opening and closing a store
+        need not be listed.)
     later_s: how much later the next process looks, for runs that move their clock.
     """
 
     run: Callable[[Stage], None]
     prepare: Callable[[Stage], None] = nothing
     points: tuple[str, ...]
-    once: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     later_s: float = 0.0
 
 
 LEASE = commits("lease-acquire", "lease-end")
 FILE = ("file.written", "file.synced")
-IN_NEW_FOLDER = OBJECT
-IN_OLD_FOLDER = OBJECT[:-1]
 
 SCENARIOS: dict[str, Scenario] = {
     "create": Scenario(
@@ -120,24 +119,22 @@ SCENARIOS: dict[str, Scenario] = {
     "migrate": Scenario(
         prepare=prepare_migrate,
         run=migrate,
-        points=(*PROBE, *MARK, *MIGRATE, *CLOSE),
+        points=MIGRATE,
+        also=MARK,
     ),
     "catalog": Scenario(
         prepare=prepare_catalog,
         run=catalog,
-        points=(
-            *CLOSE, "directory.old-probe-removed",
-            *commits("free-pages"),
-        ),
+        points=(*CLOSE, "directory.old-probe-removed", *commits("free-pages")),
     ),
     "write": Scenario(
         prepare=prepare_write,
         run=write,
         points=(
-            *FLUSH, *IN_OLD_FOLDER, "flush.object-created",
+            *FLUSH, *OBJECT[:-1], "flush.object-created",
             *commits("append", "record-nothing", "append-evaluated"),
         ),
-        once=("object.folders-synced",),
+        also=("object.folders-synced",),
     ),
     "names": Scenario(
         prepare=prepare_names,
@@ -155,9 +152,8 @@ SCENARIOS: dict[str, Scenario] = {
     "lose": Scenario(
         prepare=prepare_compact,
         run=compact_and_lose,
-        points=(
-            *LEASE, *OBJECT, *PART, *DELETE, "discard.done", *commits("version", "lease-renew"),
-        ),
+        points=(*LEASE, *DELETE, "discard.done", *commits("version", "lease-renew")),
+        also=(*OBJECT, *PART),
     ),
     "merge": Scenario(
         prepare=prepare_merge,
@@ -167,40 +163,38 @@ SCENARIOS: dict[str, Scenario] = {
     "quarantine": Scenario(
         prepare=prepare_quarantine,
         run=quarantine,
-        points=(
-            *LEASE, *OBJECT, *PART, "quarantine.object-created",
-            *commits("version", "quarantine-drop"),
-        ),
+        points=("quarantine.object-created", *commits("version", "quarantine-drop")),
+        also=(*LEASE, *OBJECT, *PART),
     ),
     "collect": Scenario(
         prepare=prepare_collect,
         run=collect,
         points=(
-            *CLOSE, *DELETE, "temporary.removing", "temporary.removed", "gc.deleted",
+            *DELETE, "temporary.removing", "temporary.removed", "gc.deleted",
             "sweep.deleted",
             *commits(
                 "pin-expire", "expire-keys", "release-replaced", "gc-mark", "gc-forget",
                 "sweep-condemn", "sweep-forget",
             ),
         ),
-        once=("reserve.taken",),
+        also=("reserve.taken",),
         later_s=30 * DAY_S,
     ),
     "vacuum": Scenario(
         prepare=prepare_vacuum,
         run=vacuum,
-        points=(
-            *LEASE, *OBJECT, *PART, *DELETE, "gc.deleted", "catalog.log-cut", "catalog.rewritten",
-            *commits("version", "sweep-forget", "keys-forget", "jobs-tidy"),
+        points=("catalog.log-cut", "catalog.rewritten", *commits("keys-forget", "jobs-tidy")),
+        also=(
+            *LEASE, *OBJECT, *PART, *DELETE, "gc.deleted",
+            *commits("version", "release-replaced", "gc-mark", "gc-forget", "sweep-forget"),
         ),
-        once=commits("release-replaced", "gc-mark", "gc-forget"),
         later_s=DAY_S,
     ),
     "clock": Scenario(
         prepare=prepare_clock_set_back,
         run=clock_set_back,
-        points=(*DELETE, "gc.deleted", *commits("gc-stamp-anew", "gc-mark", "gc-forget")),
-        once=commits("collection-drop"),
+        points=commits("gc-stamp-anew", "gc-mark"),
+        also=(*DELETE, "gc.deleted", *commits("gc-forget", "collection-drop")),
     ),
     "reserve": Scenario(
         prepare=prepare_write,
@@ -211,7 +205,7 @@ SCENARIOS: dict[str, Scenario] = {
         prepare=prepare_backup,
         run=take_backup,
         points=(
-            *PROBE, *FILE, "backup.claimed", "backup.catalog-copied", "backup.catalog-written",
+            *FILE, "backup.claimed", "backup.catalog-copied", "backup.catalog-written",
             "backup.pruned", "backup.object-written", "backup.copy-removed",
             "backup.folders-synced", "backup.manifest-written", "backup.done",
             *commits("pin-take", "pin-renew", "pin-release", "backup-prune"),
@@ -221,10 +215,11 @@ SCENARIOS: dict[str, Scenario] = {
         prepare=prepare_restore,
         run=restore_backup,
         points=(
-            *PROBE, *MARK, *FILE, *CLOSE, "restore.claimed", "restore.object-written",
+            *MARK, *FILE, *CLOSE, "restore.claimed", "restore.object-written",
             "restore.store-id-written", "restore.catalog-written", "restore.adopted",
             "restore.folders-synced", "restore.renamed", "restore.name-synced",
             *commits("restore-adopt"),
         ),
+        also=("reserve.taken",),
     ),
 }  # fmt: skip
