@@ -63,11 +63,14 @@ class Client:
         data = None if body is None else json.dumps(body).encode()
         if not path.startswith("/"):
             path = f"{DATABASE}/{path}"
+        answer: http.client.HTTPResponse | None = None
         try:
             self._connection.request(method, path, data, {"Content-Type": "application/json"})
             answer = self._connection.getresponse()
             text = answer.read()
         except GONE:
+            if answer is not None:
+                answer.close()  # It has the socket, if the server said that it closes it.
             self._connection.close()  # The next call connects anew.
             raise
         headers = {name.lower(): value for name, value in answer.getheaders()}
