@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from .kernel import ROOT
+ROOT = Path(__file__).resolve().parents[2]  # Where processes that are started here run.
+
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="NOT TESTED: no fork here")
 

@@ -22,7 +22,8 @@ from ochredb.api.exceptions import ChromaError
 from ochredb.catalog.read_only import read_only_reason
 from ochredb.testing.server_process import ServerProcess, free_port
 
-from .kernel import ROOT
+ROOT = Path(__file__).resolve().parents[2]  # Where processes that are started here run.
+
 
 IDS = ["a", "b", "c"]
 NOBODY = 65534
