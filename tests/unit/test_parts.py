@@ -363,3 +363,13 @@ def test_a_built_graph_is_searched_as_the_same_one_loaded(store: LocalStore) -> 
         one, other = (graph.search(rows.vectors[row : row + 1], 12) for graph in (adopted, loaded))
         assert one is not None and other is not None
         assert one.tolist() == other.tolist()
+
+
+def test_each_bit_of_a_bitmap_counts() -> None:
+    data = deleted_rows.encode(np.array([3, 4, 9]))
+    assert not deleted_rows.decode(data, 10)[[3, 4, 9]].any()
+    for place in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << place % 8
+        with pytest.raises(Corrupt):
+            deleted_rows.decode(bytes(damaged), 10)
