@@ -138,7 +138,7 @@ storm-long: $(READY) ## Eight processes on one directory, one killed every 200 m
 damage: $(READY) ## 300 random mutilations: an error or the right answer, and check finds them.
 	OCHREDB_DAMAGE_CASES=300 $(RUN)/python -m pytest -q -s -n auto tests/damage
 
-damage-long: $(READY) ## The same, 5,000 of them, half an hour.
+damage-long: $(READY) ## The same, 5,000 of them, half an hour and more.
 	OCHREDB_DAMAGE_CASES=5000 $(RUN)/python -m pytest -q -s tests/damage
 
 conformance: $(READY) $(PEER_READY) ## The official client's own tests against our server, 5 min.
