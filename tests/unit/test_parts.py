@@ -344,8 +344,11 @@ def test_a_graph_of_another_collection_is_refused(store: LocalStore) -> None:
         (replace(manifest, dimension=4, rows=200), SETTINGS),
         (replace(manifest, graph_labels=99), SETTINGS),
     ):
+        part = Part(store, other, expected)
         with pytest.raises(Corrupt, match="the graph of part"):
-            _ = Part(store, other, expected).graph
+            part.graph_index()
+        assert part.graph is None
+        assert "the graph of part" in part.damaged["graph"]
 
 
 def test_a_built_graph_is_searched_as_the_same_one_loaded(store: LocalStore) -> None:
