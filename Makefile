@@ -23,6 +23,7 @@ SEEDS ?= 300
 .PHONY: help setup fmt lint type imports test unit states states-long sim sim-long crash
 .PHONY: crash-long storm-long conformance official js filters-long odd-long
 .PHONY: bench bench-quick bench-report demo lock clean
+.PHONY: damage damage-long
 .DELETE_ON_ERROR:
 # One size of `make bench` alone.
 BENCH_SIZES := bench-20k-128 bench-20k-768 bench-100k-128 bench-many
@@ -95,7 +96,7 @@ imports: $(READY) ## The layers: roles stand on the library, never on each other
 
 unit: $(READY) ## Tests that need nothing else installed; the state machine in short.
 	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests --ignore=tests/crash \
-	  --ignore=tests/simulation
+	  --ignore=tests/simulation --ignore=tests/damage
 
 test: lint type imports unit ## Everything above: what must pass before a change is proposed.
 
@@ -133,6 +134,12 @@ crash-long: $(READY) ## The same, thousands of rounds, every hit of every crash 
 
 storm-long: $(READY) ## Eight processes on one directory, one killed every 200 ms; five minutes.
 	OCHREDB_STORM_S=300 $(RUN)/python -m pytest -q -s tests/crash/test_storm.py
+
+damage: $(READY) ## 300 random mutilations: an error or the right answer, and check finds them.
+	OCHREDB_DAMAGE_CASES=300 $(RUN)/python -m pytest -q -s -n auto tests/damage
+
+damage-long: $(READY) ## The same, 5,000 of them, half an hour and more.
+	OCHREDB_DAMAGE_CASES=5000 $(RUN)/python -m pytest -q -s tests/damage
 
 conformance: $(READY) $(PEER_READY) ## The official client's own tests against our server, 5 min.
 	$(RUN)/python tests/conformance/against_ochredb.py --python .venv-peer/bin/python

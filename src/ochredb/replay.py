@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-from ochredb.catalog.logs import FragmentPlace, LogTable
+from ochredb.catalog.fragment_rows import FragmentPlace
+from ochredb.catalog.logs import LogTable
 from ochredb.checksum import signed, xxh3
 from ochredb.errors import Corrupt, NotFound, OchreError
 from ochredb.poison import Admitted, Poison, admitted

@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, inspect
 from ochredb.catalog.database import SqliteSession
 from ochredb.catalog.migrate import CATALOG_NAME, open_directory, open_memory
 from ochredb.catalog.schema import FORMAT_VERSION, metadata
+from ochredb.catalog.seal import SEAL_FILE
 from ochredb.clock import SystemClock
 from ochredb.errors import InvalidArgument, Unavailable
 from ochredb.ids import IdSource
@@ -91,6 +92,7 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     connection.execute(f"UPDATE store SET format_version = {FORMAT_VERSION + 1}")
     connection.commit()
     connection.close()
+    (tmp_path / SEAL_FILE).unlink()
     before = (tmp_path / CATALOG_NAME).read_bytes()
     with pytest.raises(InvalidArgument, match=f"format version {FORMAT_VERSION + 1}.*newer"):
         _open(tmp_path)
@@ -130,6 +132,7 @@ def test_what_a_crash_during_creation_left_is_completed(tmp_path: Path) -> None:
         connection.execute(statement)
     connection.commit()
     connection.close()
+    (tmp_path / SEAL_FILE).unlink()
     store_id = _open(tmp_path)
     assert _open(tmp_path) == store_id
 
@@ -145,6 +148,7 @@ def test_a_store_of_format_1_is_migrated_and_stays_itself(tmp_path: Path) -> Non
         connection.execute("UPDATE store SET format_version = 1")
         connection.commit()
         connection.close()
+        (tmp_path / SEAL_FILE).unlink()
         assert _open(tmp_path) == store_id
         connection = sqlite3.connect(tmp_path / CATALOG_NAME)
         assert connection.execute("SELECT count(*) FROM pins").fetchone() == (0,)

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-from ochredb.errors import InvalidArgument, NotFound, Unavailable
+from ochredb.errors import Corrupt, InvalidArgument, NotFound, Unavailable
 from ochredb.storage.directory import DirectoryStore
 from ochredb_node import shared
 from ochredb_node.node import Node, NodeConfig
@@ -103,7 +103,7 @@ class TestDirectory:
             add_rows(node, make_collection(node), 0, 2)
         for file in tmp_path.glob("ochredb.sqlite3*"):
             file.unlink()
-        with pytest.raises(InvalidArgument, match="its objects to store"):
+        with pytest.raises(Corrupt, match="is missing: restore a backup"):
             Node(NodeConfig(path=str(tmp_path))).start()
 
     def test_a_store_whose_creation_was_cut_short_is_completed(self, tmp_path: Path) -> None:

@@ -344,8 +344,11 @@ def test_a_graph_of_another_collection_is_refused(store: LocalStore) -> None:
         (replace(manifest, dimension=4, rows=200), SETTINGS),
         (replace(manifest, graph_labels=99), SETTINGS),
     ):
+        part = Part(store, other, expected)
         with pytest.raises(Corrupt, match="the graph of part"):
-            _ = Part(store, other, expected).graph
+            part.graph_index()
+        assert part.graph is None
+        assert "the graph of part" in part.damaged["graph"]
 
 
 def test_a_built_graph_is_searched_as_the_same_one_loaded(store: LocalStore) -> None:
@@ -363,3 +366,13 @@ def test_a_built_graph_is_searched_as_the_same_one_loaded(store: LocalStore) -> 
         one, other = (graph.search(rows.vectors[row : row + 1], 12) for graph in (adopted, loaded))
         assert one is not None and other is not None
         assert one.tolist() == other.tolist()
+
+
+def test_each_bit_of_a_bitmap_counts() -> None:
+    data = deleted_rows.encode(np.array([3, 4, 9]))
+    assert not deleted_rows.decode(data, 10)[[3, 4, 9]].any()
+    for place in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << place % 8
+        with pytest.raises(Corrupt):
+            deleted_rows.decode(bytes(damaged), 10)

@@ -8,6 +8,7 @@ a delete.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ochredb.catalog.jobs import Lease
 from ochredb.catalog.versions import NewVersion, VersionPart
 from ochredb.configuration import IndexSettings, index_settings
-from ochredb.errors import Conflict
+from ochredb.errors import Conflict, Corrupt
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts import graph as graphs
 from ochredb.parts.calibration import Calibration, calibration_of
@@ -33,6 +34,8 @@ from ochredb_compactor.garbage import discarding
 from ochredb_compactor.gather import rows_of_parts
 from ochredb_compactor.scheduler import MergePlan, unsettled_rows
 from ochredb_compactor.world import World
+
+log = logging.getLogger("ochredb.compactor")
 
 _COMMIT_ATTEMPTS_MAX = 10
 
@@ -72,13 +75,65 @@ def merge(
         _commit(world, lease, inputs, masks, None, [], [])
         return None
     merged, maps = rows_of_parts(world.store, list(zip(parts, rows, strict=True)), step)
+    grown = None
+    if plan.grow is not None:
+        grown = [item.manifest.id for item in inputs].index(plan.grow)
+
+    def make_graph() -> _Made:
+        return _graph(world, merged, parts, maps, grown, settings, settles, step)
+
+    return _publish(
+        world, lease, inputs, masks, merged, maps, settings,
+        make_graph if plan.with_graph else None, step,
+    )  # fmt: skip
+
+
+def replace_rows(
+    world: World,
+    lease: Lease,
+    part: VersionPart,
+    kept: Bools,
+    rows: PartRows | None,
+    step: Callable[[], None],
+) -> None:
+    """Put a new part with some living rows in the place of one that lost others.
+
+    kept: bool[n], the rows that live and are whole; rows: these, None if there are none.
+    Raises Conflict if the part is gone.
+    """
+    if rows is None:
+        _commit(world, lease, [part], [kept], None, [], [])
+        return
+    collection = world.namespace.get_collection_by_id(lease.collection)
+    settings = index_settings(collection.configuration)
+    mapping = np.full(len(kept), -1, np.int64)
+    mapping[kept] = np.arange(len(rows.seqs))
+
+    def make_graph() -> _Made:
+        return _graph(world, rows, [], [], None, settings, True, step)
+
+    with_graph = make_graph if part.manifest.has_graph else None
+    _publish(world, lease, [part], [kept], rows, [mapping], settings, with_graph, step)
+
+
+_Made = tuple[GraphSections, hnswlib.Index, Calibration]
+
+
+def _publish(
+    world: World,
+    lease: Lease,
+    inputs: Sequence[VersionPart],
+    masks: Sequence[Bools | None],
+    merged: PartRows,
+    maps: Sequence[NDArray[np.int64]],
+    settings: IndexSettings,
+    make_graph: Callable[[], _Made] | None,
+    step: Callable[[], None],
+) -> str:
+    """Write the part, let readers open it, commit; returns its id."""
     graph, index, calibrated = None, None, Calibration()
-    if plan.with_graph:
-        ids = [item.manifest.id for item in inputs]
-        grown = ids.index(plan.grow) if plan.grow is not None else None
-        graph, index, calibrated = _graph(
-            world, merged, parts, maps, grown, settings, settles, step
-        )
+    if make_graph is not None:
+        graph, index, calibrated = make_graph()
     part_id = world.ids.uuid7()
     manifest = replace(
         write_part(world.store, part_id, merged, graph, step),
@@ -92,7 +147,7 @@ def merge(
         if graph is not None:
             new_part.adopt_graph(index, graph.rows)
         # Who reads the collection keeps the part from now.
-        world.before_commit(collection, manifest)
+        world.before_commit(lease.collection, manifest)
     del new_part, index
     with discarding(world, objects):
         _commit(world, lease, inputs, masks, manifest, maps, objects)
@@ -108,20 +163,25 @@ def _graph(
     settings: IndexSettings,
     settles: bool,
     step: Callable[[], None],
-) -> tuple[GraphSections, hnswlib.Index, Calibration]:
+) -> _Made:
     """A graph over the merged rows: new, or the grown part's with the other rows inserted."""
     threads = world.config.graph_threads
     if not settles:  # Others are at work: leave them half of the processors, and of the caches.
         threads = max(1, threads // 2)
     rows: NDArray[np.int32] | None = None
     known, labels = Calibration(), len(merged.seqs)
-    if grown is None:
+    index = None
+    if grown is not None:
+        try:
+            rows, index = _grown(world, merged, parts[grown], maps[grown], settings, threads, step)
+        except Corrupt as error:
+            log.error("a damaged graph is built anew: %s", error)
+        else:
+            labels, old = len(rows), parts[grown].manifest
+            known = Calibration(old.graph_recall, old.graph_recall_labels, old.graph_recall_queries)
+    if index is None:
         world.counters.graph_insertions += labels
         index = graphs.inserted(merged.vectors, settings, threads=threads, step=step)
-    else:
-        rows, index = _grown(world, merged, parts[grown], maps[grown], settings, threads, step)
-        labels, old = len(rows), parts[grown].manifest
-        known = Calibration(old.graph_recall, old.graph_recall_labels, old.graph_recall_queries)
     calibrated = at_lowest_priority(
         partial(
             calibration_of, index, merged.vectors, rows, settings.space,

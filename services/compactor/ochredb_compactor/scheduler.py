@@ -103,6 +103,14 @@ def rewrite_plan(
     return None
 
 
+def rebuild_plan(parts: Sequence[VersionPart], part_id: str) -> MergePlan | None:
+    """The merge that writes one part anew, indexes and all; None if it is not there any more."""
+    for part in parts:
+        if part.manifest.id == part_id:
+            return MergePlan((part_id,), None, part.manifest.has_graph)
+    return None
+
+
 def unsettled_rows(parts: Sequence[VersionPart]) -> int:
     """Rows of parts that a merge is still to work on once writes pause; 0 = settled."""
     plan = merge_plan(parts, idle=True)

@@ -11,8 +11,9 @@ import ctypes
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ochredb.catalog.jobs import Lease
 from ochredb.errors import (
@@ -31,8 +32,13 @@ from ochredb.replay import Gone
 from ochredb_compactor.compaction import compact
 from ochredb_compactor.garbage import collect, garbage_due, sweep
 from ochredb_compactor.merge import merge
+from ochredb_compactor.rebuild import Rebuilds
 from ochredb_compactor.scheduler import compaction_due, merge_plan, rewrite_plan
 from ochredb_compactor.world import World
+
+if TYPE_CHECKING:
+    from ochredb.integrity.evidence import Evidence
+    from ochredb_compactor.repair import Repaired
 
 log = logging.getLogger("ochredb.compactor")
 
@@ -75,6 +81,7 @@ class CompactorService:
         self._threads: list[threading.Thread] = []
         # How often a job failed, when to try again, and whether the disk was full.
         self._failures: dict[tuple[str, str], tuple[int, float, bool]] = {}
+        self._rebuilds = Rebuilds(world, self._lease)
         self._trim = _malloc_trim()
 
     def start(self) -> None:
@@ -154,6 +161,19 @@ class CompactorService:
         """Delete what is garbage now; returns how many objects."""
         deleted = self._world.reserve.freeing(lambda: collect(self._world, _no_step))
         return deleted + (sweep(self._world, _no_step) if sweep_orphans else 0)
+
+    def repair(
+        self,
+        collection_ids: Sequence[str],
+        evidence: Evidence,
+        *,
+        accept_loss: bool,
+        step: Callable[[str], None],
+    ) -> list[Repaired]:
+        """Mend what is damaged of these collections: see `repair.repair`."""
+        from ochredb_compactor.repair import repair
+
+        return repair(self._world, self._lease, collection_ids, evidence, accept_loss, step)
 
     def _until_done(self, collection_id: str, attempt: Callable[[], bool | None]) -> bool:
         """Repeat an attempt that lost a race (Conflict) or found the lease taken (None).
@@ -299,11 +319,25 @@ class CompactorService:
         self._tidy()
         return self.since_append_s() < config.idle_due_s + 1.0
 
+    def rebuild_damaged(self) -> bool:
+        """Build anew the parts that readers of this process found damaged; whether some still wait.
+
+        What is damaged is derived: readers go on without it, slower.
+        """
+        for part_id, collection_id in self._rebuilds.due():
+            self._step()
+            rebuild = partial(self._rebuilds.rebuild, part_id=part_id)
+            self._attempt("rebuild", collection_id, rebuild)
+        return bool(self._rebuilds.waiting)
+
     def _merge_due(self) -> bool:
-        world, active = self._world, False
-        # A merge writes all of its inputs anew before they are deleted: not on a full disk.
-        rests = world.config.paused or world.reserve.is_needed
-        for work in () if rests else world.logs.unsettled():
+        world = self._world
+        if world.config.paused or world.reserve.is_needed:
+            # A merge writes all of its inputs anew before they are deleted: not on a full disk.
+            self._housekeep()
+            return False
+        active = self.rebuild_damaged()
+        for work in world.logs.unsettled():
             self._step()
             active = True
             quiet_s = (world.clock.now_us() - work.time_us) / 1e6

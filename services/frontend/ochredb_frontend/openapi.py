@@ -20,6 +20,7 @@ _PATH_TEXT = {
     "vacuum_id": "The vacuum's id, as it was given when it was begun.",
     "backup_id": "The backup's id, as it was given when it was begun.",
     "offset": "The first offset of the operations.",
+    "check_id": "The id of the check, as it was given when it was begun.",
 }
 _BYTE_POSITION: JsonSchema = {"type": "integer", "format": "int64", "minimum": 0}
 _QUERY: dict[str, JsonSchema] = {
@@ -80,6 +81,7 @@ _TAGS = {
     "Function": "Functions attached to collections.",
     "Backup": "Copying a whole store while it goes on working. An extension.",
     "Quarantine": "Operations that could not be folded. An extension.",
+    "Check": "Verifying a whole store while it goes on working. An extension.",
 }
 
 

@@ -143,6 +143,14 @@ SCHEMAS: dict[str, JsonSchema] = {
             reason=STRING, time_us=_ref("Count"),
         )),
     ),
+    "Check": _object("A check that was begun.", ("id",), id=_ref("Uuid")),
+    "CheckState": _object(
+        "How far a check is. `report` and `error` are null while it runs.",
+        ("id", "what", "done_bytes", "total_bytes", "report", "error"),
+        id=_ref("Uuid"), what=STRING, done_bytes={"type": "integer", "format": "int64"},
+        total_bytes={"type": "integer", "format": "int64"},
+        report=_nullable({"type": "object"}), error=_nullable(STRING),
+    ),
     "Name": _described(
         {"type": "string", "minLength": 3, "maxLength": 512},
         "3 to 512 characters from [a-zA-Z0-9._-], beginning and ending with a letter or digit;"

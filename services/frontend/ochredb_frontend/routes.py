@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from ochredb.types import Op
 from ochredb_frontend import handlers_backups as backups
+from ochredb_frontend import handlers_checks as checks
 from ochredb_frontend import handlers_collections as collections
 from ochredb_frontend import handlers_quarantine as quarantine
 from ochredb_frontend import handlers_records as records
@@ -103,8 +104,8 @@ def _backup(method: str, path: str, handler: Handler, summary: str, **more: Any)
     more.setdefault("errors", (400, 404, 501))
     pool: Pool = "read" if method == "GET" else "write"
     return Route(
-        method=method, path=path, operation=handler.__name__, handler=handler, tag="Backup",
-        summary=summary, pool=pool, **more,
+        method=method, path=path, operation=handler.__name__, handler=handler,
+        tag=more.pop("tag", "Backup"), summary=summary, pool=pool, **more,
     )  # fmt: skip
 
 
@@ -256,6 +257,14 @@ ROUTES: tuple[Route, ...] = (
                 response="Bytes"),
     _quarantine("DELETE", QUARANTINED, quarantine.drop_quarantine, "Drop quarantined operations",
                 description="Extension. There is no other copy of them."),
+    _backup("POST", PREFIX + "/checks", checks.create_check, "Begin a check of the whole store",
+            description="Extension. One runs at a time, in the background.",
+            tag="Check", status=201, response="Check", errors=(501,)),
+    _backup("GET", PREFIX + "/checks/{check_id}", checks.get_check, "How far a check is",
+            description="Extension. With its report when it is done; it is given up if nobody asks"
+            " for a minute.", tag="Check", response="CheckState", errors=(404, 501)),
+    _backup("DELETE", PREFIX + "/checks/{check_id}", checks.delete_check, "End a check",
+            description="Extension. Gives it up if it runs.", tag="Check", errors=(501,)),
 )  # fmt: skip
 
 V1 = Route(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ochredb.cancel import Cancel
 from ochredb.catalog.namespace import DatabaseInfo, Namespace
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import Conflict, Forbidden, Unimplemented
+from ochredb.ids import IdSource
 from ochredb.peers import Batch, GetRequest, Log, Query, QueryRequest, QuickRead
 from ochredb.types import (
     Appended,
@@ -36,6 +38,7 @@ from ochredb_frontend.wire import Answer, Deletion, Read, Write
 
 if TYPE_CHECKING:
     from ochredb.backup.source import Backups
+    from ochredb.integrity.running import Checks
     from ochredb.quarantine import Quarantine
     from ochredb.vacuum import Vacuums
 
@@ -144,6 +147,13 @@ class Frontend:
         if self._open_quarantine is None:
             raise Unimplemented("this server has no quarantine")
         return self._open_quarantine()
+
+    @cached_property
+    def checks(self) -> Checks:
+        """The checks of this store; imported by the first of them."""
+        from ochredb.integrity.running import Checks
+
+        return Checks(lambda: self.backups, self.clock, IdSource(self.clock))
 
     # -- tenants and databases
 

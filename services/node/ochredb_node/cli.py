@@ -9,7 +9,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ochredb_node import cli_backup, cli_explain, cli_migrate, cli_quarantine, cli_vacuum
+from ochredb_node import (
+    cli_backup,
+    cli_check,
+    cli_explain,
+    cli_migrate,
+    cli_quarantine,
+    cli_repair,
+    cli_vacuum,
+)
 from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
 from ochredb_node.memory import ShortCollections, tune_allocator
 from ochredb_node.settings import Settings, SettingsError, add_arguments, load
@@ -30,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli_vacuum.run(options)
     if command in cli_backup.COMMANDS:
         return cli_backup.run(command, options)
+    if command == cli_check.COMMAND:
+        return cli_check.run(options)
+    if command == cli_repair.COMMAND:
+        return cli_repair.run(options)
     if command == cli_explain.COMMAND:
         return cli_explain.explain(options)
     if command == cli_quarantine.COMMAND:
@@ -65,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_backup.add_commands(commands)
     cli_quarantine.add_command(commands)
     cli_migrate.add_command(commands)
+    cli_check.add_command(commands)
+    cli_repair.add_command(commands)
     return parser
 
 

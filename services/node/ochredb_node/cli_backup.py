@@ -76,7 +76,7 @@ def _backup(options: dict[str, Any]) -> int:
     from ochredb.backup import backup
 
     started_s = time.monotonic()
-    with _progress("backing up") as progress:
+    with progress_shown("backing up") as progress:
         manifest = backup(
             options["source"],
             options["target"],
@@ -93,7 +93,7 @@ def _restore(options: dict[str, Any]) -> int:
 
     started_s = time.monotonic()
     path, keep_going = options["backup"], options["keep_going"]
-    with _progress("checking" if options["check_only"] else "restoring") as progress:
+    with progress_shown("checking" if options["check_only"] else "restoring") as progress:
         if options["check_only"]:
             manifest = check(path, keep_going=keep_going, progress=progress)
             told = f"{path}: complete and undamaged"
@@ -112,7 +112,7 @@ def _summary(manifest: BackupManifest) -> str:
     collections = len(manifest.collections)
     return (
         f"{collections:,} collection{'' if collections == 1 else 's'},"
-        f" {manifest.records:,} records, {_megabytes(manifest.size_bytes)}"
+        f" {manifest.records:,} records, {megabytes(manifest.size_bytes)}"
     )
 
 
@@ -122,12 +122,13 @@ def _report_damage(manifest: BackupManifest) -> int:
     return FAILURE if manifest.damaged else 0
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """As people read it."""
     return f"{size / 1e6:,.1f} MB"
 
 
 @contextlib.contextmanager
-def _progress(verb: str) -> Iterator[Progress]:
+def progress_shown(verb: str) -> Iterator[Progress]:
     """A bar on a terminal, a line now and then elsewhere; both on stderr."""
     if not sys.stderr.isatty():
         yield _Lines(verb)
@@ -157,7 +158,7 @@ def _progress(verb: str) -> Iterator[Progress]:
         def show(what: str, done_bytes: int, total_bytes: int) -> None:
             shown = what if what.count("/") == 0 else what.split("/")[0]
             bars.update(
-                task, completed=done_bytes, total=total_bytes, description=f"{verb} {shown}"
+                task, completed=done_bytes, total=total_bytes or None, description=f"{verb} {shown}"
             )
 
         yield show
@@ -173,8 +174,5 @@ class _Lines:
         now = time.monotonic()
         if now - self._shown_s >= _LINE_PERIOD_S:
             self._shown_s = now
-            print(
-                f"{self._verb} {what}: {_megabytes(done_bytes)} of {_megabytes(total_bytes)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            share = f": {megabytes(done_bytes)} of {megabytes(total_bytes)}" if total_bytes else ""
+            print(f"{self._verb} {what}{share}", file=sys.stderr, flush=True)

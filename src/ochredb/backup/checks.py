@@ -31,9 +31,14 @@ class Check(Protocol):
 
 
 class BlocksCheck:
-    """An object of a part with a table of block checksums at its end."""
+    """An object of a part with a table of block checksums at its end.
+
+    wrong_blocks: after `problem`, those that are not as the table says; None if the table is
+    damaged itself.
+    """
 
     def __init__(self, info: ObjectInfo) -> None:
+        self.wrong_blocks: list[int] | None = None
         self._info = info
         blocks = -(-info.size // (BLOCK_BYTES + _TABLE_ROW_BYTES))
         self._data_bytes = info.size - _TABLE_ROW_BYTES * blocks
@@ -52,8 +57,9 @@ class BlocksCheck:
             return "its checksum table is damaged"
         found = np.concatenate([np.zeros(0, np.uint64), *self._found])
         expected = np.frombuffer(self._table, np.uint64)
-        wrong = np.flatnonzero(found != expected) if len(found) == len(expected) else [0]
-        return f"block {int(wrong[0])} fails its checksum" if len(wrong) else None
+        wrong = np.flatnonzero(found != expected) if len(found) == len(expected) else np.zeros(1)
+        self.wrong_blocks = [int(block) for block in wrong]
+        return f"block {self.wrong_blocks[0]} fails its checksum" if self.wrong_blocks else None
 
 
 class WholeCheck:

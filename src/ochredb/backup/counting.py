@@ -11,14 +11,13 @@ import numpy as np
 from ochredb.catalog.copies import CollectionState
 from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.logs import BacklogLimits, LogTable
-from ochredb.catalog.versions import VersionPart, VersionTable
+from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
 from ochredb.configuration import IndexSettings
-from ochredb.errors import Corrupt
 from ochredb.parts.reader import Part
 from ochredb.replay import read_operations
 from ochredb.storage.base import LocalStore
-from ochredb.types import Bools, Op
+from ochredb.types import Op
 
 
 class Counter:
@@ -35,7 +34,7 @@ class Counter:
         Cost: the tail is read once; memory for its ids.
         """
         parts = self._versions.parts(collection.id, collection.version)
-        masks = [self._mask(part) for part in parts]
+        masks = [part.live_mask(self._store) for part in parts]
         count = sum(part.live_rows for part in parts)
         lives: dict[str, bool] = {}
         for _, operations in read_operations(
@@ -58,9 +57,3 @@ class Counter:
                 found = rows >= 0
                 lived |= found if mask is None else found & mask[rows]
         return count + sum(lives.values()) - int(lived.sum())
-
-    def _mask(self, part: VersionPart) -> Bools | None:
-        mask = part.live_mask(self._store)
-        if mask is not None and int(mask.sum()) != part.live_rows:
-            raise Corrupt(f"the deleted rows of part {part.manifest.id} are not as many as said")
-        return mask

@@ -42,44 +42,22 @@ _ERRORS: dict[int, type[OchreError]] = {
 }
 
 
-class RemoteSource:
-    """A Source behind a URL. One caller at a time."""
+class Questions:
+    """Asks a server, more than once where that does no harm. One caller at a time.
 
-    def __init__(self, url: str, headers: Mapping[str, str], clock: Clock) -> None:
+    offers: what a server that does not know the path lacks, for the message.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str], clock: Clock, *, offers: str) -> None:
         try:
             self._transport = HttpTransport(url, headers=headers)
         except ValueError as error:
             raise InvalidArgument(str(error)) from error
-        self._url, self._clock = url, clock
+        self._url, self._clock, self._offers = url, clock, offers
 
-    def begin(self, owner: str) -> Started:
-        answer = self._send("POST", _PATH, repeat=False, owner=owner)
-        try:
-            document: dict[str, Any] = orjson.loads(answer.body)
-            return Started(
-                str(document["id"]),
-                str(document["store_id"]),
-                int(document["created_us"]),
-                float(document["ttl_s"]),
-                int(document["catalog_bytes"]),
-                int(document["catalog_checksum"], 16),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise Unavailable(f"{self._url} does not answer like OchreDB: {error}") from error
-
-    def read_catalog(self, backup_id: str, start: int, stop: int) -> bytes:
-        path = f"{_PATH}/{quote(backup_id)}/catalog"
-        return self._send("GET", path, repeat=True, start=start, stop=stop).body
-
-    def read_object(self, backup_id: str, key: str, start: int, stop: int) -> bytes:
-        path = f"{_PATH}/{quote(backup_id)}/object"
-        return self._send("GET", path, repeat=True, key=key, start=start, stop=stop).body
-
-    def renew(self, backup_id: str) -> None:
-        self._send("POST", f"{_PATH}/{quote(backup_id)}", repeat=True)
-
-    def end(self, backup_id: str) -> None:
-        self._send("DELETE", f"{_PATH}/{quote(backup_id)}", repeat=False)
+    def ask(self, method: str, path: str, *, repeat: bool, **query: str | int) -> bytes:
+        """The body of the answer; a refusal is the error that it names."""
+        return self._send(method, path, repeat=repeat, **query).body
 
     def close(self) -> None:
         self._transport.close()
@@ -101,10 +79,52 @@ class RemoteSource:
 
     def _refuse(self, answer: Response) -> NoReturn:
         if answer.status in (404, 405) and not answer.body:
-            raise Unimplemented(f"{self._url} offers no backups: it is no OchreDB, or an older one")
+            raise Unimplemented(
+                f"{self._url} offers no {self._offers}: it is no OchreDB, or an older one"
+            )
         try:
             document = orjson.loads(answer.body)
             message = f"{self._url}: {document['message']}"
         except (KeyError, TypeError, ValueError):
             raise Unavailable(f"{self._url} answered {answer.status}") from None
         raise _ERRORS.get(answer.status, Unavailable)(message)
+
+
+class RemoteSource:
+    """A Source behind a URL. One caller at a time."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], clock: Clock) -> None:
+        self._url = url
+        self._questions = Questions(url, headers, clock, offers="backups")
+
+    def begin(self, owner: str) -> Started:
+        answer = self._questions.ask("POST", _PATH, repeat=False, owner=owner)
+        try:
+            document: dict[str, Any] = orjson.loads(answer)
+            return Started(
+                str(document["id"]),
+                str(document["store_id"]),
+                int(document["created_us"]),
+                float(document["ttl_s"]),
+                int(document["catalog_bytes"]),
+                int(document["catalog_checksum"], 16),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise Unavailable(f"{self._url} does not answer like OchreDB: {error}") from error
+
+    def read_catalog(self, backup_id: str, start: int, stop: int) -> bytes:
+        path = f"{_PATH}/{quote(backup_id)}/catalog"
+        return self._questions.ask("GET", path, repeat=True, start=start, stop=stop)
+
+    def read_object(self, backup_id: str, key: str, start: int, stop: int) -> bytes:
+        path = f"{_PATH}/{quote(backup_id)}/object"
+        return self._questions.ask("GET", path, repeat=True, key=key, start=start, stop=stop)
+
+    def renew(self, backup_id: str) -> None:
+        self._questions.ask("POST", f"{_PATH}/{quote(backup_id)}", repeat=True)
+
+    def end(self, backup_id: str) -> None:
+        self._questions.ask("DELETE", f"{_PATH}/{quote(backup_id)}", repeat=False)
+
+    def close(self) -> None:
+        self._questions.close()

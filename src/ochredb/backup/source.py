@@ -84,14 +84,15 @@ class Backups:
         ttl_s: float = TTL_S,
         ages: Ages | None = None,
     ) -> None:
-        self._root, self._store, self._store_id = root, store, store_id
+        self.store, self.store_id = store, store_id
+        self._root = root
         self._clock, self._ids, self._ttl_s = clock, ids, ttl_s
         self._pins = PinTable(database, clock, ages)
-        self._database = database
+        self.database = database
 
     def begin(self, owner: str) -> Started:
         backup_id = self._ids.uuid7()
-        path = self._copy_path(backup_id)
+        path = self.catalog_path(backup_id)
         created_us = self._clock.now_us()
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -106,12 +107,12 @@ class Backups:
             if isinstance(error, OSError):
                 raise Unavailable(f"cannot copy the catalog: {error.strerror}") from error
             raise
-        return Started(backup_id, self._store_id, created_us, self._ttl_s, size, checksum)
+        return Started(backup_id, self.store_id, created_us, self._ttl_s, size, checksum)
 
     def read_catalog(self, backup_id: str, start: int, stop: int) -> bytes:
         _check_range(start, stop)
         self._pins.check(backup_id)
-        path = self._copy_path(backup_id)
+        path = self.catalog_path(backup_id)
         try:
             with files.opened(path) as descriptor:
                 os.utime(path)  # The sweep of temporary files takes what nobody touches.
@@ -126,23 +127,24 @@ class Backups:
         _check_range(start, stop)
         self._pins.check_holds(backup_id, key)
         try:
-            return self._store.get_range(key, start, stop)
+            return self.store.get_range(key, start, stop)
         except ValueError:  # Shorter than the catalog says: the receiver's check will name it.
-            size = next((item.size for item in self._store.list(key) if item.key == key), 0)
-            return self._store.get_range(key, start, size) if start < size else b""
+            size = next((item.size for item in self.store.list(key) if item.key == key), 0)
+            return self.store.get_range(key, start, size) if start < size else b""
 
     def renew(self, backup_id: str) -> None:
         self._pins.renew(backup_id, self._ttl_s)
 
     def end(self, backup_id: str) -> None:
         self._pins.release(backup_id)
-        files.unlink_if_exists(self._copy_path(backup_id))
+        files.unlink_if_exists(self.catalog_path(backup_id))
         reach("backup.copy-removed")
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
-    def _copy_path(self, backup_id: str) -> str:
+    def catalog_path(self, backup_id: str) -> str:
+        """Where the copy of the catalog lies. Raises InvalidArgument for what is no backup's id."""
         try:
             uuid7_time_us(backup_id)  # It comes from outside, and becomes a path.
         except ValueError:
@@ -151,9 +153,16 @@ class Backups:
 
 
 def open_store(
-    path: str, *, clock: Clock | None = None, ids: IdSource | None = None, ttl_s: float = TTL_S
+    path: str,
+    *,
+    clock: Clock | None = None,
+    ids: IdSource | None = None,
+    ttl_s: float = TTL_S,
+    as_it_is: bool = False,
 ) -> Backups:
     """The store in a directory, which other processes may have open; `close` it at the end.
+
+    as_it_is: whether objects and catalog belong together is left to the caller.
 
     Raises InvalidArgument if there is none, Unavailable if it cannot be used now.
     """
@@ -166,7 +175,7 @@ def open_store(
     database, store_id = open_directory(root, clock, ids)
     store = DirectoryStore(os.path.join(root, "objects"), clock=clock, ids=ids)
     try:
-        if store.get("store_id") != store_id.encode():
+        if not as_it_is and store.get("store_id") != store_id.encode():
             raise InvalidArgument(f"the objects of {path} belong to another store")
     except BaseException as error:
         database.close()

@@ -26,7 +26,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from ochredb.catalog.failures import translated
 from ochredb.catalog.memory_lock import MemoryLock
+from ochredb.catalog.seal import NO_MARK, Seal, put_mark
+from ochredb.catalog.session import DIALECT, Row, SqliteSession
 from ochredb.catalog.statement import Statement
 from ochredb.crash_points import COMMITTED, COMMITTING, reach
 from ochredb.errors import (
@@ -37,21 +40,17 @@ from ochredb.errors import (
     Unavailable,
     newer_message,
 )
-from ochredb.storage.space import free_bytes, is_full, storage_full, why_not_writable
 
-Row = tuple[Any, ...]
-_DIALECT = "sqlite"
+__all__ = ["Database", "Row", "Session", "SqliteDatabase", "SqliteSession"]
+
 _BUSY_TIMEOUT_S = 30.0
 _VACUUM_PAGES = 25  # Freed in one transaction: 0.3 ms, and a commit.
 _READER_CACHE_KIB = 512
 _WAL_IDLE_BYTES_MAX = 1 << 20
 _FORK_WAIT_S = 2.0
 _FAILURES = (sqlite3.Error, OSError)
-# What SQLite says where a file cannot grow or be made, whatever the reason.
-_PERHAPS_FULL = ("SQLITE_CANTOPEN", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE")
 # A commit that ends so has not written its last frame, without which it is none.
 _NOT_COMMITTED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR_WRITE)
-_FULL_BELOW_BYTES = 64 << 10
 _ABANDONED: list[Any] = []  # Connections of a parent process: never closed, never collected.
 _DATABASES: weakref.WeakSet[SqliteDatabase] = weakref.WeakSet()
 
@@ -91,34 +90,6 @@ class Database(Protocol):
     def close(self) -> None: ...
 
 
-class SqliteSession:
-    """A Session on one sqlite3 connection."""
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
-
-    def all(self, statement: Statement, **params: Any) -> list[Row]:
-        text, literals = statement.compiled(_DIALECT)
-        return self.connection.execute(text, literals | params if literals else params).fetchall()
-
-    def one(self, statement: Statement, **params: Any) -> Row | None:
-        text, literals = statement.compiled(_DIALECT)
-        row: Row | None = self.connection.execute(
-            text, literals | params if literals else params
-        ).fetchone()
-        return row
-
-    def run(self, statement: Statement, **params: Any) -> int:
-        text, literals = statement.compiled(_DIALECT)
-        return self.connection.execute(text, literals | params if literals else params).rowcount
-
-    def run_many(self, statement: Statement, params: Sequence[dict[str, Any]]) -> None:
-        text, literals = statement.compiled(_DIALECT)
-        self.connection.executemany(text, [literals | p for p in params] if literals else params)
-
-
 class _Reading:
     """A block that reads: a class, because the snapshot of every read enters one."""
 
@@ -147,7 +118,7 @@ class SqliteDatabase:
     share one.
     """
 
-    dialect: str = _DIALECT
+    dialect: str = DIALECT
 
     def __init__(
         self,
@@ -156,15 +127,19 @@ class SqliteDatabase:
         write_lock_path: str | None = None,
         format_version: int | None = None,
         on_full: Callable[[], None] = lambda: None,
+        seal: Seal | None = None,
     ) -> None:
         """format_version: refuse to work once the catalog has another; None: whatever it has.
 
-        on_full: called when the disk is found full, before StorageFull is raised.
+        on_full: called when the disk is found full, before StorageFull is raised. seal: held; let
+        go of by `close`.
         """
         self._path, self._on_full = path, on_full
         self._write_lock_path = write_lock_path
         self._format_version = format_version
+        self._seal = seal
         self._refusal: Callable[[], Unavailable] | None = None  # Why nothing can be done any more.
+        self._closed = False
         self._reset()
         _DATABASES.add(self)
 
@@ -223,9 +198,13 @@ class SqliteDatabase:
             # Else the parent's lock would outlive the parent here. (Closing a copy of a descriptor
             # does not release an flock.)
             os.close(self._write_lock_fd)
+        if self._seal is not None:
+            self._seal.forget()
         self._reset()
 
     def _connect(self, *, query_only: bool) -> SqliteSession:
+        if self._seal is not None:
+            self._seal.hold()
         connection = self._open_file()
         for pragma in (
             "synchronous=FULL",
@@ -302,6 +281,8 @@ class SqliteDatabase:
         self._check()
         with self._lock, self._between_processes():
             try:
+                if self._seal is not None:
+                    self._seal.break_before_write()
                 if self._writer is None:
                     memory = self._path is None
                     self._writer = (
@@ -314,11 +295,13 @@ class SqliteDatabase:
     @contextlib.contextmanager
     def write(self, name: str = "") -> Iterator[Session]:
         with self.writing() as session:
-            connection = session.connection
+            connection, session.mark = session.connection, None
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 self._check_format(connection)
                 yield session
+                if session.mark is NO_MARK:  # What is dropped is not to be missed.
+                    put_mark(self._write_lock_fd, NO_MARK)
                 reach(name + COMMITTING)
             except BaseException as error:
                 _roll_back(connection)
@@ -343,6 +326,8 @@ class SqliteDatabase:
                     raise OutcomeUnknown(f"the catalog's commit failed: {refusal}") from error
                 raise
             reach(name + COMMITTED)
+            if session.mark is not None:
+                put_mark(self._write_lock_fd, session.mark)
 
     def _forget_connections(self) -> None:
         """Close what is not in use, so that it is opened anew with what is permitted then.
@@ -458,20 +443,8 @@ class SqliteDatabase:
             pages_max -= count
 
     def translated(self, error: BaseException) -> OchreError:
-        """SQLite's error as one of ours. Full disk, read-only and I/O errors changed nothing."""
-        code = getattr(error, "sqlite_errorname", None) or type(error).__name__
-        folder = os.path.dirname(self._path or "")
-        full = code == "SQLITE_FULL" or (isinstance(error, OSError) and is_full(error))
-        if code in _PERHAPS_FULL:
-            free = free_bytes(folder)
-            full = free is not None and free < _FULL_BELOW_BYTES
-        if full:
-            refusal = storage_full("write", self._path or "", folder)
-            self._on_full()
-            return refusal
-        reason = why_not_writable(folder) if self._path is not None else ""
-        text = f"{error}: {reason}" if reason else str(error)
-        return Unavailable(f"the catalog is unavailable: {text} ({code})")
+        """SQLite's error as one of ours."""
+        return translated(error, self._path, self._on_full)
 
     def close(self) -> None:
         if self._pid != os.getpid():
@@ -483,6 +456,8 @@ class SqliteDatabase:
             if self._write_lock_fd >= 0:
                 os.close(self._write_lock_fd)
                 self._write_lock_fd = -1
+            if self._seal is not None:
+                self._seal.let_go()
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from ochredb.catalog import fragment_rows, mark
 from ochredb.catalog import objects as object_table
 from ochredb.catalog.core import (
     BindParameter,
@@ -23,6 +24,7 @@ from ochredb.catalog.core import (
     update,
 )
 from ochredb.catalog.database import Database, Session
+from ochredb.catalog.fragment_rows import FragmentPlace
 from ochredb.catalog.keys import Known, MetadataKeys
 from ochredb.catalog.schema import (
     collections,
@@ -145,19 +147,6 @@ _TAILS = Statement(
 )
 _UNSETTLED = Statement(_pending.where(logs.c.unsettled_rows > 0))
 _ANY = Statement(select(collections.c.id).limit(1))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FragmentPlace:
-    """Where a fragment's bytes are: inline (`payload`) or a byte range of an object."""
-
-    start: int
-    stop: int
-    payload: bytes | None
-    object_key: str | None
-    byte_start: int | None
-    byte_stop: int | None
-    checksum: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,6 +336,7 @@ class LogTable:
             new_tail_bytes=tail_bytes + request.byte_count,
             new_time=log_time,
         )
+        mark.acknowledge(session, request.collection, last + 1)
         inserted += self.keys.insert(session, request.collection, revision, request.key_types)
         if request.request_hash is not None:
             session.run(
@@ -431,6 +421,18 @@ class LogTable:
             )
             for start, stop, payload, key, byte_start, byte_stop, checksum in rows
         ]
+
+    def replace_fragment(
+        self, collection: str, place: FragmentPlace, payload: bytes, checksum: int
+    ) -> None:
+        """Put an inline payload in the place of damaged bytes. Raises Conflict if it was folded.
+
+        payload: a fragment of as many operations; checksum: xxh3-64 of it, signed.
+        """
+        with self._db.write("replace-fragment") as session:
+            fragment_rows.replace(
+                session, collection, place, payload, checksum, self._clock.now_us()
+            )
 
     def pending(self) -> list[PendingWork]:
         """Every collection that compaction or merging could do something for."""

@@ -17,12 +17,15 @@ from pathlib import Path
 
 from ochredb.catalog.core import select
 from ochredb.catalog.database import Session, SqliteDatabase, SqliteSession
+from ochredb.catalog.mark import check_mark
 from ochredb.catalog.schema import FORMAT_VERSION, store
+from ochredb.catalog.seal import Seal
 from ochredb.catalog.statement import Statement, sqlalchemy_dialect
 from ochredb.clock import Clock
 from ochredb.crash_points import reach
-from ochredb.errors import InvalidArgument, StorageFull, Unavailable, newer_message
+from ochredb.errors import Corrupt, InvalidArgument, StorageFull, Unavailable, newer_message
 from ochredb.ids import IdSource
+from ochredb.storage import files
 
 CATALOG_NAME = "ochredb.sqlite3"
 _PAGE_BYTES = 8192
@@ -56,12 +59,32 @@ def open_directory(
     on_full: see SqliteDatabase. Raises StorageFull; then a second try may find enough space.
     """
     path = os.path.join(root, CATALOG_NAME)
+    if not os.path.exists(path) and os.path.exists(os.path.join(root, "objects", "store_id")):
+        raise Corrupt(f"the catalog {path} is missing: restore a backup")
+    seal = Seal(path)
+    seal.hold()
     database = SqliteDatabase(
         path,
         write_lock_path=_write_lock(root),
         format_version=FORMAT_VERSION,
         on_full=on_full,
+        seal=seal,
     )
+    try:
+        return database, _opened(root, path, seal, database, clock, ids)
+    except BaseException:
+        seal.let_go(seal=False)  # As it was found.
+        database.close()
+        raise
+
+
+def _opened(
+    root: str, path: str, seal: Seal, database: SqliteDatabase, clock: Clock, ids: IdSource
+) -> str:
+    """The store id, of a catalog that has what was acknowledged."""
+    kept = path + "-wal.kept"
+    if seal.is_first:
+        _keep_log(path, kept)
     try:
         current = _current_store_id(path)
     except sqlite3.DatabaseError as error:
@@ -74,8 +97,18 @@ def open_directory(
             raise Unavailable(f"cannot open the catalog {path}: {error}") from error
         raise InvalidArgument(f"{path} is not an OchreDB catalog: {error}") from error
     if current is None:
+        seal.break_before_write()
         current = _migrate(root, path, clock, ids)
-    return database, current
+    try:
+        check_mark(database, _write_lock(root))
+    except Corrupt:
+        with contextlib.suppress(OSError):
+            os.replace(kept, path + "-wal.lost")
+        raise
+    if seal.is_first:
+        with contextlib.suppress(OSError):
+            files.unlink_if_exists(kept)
+    return current
 
 
 def format_version(root: str) -> int | None:
@@ -93,6 +126,18 @@ def format_version(root: str) -> int | None:
 
 def _write_lock(root: str) -> str:
     return os.path.join(root, "write.lock")
+
+
+def _keep_log(path: str, kept: str) -> None:
+    """A second name for the write-ahead log that somebody who was killed left behind.
+
+    SQLite takes of it what it can, and deletes it; if that is too little, it is evidence.
+    """
+    # Without hard links, or read-only, it is not kept.
+    with contextlib.suppress(OSError):
+        files.unlink_if_exists(kept)
+        if os.path.getsize(path + "-wal"):
+            os.link(path + "-wal", kept)
 
 
 def _current_store_id(path: str) -> str | None:

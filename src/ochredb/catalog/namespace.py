@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from ochredb.catalog import mark
 from ochredb.catalog import objects as object_table
 from ochredb.catalog.core import BindParameter, bindparam, delete, func, insert, select, update
 from ochredb.catalog.database import Database, Row, Session
@@ -27,7 +28,7 @@ from ochredb.catalog.schema import (
 )
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
-from ochredb.errors import AlreadyExists, InvalidArgument, NotFound
+from ochredb.errors import AlreadyExists, Corrupt, InvalidArgument, NotFound
 from ochredb.ids import IdSource
 from ochredb.storage.space import Reserve
 from ochredb.types import CollectionInfo
@@ -402,6 +403,7 @@ class Namespace:
 
     def _drop(self, session: Session, collection_id: str) -> None:
         session.one(LOCK_LOG, collection=collection_id)
+        mark.forget(session)
         object_table.release_collection(session, collection_id, self._clock.now_us())
         for statement in _DROPS:
             session.run(statement, collection=collection_id)
@@ -418,14 +420,19 @@ def _text(value: dict[str, Any]) -> str:
 
 
 def _info(row: Row, keys: list[Row]) -> CollectionInfo:
+    try:
+        configuration, schema = orjson.loads(row[4]), orjson.loads(row[5])
+        metadata = None if row[6] is None else orjson.loads(row[6])
+    except orjson.JSONDecodeError as error:
+        raise Corrupt(f"the catalog's row of collection {row[0]} is damaged: {error}") from error
     return CollectionInfo(
         id=row[0],
         name=row[1],
         tenant=row[2],
         database=row[3],
-        configuration=orjson.loads(row[4]),
-        schema=orjson.loads(row[5]),
-        metadata=None if row[6] is None else orjson.loads(row[6]),
+        configuration=configuration,
+        schema=schema,
+        metadata=metadata,
         dimension=row[7],
         revision=row[8],
         key_types=frozenset((key, kind) for key, kind in keys),

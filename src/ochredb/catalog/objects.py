@@ -46,6 +46,14 @@ _KEYS_OF_COLLECTION = Statement(
     select(references.c.key).where(references.c.collection == bindparam("collection")).distinct()
 )
 _RELEASE = Statement(delete(references).where(*_held))
+_RELEASE_ONE = Statement(
+    delete(references).where(
+        references.c.key == bindparam("key"),
+        references.c.kind == bindparam("kind"),
+        references.c.collection == bindparam("collection"),
+        references.c.number == bindparam("number"),
+    )
+)
 _RELEASE_COLLECTION = Statement(
     delete(references).where(references.c.collection == bindparam("collection"))
 )
@@ -154,6 +162,14 @@ def release(
     session.run(_RELEASE, **held)
     for (key,) in keys:
         session.run(_STAMP, object_key=key, now_us=now_us)
+
+
+def release_one(
+    session: Session, key: str, *, kind: str, collection: str, number: int, now_us: int
+) -> None:
+    """Drop one reference; stamp the object if nobody else keeps it."""
+    session.run(_RELEASE_ONE, key=key, kind=kind, collection=collection, number=number)
+    session.run(_STAMP, object_key=key, now_us=now_us)
 
 
 def release_collection(session: Session, collection: str, now_us: int) -> None:

@@ -17,10 +17,10 @@ from ochredb.catalog.core import BindParameter, bindparam, delete, func, insert,
 from ochredb.catalog.database import Database, Session
 from ochredb.catalog.jobs import Lease, holds
 from ochredb.catalog.quarantine import Quarantined
-from ochredb.catalog.schema import fragments, logs, parts, version_parts, versions
+from ochredb.catalog.schema import fragments, logs, parts, references, version_parts, versions
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
-from ochredb.errors import Conflict
+from ochredb.errors import Conflict, Corrupt
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts.manifest import Manifest
 from ochredb.storage.base import ObjectStore
@@ -33,13 +33,23 @@ _PARTS = Statement(
         version_parts.c.deleted,
         version_parts.c.deleted_key,
         version_parts.c.deleted_count,
+        version_parts.c.part,
     )
-    .join(version_parts, version_parts.c.part == parts.c.id)
+    .select_from(version_parts.outerjoin(parts, version_parts.c.part == parts.c.id))
     .where(
         version_parts.c.collection == _collection,
         version_parts.c.version == bindparam("version"),
     )
     .order_by(version_parts.c.position)
+)
+_HELD = Statement(
+    select(references.c.key)
+    .where(
+        references.c.collection == _collection,
+        references.c.kind == "version",
+        references.c.number == bindparam("version"),
+    )
+    .limit(1)
 )
 _LOCK = Statement(
     select(logs.c.version, logs.c.indexed_offset, logs.c.next_offset)
@@ -111,6 +121,7 @@ _CREATED = Statement(
 _PART_IS_USED = Statement(
     select(version_parts.c.part).where(version_parts.c.part == bindparam("part")).limit(1)
 )
+_COLLECTION_OF = Statement(select(parts.c.collection).where(parts.c.id == bindparam("part")))
 _DELETE_PART = Statement(delete(parts).where(parts.c.id == bindparam("part")))
 
 _NEVER_US = 1 << 62
@@ -137,8 +148,16 @@ class VersionPart:
         if self.deleted_count == 0:
             return None
         data = self.deleted if self.deleted_key is None else store.get(self.deleted_key)
-        assert data is not None
-        return deleted_rows.decode(data, self.manifest.rows)
+        if data is None:
+            raise Corrupt(f"the deleted rows of part {self.manifest.id} are nowhere")
+        try:
+            live = deleted_rows.decode(data, self.manifest.rows)
+        except Corrupt as error:
+            told = f"{error} ({self.deleted_key or 'inline'}, of part {self.manifest.id})"
+            raise Corrupt(told, key=self.deleted_key) from error
+        if int(live.sum()) != self.live_rows:
+            raise Corrupt(f"the deleted rows of part {self.manifest.id} are not as many as said")
+        return live
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +185,12 @@ class VersionTable:
         """The parts of a version; empty for version 0 and for one that has been forgotten."""
         with self._db.read() as session:
             return _parts(session, collection, version)
+
+    def collection_of(self, part_id: str) -> str | None:
+        """The collection whose versions name a part; None if there is none any more."""
+        with self._db.read() as session:
+            row = session.one(_COLLECTION_OF, part=part_id)
+        return None if row is None else str(row[0])
 
     def commit(
         self,
@@ -292,14 +317,20 @@ class VersionTable:
 
 
 def _parts(session: Session, collection: str, version: int) -> list[VersionPart]:
-    return [
-        VersionPart(
-            manifest=Manifest.from_json(manifest),
-            deleted=deleted,
-            deleted_key=deleted_key,
-            deleted_count=count,
+    """Raises Corrupt if a damaged index of the catalog hides one of them."""
+    found = []
+    rows = session.all(_PARTS, collection=collection, version=version)
+    if not rows and session.one(_HELD, collection=collection, version=version) is not None:
+        raise Corrupt(f"version {version} of collection {collection} keeps objects without parts")
+    for manifest, deleted, deleted_key, count, part in rows:
+        if manifest is None:
+            raise Corrupt(f"part {part} of collection {collection} is not in the catalog")
+        found.append(
+            VersionPart(
+                manifest=Manifest.from_json(manifest),
+                deleted=deleted,
+                deleted_key=deleted_key,
+                deleted_count=count,
+            )
         )
-        for manifest, deleted, deleted_key, count in session.all(
-            _PARTS, collection=collection, version=version
-        )
-    ]
+    return found

@@ -6,6 +6,7 @@ Format: docs/formats/deleted-rows.md.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,10 @@ def decode(data: bytes, rows: int) -> Bools:
     """bool[rows], True where a row lives. Raises Corrupt."""
     if len(data) < _HEADER.size:
         raise Corrupt("a bitmap of deleted rows is too short")
-    version, _, checksum = _HEADER.unpack_from(data)
+    version, zero, checksum = _HEADER.unpack_from(data)
     serialized = data[_HEADER.size :]
+    if version == 0 or zero:
+        raise Corrupt("the header of a bitmap of deleted rows is damaged")
     if version > FORMAT_VERSION:
         raise Corrupt(newer_message("a bitmap of deleted rows", version, FORMAT_VERSION))
     if xxh3(serialized) != checksum:
@@ -47,3 +50,22 @@ def decode(data: bytes, rows: int) -> Bools:
     live = np.ones(rows, np.bool_)
     live[deleted] = False
     return live
+
+
+def mended(data: bytes, mend: Callable[[bytes, int], bytes | None]) -> bytes | None:
+    """A damaged bitmap as it was encoded, if that can be told.
+
+    mend: given bytes and the checksum that they should have, returns those that have it, or None.
+    """
+    if len(data) < _HEADER.size:
+        return None
+    _, _, checksum = _HEADER.unpack_from(data)
+    serialized = data[_HEADER.size :]
+    if (found := xxh3(serialized)) != checksum:
+        # One bit of the checksum itself, or else of what it is of.
+        if (found ^ checksum).bit_count() > 1:
+            right = mend(serialized, checksum)
+            if right is None:
+                return None
+            serialized = right
+    return _HEADER.pack(FORMAT_VERSION, 0, xxh3(serialized)) + serialized

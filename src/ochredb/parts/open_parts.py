@@ -23,11 +23,25 @@ class OpenParts:
         self._store = store
         self._lock = threading.Lock()
         self._parts: weakref.WeakValueDictionary[str, Part] = weakref.WeakValueDictionary()
+        self._damaged: dict[str, str] = {}
 
     def open(self, manifest: Manifest, settings: IndexSettings) -> Part:
         """The part, opened now if nobody has it. Cost: nothing is read before it is used."""
         with self._lock:
             part = self._parts.get(manifest.id)
             if part is None:
-                part = self._parts[manifest.id] = Part(self._store, manifest, settings)
+                part = self._parts[manifest.id] = Part(
+                    self._store, manifest, settings, self._found_damaged
+                )
             return part
+
+    def _found_damaged(self, part_id: str, problem: str) -> None:
+        self._damaged[part_id] = problem
+
+    def take_damaged(self) -> dict[str, str]:
+        """Parts of which something derived was found damaged since the last call, and the problem.
+
+        What cannot be built anew is found again when the part is opened again.
+        """
+        taken, self._damaged = self._damaged, {}
+        return taken

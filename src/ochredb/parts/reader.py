@@ -2,16 +2,19 @@
 
 A `Part` is immutable and shared by all threads; everything is opened on first use. Blocks are
 checked once per process (`verified.py`): of the records those that are read, of other sections all
-at once; a mismatch raises Corrupt naming the object, and nothing of the block is served.
+at once. Nothing of a block that fails is served. Damaged records or vectors raise Corrupt, naming
+the object and the records; what is derived from them is made again in memory or done without
+(`damaged` says so, for the compactor to build the part anew).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import hnswlib
 import numpy as np
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 
 from ochredb.checksum import BLOCK_BYTES
 from ochredb.configuration import IndexSettings
-from ochredb.errors import Corrupt
+from ochredb.errors import Corrupt, NotFound
 from ochredb.lazy import lazy
 from ochredb.parts.columns import BytesColumn
 from ochredb.parts.graph import HnswGraph, read_file
@@ -30,10 +33,16 @@ from ochredb.parts.manifest import Manifest
 from ochredb.parts.metadata import MetadataIndex
 from ochredb.parts.text import TextIndex
 from ochredb.parts.verified import StoredColumn, VerifiedObject
+from ochredb.parts.whole import told
+from ochredb.parts.writer import squared_norms_of
 from ochredb.segment import Rows
 from ochredb.storage.base import LocalStore
 from ochredb.types import Float32s, Int64s
 
+log = logging.getLogger("ochredb.parts")
+
+_T = TypeVar("_T")
+_TRUTH = ("records", "vectors")
 _RECORDS = ("seq", "id", "document", "uri", "metadata")
 _OPENED_WITH = {"record_batch": "_records"}  # Rows are read without all being verified.
 _FRAME_BYTES = 64 << 10  # What Arrow itself reads lies this near to either end of its file.
@@ -44,8 +53,18 @@ class Part:
 
     sorted_by_seq = True
 
-    def __init__(self, store: LocalStore, manifest: Manifest, settings: IndexSettings) -> None:
+    def __init__(
+        self,
+        store: LocalStore,
+        manifest: Manifest,
+        settings: IndexSettings,
+        on_damage: Callable[[str, str], None] = lambda _part, _problem: None,
+    ) -> None:
+        """on_damage: told the part and the problem when something derived is found damaged."""
         self.manifest, self._store, self._settings = manifest, store, settings
+        self._on_damage = on_damage
+        self.damaged: dict[str, str] = {}
+        self._salvaged: dict[int, VerifiedObject] = {}
         self._objects: dict[int, VerifiedObject] = {}
         self._lock = threading.RLock()
 
@@ -84,8 +103,56 @@ class Part:
             found.forget_pages()
         return data
 
+    def truth(self, name: str) -> VerifiedObject | None:
+        """The object of `records` or `vectors` as it is, damaged or not; None if it is missing."""
+        number = self.manifest.sections[name].object
+        with self._lock:
+            known = self._objects.get(number) or self._salvaged.get(number)
+            if known is None:
+                info = self.manifest.objects[number]
+                try:
+                    known = VerifiedObject(self._store, info, salvage=True)
+                except NotFound:
+                    return None
+                self._salvaged[number] = known
+            return known
+
+    def _explained(self, error: Corrupt) -> Corrupt:
+        """The same damage, naming the records that it hit."""
+        names = tuple(
+            name
+            for name in _TRUTH
+            if self.manifest.objects[self.manifest.sections[name].object].key
+            == error.detail.get("key")
+        )
+        if not names or "records" in error.detail:
+            return error
+        text, _ = told(self, names)
+        return Corrupt(f"{error}: {text} cannot be read", key=error.detail["key"], records=text)
+
+    def _derived(self, name: str, stored: Callable[[], _T], instead: Callable[[], _T]) -> _T:
+        """What is stored or, if that is damaged, what stands in for it."""
+        if name not in self.damaged:
+            try:
+                return stored()
+            except Corrupt as error:
+                if "records" in error.detail:
+                    raise  # Not it is damaged, but what it is made of.
+                problem = str(error)
+            except NotFound as error:
+                for truth in _TRUTH:  # Collected, all of the part: the reader's version is too old.
+                    self._store.map(self.manifest.objects[self.manifest.sections[truth].object].key)
+                problem = str(error)
+            self.damaged[name] = problem
+            log.error("part %s goes on without its stored %s: %s", self.id, name, problem)
+            self._on_damage(self.id, problem)
+        return instead()
+
     def _required(self, name: str) -> memoryview:
-        data = self.section(name)
+        try:
+            data = self.section(name)
+        except Corrupt as error:
+            raise (self._explained(error) if name in _TRUTH else error) from error
         if data is None:
             raise Corrupt(f"part {self.id} has no section {name}")
         return data
@@ -103,8 +170,30 @@ class Part:
         if place is None:
             raise Corrupt(f"part {self.id} has no section records")
         stored = self._object(place.object)
-        stored.verify(place.start, min(place.start + _FRAME_BYTES, place.stop))
-        stored.verify(max(place.stop - _FRAME_BYTES, place.start), place.stop)
+        try:
+            stored.verify(place.start, min(place.start + _FRAME_BYTES, place.stop))
+            stored.verify(max(place.stop - _FRAME_BYTES, place.start), place.stop)
+        except Corrupt as error:
+            raise self._explained(error) from error
+        return self._batch(stored)
+
+    def open_records(self) -> pa.RecordBatch:
+        """The batch as it is, for salvage: only its frame has passed. Raises Corrupt, NotFound."""
+        stored = self.truth("records")
+        if stored is None:
+            raise Corrupt(f"the records of part {self.id} are missing")
+        place = self.manifest.sections["records"]
+        wrong, size = stored.wrong_blocks(), stored.block_bytes
+        ends = (
+            (place.start, min(place.start + _FRAME_BYTES, place.stop)),
+            (max(place.stop - _FRAME_BYTES, place.start), place.stop),
+        )
+        if any(wrong[start // size : -(-stop // size)].any() for start, stop in ends):
+            raise Corrupt(f"the frame of the records of part {self.id} is damaged")
+        return self._batch(stored)
+
+    def _batch(self, stored: VerifiedObject) -> pa.RecordBatch:
+        place = self.manifest.sections["records"]
         try:
             data = pa.py_buffer(stored.view[place.start : place.stop])
             batch = pa.ipc.open_file(data).get_batch(0)
@@ -122,17 +211,35 @@ class Part:
         stored = self._object(self.manifest.sections["records"].object)
         buffer = array.buffers()[1]
         start = buffer.address - stored.address
-        stored.verify(start, start + buffer.size)
+        try:
+            stored.verify(start, start + buffer.size)
+        except Corrupt as error:
+            raise self._explained(error) from error
         seqs: Int64s = array.to_numpy(zero_copy_only=True)
         return seqs
 
     def _column(self, name: str) -> StoredColumn:
         stored = self._object(self.manifest.sections["records"].object)
-        return StoredColumn(stored, self._records.column(name))
+        try:
+            return StoredColumn(stored, self._records.column(name))
+        except Corrupt as error:
+            raise self._explained(error) from error
+
+    def _whole(self, column: StoredColumn) -> BytesColumn:
+        try:
+            return column.whole()
+        except Corrupt as error:
+            raise self._explained(error) from error
+
+    def _of(self, column: StoredColumn, rows: Rows) -> BytesColumn:
+        try:
+            return column.of(rows)
+        except Corrupt as error:
+            raise self._explained(error) from error
 
     @lazy
     def ids(self) -> BytesColumn:
-        return self._column("id").whole()
+        return self._whole(self._column("id"))
 
     @lazy
     def _documents(self) -> StoredColumn:
@@ -148,7 +255,7 @@ class Part:
 
     @lazy
     def documents(self) -> BytesColumn:
-        return self._documents.whole()
+        return self._whole(self._documents)
 
     def _array(self, name: str, dtype: Any, count: int) -> NDArray[Any]:
         data = self._required(name)
@@ -163,21 +270,31 @@ class Part:
 
     @lazy
     def squared_norms(self) -> Float32s:
-        return self._array("norms", np.float32, len(self))
+        return self._derived(
+            "norms",
+            lambda: self._array("norms", np.float32, len(self)),
+            lambda: squared_norms_of(self.vectors),
+        )
 
     @lazy
     def id_index(self) -> IdIndex:
-        return IdIndex.open(self.section)
+        return self._derived(
+            "ids", lambda: IdIndex.open(self.section), lambda: IdIndex.build(self.ids)
+        )
 
     @lazy
     def metadata(self) -> MetadataIndex:
-        return MetadataIndex.open(self.section)
+        return self._derived(
+            "metadata",
+            lambda: MetadataIndex.open(self.section),
+            lambda: MetadataIndex.build(self._whole(self._metadatas)),
+        )
 
     @lazy
     def text(self) -> TextIndex | None:
         if "text/directory" not in self.manifest.sections:
             return None
-        return TextIndex.open(self.section)
+        return self._derived("text", lambda: TextIndex.open(self.section), lambda: None)
 
     @lazy
     def graph_rows(self) -> NDArray[np.int32] | None:
@@ -189,7 +306,7 @@ class Part:
 
     @property
     def graph_labels(self) -> int:
-        return self.manifest.graph_labels
+        return 0 if "graph" in self.damaged else self.manifest.graph_labels
 
     @property
     def graph_recall(self) -> tuple[tuple[int, float], ...]:
@@ -197,13 +314,16 @@ class Part:
 
     @property
     def graph(self) -> HnswGraph | None:
-        """The graph, loaded into memory on first use; None if the part has none."""
+        """The graph, loaded into memory on first use; None if there is none or it is damaged."""
         if not self.manifest.has_graph:
             return None
         return self._loaded_graph
 
     @lazy
-    def _loaded_graph(self) -> HnswGraph:
+    def _loaded_graph(self) -> HnswGraph | None:
+        return self._derived("graph", self._load_graph, lambda: None)
+
+    def _load_graph(self) -> HnswGraph:
         return HnswGraph(self.graph_index(), self.graph_rows)
 
     def graph_index(self, *, room: int = 0) -> hnswlib.Index:
@@ -263,9 +383,8 @@ class Part:
     @property
     def memory_bytes(self) -> int:
         """Heap bytes that dropping this object would free: the loaded graph's, in the main."""
-        if not self.manifest.has_graph or not self.graph_is_loaded:
-            return 4096
-        return 4096 + self._loaded_graph.size_bytes
+        graph = self.__dict__.get("_loaded_graph")
+        return 4096 if graph is None else 4096 + graph.size_bytes
 
     def find_ids(self, ids: Sequence[str]) -> Rows:
         return self.id_index.lookup(ids, self.ids)
@@ -276,13 +395,13 @@ class Part:
         return names  # type: ignore[return-value]
 
     def take_documents(self, rows: Rows) -> list[str | None]:
-        return self._documents.of(rows).take_text(rows)
+        return self._of(self._documents, rows).take_text(rows)
 
     def take_uris(self, rows: Rows) -> list[str | None]:
-        return self._uris.of(rows).take_text(rows)
+        return self._of(self._uris, rows).take_text(rows)
 
     def take_metadatas(self, rows: Rows) -> list[bytes | None]:
-        return self._metadatas.of(rows).take(rows)
+        return self._of(self._metadatas, rows).take(rows)
 
     def adopt_graph(self, index: hnswlib.Index, rows: NDArray[np.int32] | None) -> None:
         """Use the hnswlib index and the `graph_rows` that were saved; nobody changes them any more.

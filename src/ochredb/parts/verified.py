@@ -18,16 +18,23 @@ from ochredb.errors import Corrupt
 from ochredb.parts.columns import BytesColumn, Rows
 from ochredb.parts.manifest import ObjectInfo
 from ochredb.storage.base import LocalStore
+from ochredb.types import Bools
 
 
 class VerifiedObject:
-    """One mapped object. Thread-safe. Checking costs 0.1 ms per MB, in page cache."""
+    """One mapped object. Thread-safe. Checking costs 0.1 ms per MB, in page cache.
 
-    def __init__(self, store: LocalStore, info: ObjectInfo) -> None:
+    salvage: also open what has another size or a damaged table, of which `wrong_blocks` then tells
+        what can be believed; nothing else may be asked of it.
+    """
+
+    def __init__(self, store: LocalStore, info: ObjectInfo, *, salvage: bool = False) -> None:
         self.key, self._store = info.key, store
         self.view = store.map(info.key)
         if self.view.nbytes != info.size:
-            raise Corrupt(f"{info.key} has {self.view.nbytes} bytes instead of {info.size}")
+            if not salvage:
+                raise Corrupt(f"{info.key} has {self.view.nbytes} bytes instead of {info.size}")
+            self.view = _resized(self.view, info.size)
         if not info.has_table:
             self.data_bytes, self._block_bytes = info.size, max(1, info.size)
             self._expected = np.array([info.checksum], np.uint64)
@@ -36,12 +43,18 @@ class VerifiedObject:
             blocks = -(-info.size // (BLOCK_BYTES + 8))
             self.data_bytes, self._block_bytes = info.size - 8 * blocks, BLOCK_BYTES
             table = self.view[self.data_bytes :]
-            if xxh3(table) != info.checksum:
-                raise Corrupt(f"the checksum table of {info.key} is damaged")
             self._expected = np.frombuffer(table, np.uint64)
+            if xxh3(table) != info.checksum:
+                if not salvage:
+                    raise Corrupt(f"the checksum table of {info.key} is damaged")
+                # If all the data is as the catalog says, it is the table that is damaged.
+                found = block_checksums(self.view[: self.data_bytes], BLOCK_BYTES)
+                if xxh3(found.tobytes()) == info.checksum:
+                    self._expected = found
         self._verified = np.zeros(len(self._expected), np.bool_)
         self._first_unverified = 0
         self._lock = threading.Lock()
+        self._wrong: Bools | None = None
         self.is_complete = False
         """Whether every block has been checked."""
 
@@ -90,16 +103,34 @@ class VerifiedObject:
         data = self.view[first * size : min(last * size, self.data_bytes)]
         wrong = np.flatnonzero(block_checksums(data, size) != self._expected[first:last])
         if len(wrong):
-            raise Corrupt(f"block {first + int(wrong[0])} of {self.key} fails its checksum")
+            raise Corrupt(
+                f"block {first + int(wrong[0])} of {self.key} fails its checksum", key=self.key
+            )
         self._verified[first:last] = True
         if self._verified[self._first_unverified]:
             missing = np.flatnonzero(~self._verified)
             self.is_complete = not len(missing)
             self._first_unverified = int(missing[0]) if len(missing) else len(self._verified)
 
+    @property
+    def block_bytes(self) -> int:
+        return self._block_bytes
+
+    def wrong_blocks(self) -> Bools:
+        """bool[blocks]: which fail their checksums. Looks at all of them, the first time."""
+        if self._wrong is None:
+            data = self.view[: self.data_bytes]
+            self._wrong = block_checksums(data, self._block_bytes) != self._expected
+        return self._wrong
+
     def forget_pages(self) -> None:
         """Let go of resident pages (they stay in the page cache): after a pass over everything."""
         self._store.forget_pages(self.view)
+
+
+def _resized(view: memoryview, size: int) -> memoryview:
+    """The first `size` bytes; what is missing of them is zero."""
+    return view[:size] if len(view) >= size else memoryview(bytes(view) + bytes(size - len(view)))
 
 
 class StoredColumn:

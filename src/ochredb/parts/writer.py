@@ -88,7 +88,7 @@ def write_part(
     groups: dict[str, dict[str, Data]] = {
         "records": {"records": _records(rows) if rows.records is None else rows.records},
         "vectors": {"vectors": np.ascontiguousarray(rows.vectors)},
-        "index": {"norms": _norms(rows.vectors)},
+        "index": {"norms": squared_norms_of(rows.vectors)},
     }
     done()
     index = groups["index"]
@@ -208,6 +208,7 @@ def _records(rows: PartRows) -> Any:
     return sink.getvalue()
 
 
-def _norms(vectors: Float32s) -> Float32s:
+def squared_norms_of(vectors: Float32s) -> Float32s:
+    """float32[n], of float32[n, d]: the section `norms`."""
     norms: Float32s = np.einsum("nd,nd->n", vectors, vectors)
     return norms

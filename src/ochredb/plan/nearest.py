@@ -247,14 +247,13 @@ class Nearest:
         """
         segment, mask = selection.view.segment, selection.mask
         graph = segment.graph
-        assert graph is not None
         wanted = min(self.count + cost.OVERFETCH_ROWS, selection.count)
         asked = self._asked(selection)
         owners: list[Int64s] = []
         kept: list[Rows] = []
         while True:
-            rows = graph.search(queries[numbers], asked)
-            if rows is None:
+            rows = None if graph is None else graph.search(queries[numbers], asked)
+            if rows is None:  # The graph is damaged, or has gaps: the caller scans.
                 break
             valid = rows >= 0
             if mask is not None:

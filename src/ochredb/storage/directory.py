@@ -141,6 +141,24 @@ class DirectoryStore:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise self._failed("delete", path, error) from error
 
+    def put_back(self, key: str, data: Data) -> None:
+        """Give an object that was damaged, cut or lost the bytes that it was created with.
+
+        The new file takes the old one's name; who has the old one mapped keeps that.
+        """
+        final = self._path(key)
+        try:
+            temporary = self._write_temporary(byte_views(data))
+            try:
+                os.makedirs(os.path.dirname(final), exist_ok=True)
+                os.replace(temporary, final)
+            except BaseException:
+                files.unlink_if_exists(temporary)
+                raise
+            self._sync_name(final)
+        except OSError as error:
+            raise self._failed("write", final, error) from error
+
     def map(self, key: str) -> memoryview:
         path = self._path(key)
         try:

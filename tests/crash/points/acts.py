@@ -396,6 +396,27 @@ def reserve(stage: Stage) -> None:
             node.reserve.give_up()
 
 
+# -- damage
+
+
+def prepare_mend(stage: Stage) -> None:
+    """A tail of requests that lie in the catalog."""
+    with stage.node() as node:
+        stage.do(node, request("create-collection", "alpha"))
+        for first in (0, 3, 6):
+            stage.do(node, request("add", "alpha", records(first, 3)))
+
+
+def mend(stage: Stage) -> None:
+    """Opened, written to and closed again and again; as a repair puts requests back."""
+    for _ in range(3):
+        with stage.node() as node:
+            alpha = collection_id(node, "alpha")
+            (place, *_) = node.logs.fragments(alpha, 1, 9, 9)
+            assert place.payload is not None
+            node.logs.replace_fragment(alpha, place, place.payload, place.checksum)
+
+
 # -- backup
 
 

@@ -19,6 +19,7 @@ from .acts import (
     compact,
     compact_and_lose,
     create,
+    mend,
     merge,
     migrate,
     names,
@@ -27,6 +28,7 @@ from .acts import (
     prepare_clock_set_back,
     prepare_collect,
     prepare_compact,
+    prepare_mend,
     prepare_merge,
     prepare_migrate,
     prepare_names,
@@ -59,6 +61,7 @@ MIGRATE = (
     "catalog.synced",
 )  # fmt: skip
 CLOSE = ("checkpoint.copied", "checkpoint.done")
+SEAL = ("seal.removed", "seal.broken", "seal.synced", "seal.renamed", "seal.written")
 FLUSH = ("flush.acknowledging", "flush.acknowledged")
 PART = ("part.object-created", "part.written")
 
@@ -200,6 +203,11 @@ SCENARIOS: dict[str, Scenario] = {
         prepare=prepare_write,
         run=reserve,
         points=("reserve.taken", "reserve.given-up"),
+    ),
+    "mend": Scenario(
+        prepare=prepare_mend,
+        run=mend,
+        points=(*SEAL, *commits("replace-fragment")),
     ),
     "backup": Scenario(
         prepare=prepare_backup,

@@ -1,0 +1,137 @@
+"""`ochredb repair`: mends what a check finds, and names what is gone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ochredb_node.cli_backup import progress_shown
+from ochredb_node.cli_check import told
+from ochredb_node.cli_common import FAILURE, failed
+
+if TYPE_CHECKING:
+    from ochredb.integrity import Report
+    from ochredb_compactor.repair import Repaired
+
+COMMAND = "repair"
+_INTERRUPTED = 130
+_TOLD_LOST = 10
+_CATALOG_ADVICE = (
+    "the catalog is damaged, which nothing else can replace: nothing was changed. Restore a backup"
+    " (ochredb restore); without one, keep the directory and ask"
+)
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the program's parser."""
+    parser = commands.add_parser(
+        COMMAND,
+        help="mend a damaged database",
+        description=(
+            "Check a database, which may be in use, and mend what is damaged: put back single"
+            " flipped bits, build derived files anew. What cannot be read is named and left, unless"
+            " you accept that it is lost."
+        ),
+    )
+    add = parser.add_argument
+    add("path", metavar="PATH", help="directory of the data")
+    add(
+        "--accept-loss", action="store_true",
+        help="go on without the records that cannot be read; the damaged files are kept aside",
+    )  # fmt: skip
+    add("--json", action="store_true", help="print what was done as JSON")
+
+
+def run(options: dict[str, Any]) -> int:
+    """Returns the exit status: 0 if all is well now and nothing is lost, else 1."""
+    # Late: `ochredb --help` needs none of it.
+    from ochredb.errors import OchreError
+
+    try:
+        return _repair(options["path"], options["accept_loss"], options["json"])
+    except (OchreError, OSError) as error:
+        return failed(str(error), FAILURE)
+    except KeyboardInterrupt:
+        return failed("interrupted; what was mended stays so", _INTERRUPTED)
+
+
+def _repair(path: str, accept_loss: bool, as_json: bool) -> int:
+    from ochredb.catalog.facts import CATALOG
+    from ochredb.clock import SystemClock
+    from ochredb.ids import IdSource
+    from ochredb.integrity import check
+    from ochredb.integrity.evidence import Evidence
+    from ochredb.integrity.mend_catalog import mend_catalog
+    from ochredb.integrity.store_id import KEY, mend_store_id
+
+    root = os.path.realpath(path)
+    evidence = Evidence(root, IdSource(SystemClock()).uuid7())
+    done: list[dict[str, Any]] = []
+    with progress_shown("checking") as progress:
+        mended = mend_catalog(root, evidence, lambda: progress(CATALOG, 0, 0))
+        report = check(path, progress=progress)
+    if mended is not None:
+        done.append({"collection": "", "place": CATALOG, "outcome": "put back", "told": mended})
+    if any(finding.place == CATALOG for finding in report.findings):
+        for finding in report.findings:
+            print(f"ochredb: damaged: {told(finding)}", file=sys.stderr)
+        return failed(_CATALOG_ADVICE, FAILURE)
+    if any(finding.place == KEY for finding in report.findings):
+        reason = mend_store_id(path, evidence)
+        if reason is None:
+            return failed("the objects are not those of the catalog: nothing was changed", FAILURE)
+        done.append({"collection": "", "place": KEY, "outcome": "put back", "told": reason})
+    done += map(asdict, _mend(path, report, evidence, accept_loss))
+    evidence.keep_report({"report": report.to_document(), "repaired": done})
+    kept = os.path.relpath(evidence.path, path) if os.path.isdir(evidence.path) else None
+    return _tell(path, done, kept, as_json)
+
+
+def _mend(path: str, report: Report, evidence: Any, accept_loss: bool) -> list[Repaired]:
+    from ochredb.catalog import facts
+    from ochredb_node.node import Node, NodeConfig
+
+    wanted = {name for finding in report.findings for name in finding.collections}
+    if not wanted:
+        return []
+    node = Node(NodeConfig(path=path))
+    node.start(background=False)
+    try:
+        with node.database.read() as session:
+            names = facts.full_names(session)
+        with progress_shown("mending") as progress:
+            found = node.compactor.repair(
+                [collection for collection, name in names.items() if name in wanted],
+                evidence,
+                accept_loss=accept_loss,
+                step=lambda what: progress(what, 0, 0),
+            )
+    finally:
+        node.close()
+    return found
+
+
+def _tell(path: str, done: list[dict[str, Any]], kept: str | None, as_json: bool) -> int:
+    import orjson
+
+    is_well = all(item["outcome"] in ("put back", "built anew") for item in done)
+    if as_json:
+        document = {"repaired": done, "is_well": is_well, "kept": kept}
+        print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+        return 0 if is_well else FAILURE
+    for item in done:
+        print(f"{item['outcome']}: {item['place']}: {item['told']}")
+        for lost in item.get("lost", ())[:_TOLD_LOST]:
+            print(f"  id {lost['id'] or 'unknown'}, offset {lost['offset'] or 'unknown'}")
+        if len(item.get("lost", ())) > _TOLD_LOST:
+            print(f"  and {len(item['lost']) - _TOLD_LOST} more; --json names all of them")
+    if kept is not None:
+        print(f"kept as it was: {kept}; delete it when nobody needs it any more")
+    if not done:
+        print(f"{path}: undamaged")
+    elif any(item["outcome"] == "left" for item in done):
+        print("something is left as it is; --accept-loss goes on without what cannot be read")
+    return 0 if is_well else FAILURE

@@ -1,0 +1,68 @@
+"""Where damaged bytes are kept: `damaged/` beside the store's objects, until somebody deletes it.
+
+What is there is a second name of the damaged file, so it takes no space while the first one lives,
+and garbage collection never comes there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from typing import Any
+
+import orjson
+
+from ochredb.errors import Unavailable
+from ochredb.storage import files
+
+FOLDER = "damaged"
+
+
+class Evidence:
+    """The folder of one repair, made when the first thing is kept."""
+
+    def __init__(self, root: str, repair_id: str) -> None:
+        self._root = root
+        self.path = os.path.join(root, FOLDER, repair_id)
+
+    def keep_object(self, key: str) -> None:
+        """Keep an object as it is; one that is missing leaves nothing to keep."""
+        self.keep_file(os.path.join("objects", key))
+
+    def keep_file(self, name: str) -> None:
+        """The same of any file; `name` is relative to the store."""
+        source, target = os.path.join(self._root, name), os.path.join(self.path, name)
+        if os.path.exists(target) or not os.path.exists(source):
+            return
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            try:
+                os.link(source, target)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK):
+                    raise
+                shutil.copyfile(source, target)
+            files.sync_folder(os.path.dirname(target))
+            files.sync_parents(os.path.dirname(target))
+        except OSError as error:
+            raise Unavailable(f"cannot keep {source}: {error.strerror}") from error
+
+    def keep_bytes(self, name: str, data: bytes) -> None:
+        """Keep what lies in no file of its own."""
+        target = os.path.join(self.path, name)
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with files.opened(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+                if data:
+                    files.write_all(descriptor, [memoryview(data)])
+                files.sync(descriptor)
+            files.sync_folder(os.path.dirname(target))
+            files.sync_parents(os.path.dirname(target))
+        except OSError as error:
+            raise Unavailable(f"cannot write {target}: {error.strerror}") from error
+
+    def keep_report(self, document: Any) -> None:
+        """Say beside the damaged bytes what they are; nothing if nothing was kept."""
+        if os.path.isdir(self.path):
+            self.keep_bytes("report.json", orjson.dumps(document, option=orjson.OPT_INDENT_2))

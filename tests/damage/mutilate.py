@@ -1,0 +1,102 @@
+"""Damage, drawn from a seed: a copy of a store with one file that is not as it was."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from dataclasses import dataclass
+
+CATALOG = "ochredb.sqlite3"
+WAL = CATALOG + "-wal"
+HOW = ("bit", "bytes", "zeroed", "cut", "longer", "deleted", "swapped")
+_SECTOR = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Mutilation:
+    """file: relative to the store. start, stop: the bytes that are other ones; of the old file."""
+
+    file: str
+    how: str
+    start: int
+    stop: int
+
+
+def kinds_of(store: str) -> dict[str, list[str]]:
+    """The files that are mutilated, by kind."""
+    found: dict[str, list[str]] = {"catalog": [CATALOG]}
+    if os.path.getsize(os.path.join(store, CATALOG)) and os.path.exists(os.path.join(store, WAL)):
+        found["wal"] = [WAL]
+    for folder, _, names in os.walk(os.path.join(store, "objects")):
+        for name in sorted(names):
+            file = os.path.relpath(os.path.join(folder, name), store)
+            top = file.split(os.sep)[1]
+            kind = name if top == "parts" else top
+            if top != "tmp":
+                found.setdefault(kind, []).append(file)
+    return {kind: sorted(files) for kind, files in sorted(found.items())}
+
+
+def copy_store(store: str, target: str) -> None:
+    """Objects are linked: they are never changed in place. The catalog is copied."""
+    shutil.copytree(
+        os.path.join(store, "objects"), os.path.join(target, "objects"), copy_function=os.link
+    )
+    for name in os.listdir(store):
+        path = os.path.join(store, name)
+        if os.path.isfile(path) and not name.endswith("-shm"):
+            shutil.copyfile(path, os.path.join(target, name))
+
+
+def mutilate(store: str, rng: random.Random) -> Mutilation:
+    """Change one file, or exchange two, of a store that nobody has open."""
+    kinds = kinds_of(store)
+    file = rng.choice(kinds[rng.choice(sorted(kinds))])
+    how = rng.choice(HOW)
+    objects = [item for files in kinds.values() for item in files if item.startswith("objects")]
+    if how == "swapped" and file in objects:
+        other = rng.choice([item for item in objects if item != file])
+        first, second = os.path.join(store, file), os.path.join(store, other)
+        os.rename(first, first + ".x")
+        os.rename(second, first)
+        os.rename(first + ".x", second)
+        return Mutilation(file, f"swapped with {other}", 0, 0)
+    path = os.path.join(store, file)
+    with open(path, "rb") as source:
+        before = source.read()
+    if how == "deleted":
+        os.unlink(path)
+        return Mutilation(file, how, 0, len(before))
+    after, start, stop = before, 0, 0
+    while after == before:
+        after, start, stop = _changed(before, how, rng)
+        how = how if after != before else "bit"  # Zeroes were there already.
+    with open(path + ".new", "wb") as target:
+        target.write(after)
+    os.rename(path + ".new", path)
+    return Mutilation(file, how, start, stop)
+
+
+def _changed(before: bytes, how: str, rng: random.Random) -> tuple[bytes, int, int]:
+    size = len(before)
+    if how == "cut":
+        start = rng.choice(
+            [size - 1, rng.randrange(size), rng.randrange(size) // _SECTOR * _SECTOR]
+        )
+        return before[:start], start, size
+    if how == "longer":
+        return before + rng.randbytes(rng.choice([1, 8, 5_000])), size, size
+    after = bytearray(before)
+    start = rng.randrange(size)
+    if how == "zeroed":
+        start = start // _SECTOR * _SECTOR
+        stop = min(size, start + _SECTOR)
+        after[start:stop] = bytes(stop - start)
+    elif how == "bytes":
+        stop = min(size, start + rng.choice([2, 8, 600]))
+        after[start:stop] = rng.randbytes(stop - start)
+    else:
+        stop = start + 1
+        after[start] ^= 1 << rng.randrange(8)
+    return bytes(after), start, stop

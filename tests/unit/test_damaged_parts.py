@@ -1,0 +1,156 @@
+"""Reading parts of which something is damaged: derived sections are done without, truth is named.
+
+I9 contained, I12 honest.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ochredb.cancel import Cancel
+from ochredb.errors import Corrupt
+from ochredb.integrity import check
+from ochredb.parts import writer
+from ochredb.parts.manifest import Manifest
+from ochredb.peers import GetRequest, QueryRequest
+from ochredb.types import Field, Op
+from ochredb.where import Compare, DocumentContains
+from ochredb_compactor import scheduler
+from ochredb_node.node import Node
+
+from .kernel import add_rows, all_rows, append, make_collection, operations, running_node
+
+DERIVED = ("norms", "ids/directory", "ids/arrays", "metadata/directory", "metadata/arrays",
+           "text/directory", "text/arrays", "graph")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _small_parts_have_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "GRAPH_ROWS_MIN", 20)
+    monkeypatch.setattr(scheduler, "GRAPH_COMPONENTS_MIN", 80)
+    monkeypatch.setattr(writer, "PACKED_BYTES_MAX", 0)
+    monkeypatch.setattr(writer, "TEXT_INDEX_ROWS_MIN", 1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A store whose one collection has a part with a graph, and another collection."""
+    path = str(tmp_path / "store")
+    with running_node(path) as node:
+        for name in ("records", "other"):
+            collection = make_collection(node, name)
+            add_rows(node, collection, 0, 60)
+            node.compactor.compact_now(collection)
+    return path
+
+
+def _manifest(node: Node, name: str = "records") -> tuple[str, Manifest]:
+    info = node.namespace.get_collection("default_tenant", "default_database", name)
+    version = node.logs.snapshot(info.id).version
+    (part,) = node.versions.parts(info.id, version)
+    return info.id, part.manifest
+
+
+def _damage(path: str, section: str) -> None:
+    """Flip a byte in the middle of a section; nobody has the store open."""
+    with running_node(path) as node:
+        _, manifest = _manifest(node)
+    names = [name for name in manifest.sections if name.split("/")[0] == section] or [section]
+    place = manifest.sections[names[0]]
+    file = os.path.join(path, "objects", manifest.objects[place.object].key)
+    content = bytearray(Path(file).read_bytes())
+    content[(place.start + place.stop) // 2] ^= 0x10
+    Path(file + ".new").write_bytes(content)
+    os.rename(file + ".new", file)
+
+
+def _answers(node: Node, collection: str) -> list[Any]:
+    """What reads of every kind say."""
+    cancel = Cancel()
+    where = (Compare("number", "$gt", 30), DocumentContains("ment 4", False))
+    found: list[Any] = [node.query.count(collection, cancel=cancel), all_rows(node, collection)]
+    found += [
+        node.query.get(collection, GetRequest(where=item), cancel=cancel).ids for item in where
+    ]
+    found.append(node.query.get(collection, GetRequest(ids=["id-7", "no"]), cancel=cancel).ids)
+    for exact in (False, True):
+        request = QueryRequest(
+            embeddings=np.array([[1, 2, 3, 4]], np.float32), n_results=7, fields=Field.NONE,
+            exact=exact,
+        )  # fmt: skip
+        answer = node.query.query(collection, request, cancel=cancel)
+        found.append([item.ids for item in answer.records])
+    return found
+
+
+@pytest.mark.parametrize("section", DERIVED)
+def test_a_damaged_index_is_done_without_and_built_anew(
+    path: str, section: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_node(path) as node:
+        collection, manifest = _manifest(node)
+        right = _answers(node, collection)
+    _damage(path, section)
+    assert check(path).is_damaged
+    with running_node(path, grace_s=0.0) as node:
+        assert _answers(node, collection) == right
+        assert _answers(node, collection) == right
+        told = [item for item in caplog.records if "goes on without" in item.message]
+        assert len({item.message for item in told}) == len(told) > 0
+        node.compactor.rebuild_damaged()
+        assert _manifest(node)[1].id != manifest.id
+        assert not node.compactor.rebuild_damaged()
+        assert _answers(node, collection) == right
+        add_rows(node, collection, 60, 5)
+        node.compactor.compact_now(collection)
+        assert node.query.count(collection, cancel=Cancel()) == 65
+        node.versions.release_replaced(node.clock.now_us() + 1, 100)
+        node.compactor.collect_now(sweep_orphans=False)
+    assert not check(path).is_damaged
+
+
+@pytest.mark.parametrize("file", ["index", "graph"])
+def test_a_missing_file_of_indexes_is_no_reason_to_stop(path: str, file: str) -> None:
+    with running_node(path) as node:
+        collection, manifest = _manifest(node)
+        right = _answers(node, collection)
+    os.unlink(os.path.join(path, "objects", "parts", manifest.id, file))
+    with running_node(path) as node:
+        assert _answers(node, collection) == right
+        node.compactor.rebuild_damaged()
+        assert _answers(node, collection) == right
+
+
+@pytest.mark.parametrize("section", ["records", "vectors"])
+def test_damaged_truth_is_an_error_that_names_the_records(path: str, section: str) -> None:
+    _damage(path, section)
+    with running_node(path) as node:
+        collection, manifest = _manifest(node)
+        with pytest.raises(Corrupt, match="60 of 60 records") as caught:
+            all_rows(node, collection)
+        assert f"parts/{manifest.id}/{section}" in str(caught.value)
+        if section == "vectors":
+            assert "'id-0', 'id-1'" in str(caught.value)
+            ids = node.query.get(collection, GetRequest(), cancel=Cancel()).ids
+            assert len(ids) == 60
+        other, _ = _manifest(node, "other")
+        assert len(all_rows(node, other)) == 60
+        append(node, other, operations(Op.DELETE, ["id-1"]))
+        node.compactor.compact_now(other)
+        assert node.query.count(other, cancel=Cancel()) == 59
+
+
+def test_growing_a_damaged_graph_builds_a_new_one(path: str) -> None:
+    _damage(path, "graph")
+    with running_node(path) as node:
+        collection, _ = _manifest(node)
+        add_rows(node, collection, 60, 60)
+        node.compactor.compact_now(collection)
+        _, manifest = _manifest(node)
+        assert manifest.graph_labels == 120
+        assert node.query.count(collection, cancel=Cancel()) == 120
