@@ -210,3 +210,19 @@ def test_repair_puts_a_bit_of_the_catalog_back(
     assert "put back: catalog" in capsys.readouterr().out
     assert Path(file).read_bytes()[:3_001] == whole[:3_001]
     assert not check(store).is_damaged
+
+
+def test_a_drop_between_the_looks_at_mark_and_catalog_is_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen in a storm of processes: one opened while another dropped what was written last."""
+    with running_node(str(tmp_path)) as node:
+        add_rows(node, make_collection(node), 0, 3)
+        lock_path, look = str(tmp_path / "write.lock"), mark._read
+        stale = [("dropped-meanwhile", 10)]
+        monkeypatch.setattr(mark, "_read", lambda path: stale.pop() if stale else look(path))
+        mark.check_mark(node.database, lock_path)
+        assert not stale
+        monkeypatch.setattr(mark, "_read", lambda _path: ("dropped-meanwhile", 10))
+        with pytest.raises(Corrupt, match="operation 9 of collection dropped-meanwhile"):
+            mark.check_mark(node.database, lock_path)
