@@ -112,6 +112,7 @@ POINTS: dict[str, str] = {
     "sweep.deleted": "an orphan is gone, its row says `swept`",
     "checkpoint.copied": "commits that no reader needs in the write-ahead log are in the database",
     "checkpoint.done": "and the log starts again or is cut off, if it was time for that",
+    "mark.forgotten": "no write is marked as the last: what is dropped next will not be missed",
     "seal.removed": "the catalog is about to be written to, its seal is gone, not durably",
     "seal.broken": "durably",
     "seal.synced": "the closed catalog's seal is written, without its name",

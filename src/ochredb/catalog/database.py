@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 from ochredb.catalog.failures import translated
 from ochredb.catalog.memory_lock import MemoryLock
-from ochredb.catalog.seal import NO_MARK, Seal, put_mark
+from ochredb.catalog.seal import NO_MARK, Seal, forget_mark, put_mark
 from ochredb.catalog.session import DIALECT, Row, SqliteSession
 from ochredb.catalog.statement import Statement
 from ochredb.crash_points import COMMITTED, COMMITTING, reach
@@ -301,7 +301,7 @@ class SqliteDatabase:
                 self._check_format(connection)
                 yield session
                 if session.mark is NO_MARK:  # What is dropped is not to be missed.
-                    put_mark(self._write_lock_fd, NO_MARK)
+                    forget_mark(self._write_lock_fd)
                 reach(name + COMMITTING)
             except BaseException as error:
                 _roll_back(connection)

@@ -46,6 +46,14 @@ def put_mark(descriptor: int, mark: bytes) -> None:
             os.pwrite(descriptor, mark, 0)
 
 
+def forget_mark(descriptor: int) -> None:
+    """Remember no write, durably: what is dropped next must not be missed after a power failure."""
+    put_mark(descriptor, NO_MARK)
+    if descriptor >= 0:
+        files.sync(descriptor)
+        reach("mark.forgotten")
+
+
 class Seal:
     """Of one catalog, as one user of it sees it. Not thread-safe: its database's locks guard it."""
 

@@ -142,9 +142,12 @@ SCENARIOS: dict[str, Scenario] = {
     "names": Scenario(
         prepare=prepare_names,
         run=names,
-        points=commits(
-            "tenant-create", "tenant-update", "database-create", "database-drop",
-            "collection-create", "collection-update", "collection-drop", "reset",
+        points=(
+            "mark.forgotten",
+            *commits(
+                "tenant-create", "tenant-update", "database-create", "database-drop",
+                "collection-create", "collection-update", "collection-drop", "reset",
+            ),
         ),
     ),
     "compact": Scenario(
@@ -197,7 +200,7 @@ SCENARIOS: dict[str, Scenario] = {
         prepare=prepare_clock_set_back,
         run=clock_set_back,
         points=commits("gc-stamp-anew", "gc-mark"),
-        also=(*DELETE, "gc.deleted", *commits("gc-forget", "collection-drop")),
+        also=(*DELETE, "gc.deleted", "mark.forgotten", *commits("gc-forget", "collection-drop")),
     ),
     "reserve": Scenario(
         prepare=prepare_write,
