@@ -305,9 +305,9 @@ class SqliteDatabase:
                 reach(name + COMMITTING)
             except BaseException as error:
                 _roll_back(connection)
-                if isinstance(error, sqlite3.Error):
-                    if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
-                        self._forget_connections()  # Opened while nothing else was permitted.
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+                    self._forget_connections()  # Opened while nothing else was permitted.
+                if isinstance(error, _FAILURES):
                     raise self.translated(error) from error
                 if isinstance(error, MemoryError):
                     raise OutOfMemory("not enough memory to write this now") from error
