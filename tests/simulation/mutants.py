@@ -22,7 +22,7 @@ from ochredb.catalog.statement import Statement
 from ochredb.catalog.versions import VersionTable
 from ochredb.ids import uuid7_time_us
 from ochredb.materialise import Fold
-from ochredb.replay import read_operations
+from ochredb.replay import read_fragments
 from ochredb.testing.simulation.mutants import mutated
 from ochredb.types import Appended
 from ochredb_compactor import compaction, merge
@@ -207,7 +207,7 @@ MUTANTS = [
     Mutant(
         "a read does not notice holes in the log",
         lambda: mutated(
-            read_operations,
+            read_fragments,
             ("if place.start != expected:", "if False:"),
             ("if not places:", "if not places:\n            return\n        if False:"),
             ("if first <= last and expected != last + 1:", "if False:"),
