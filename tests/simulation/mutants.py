@@ -82,6 +82,7 @@ _lock_and_join = Statement(
         logs.c.indexed_offset,
         logs.c.tail_bytes,
         logs.c.time_us,
+        logs.c.revision,
     )
     .where(logs.c.collection == bindparam("collection"))
     .with_for_update()
@@ -246,7 +247,9 @@ def seeds_needed(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> tuple[int, str] 
         for seed in range(seeds_max):
             outcome = simulate(seed, **mutant.weather)
             if outcome.violations:
-                return seed + 1, outcome.violations[0].splitlines()[0]
+                found = outcome.violations[0]
+                assert "Error: " not in found or "IntegrityError" in found, found  # Malformed.
+                return seed + 1, found.splitlines()[0]
     return None
 
 
