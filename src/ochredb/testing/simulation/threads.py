@@ -68,9 +68,6 @@ class SimulatedLock:
             self._owner = None
             self._waiters.wake_all()
 
-    def locked(self) -> bool:
-        return self._depth > 0
-
     def __enter__(self) -> bool:
         return self.acquire()
 
@@ -127,9 +124,6 @@ class SimulatedCondition:
             if not self.wait(timeout):
                 return predicate()
         return True
-
-    def notify(self, n: int = 1) -> None:  # noqa: ARG002
-        self._waiters.wake_all()  # Some for nothing, which must always be expected.
 
     def notify_all(self) -> None:
         self._waiters.wake_all()
