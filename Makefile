@@ -168,8 +168,8 @@ demo: $(READY) ## Store and search the standard library's docstrings; ends by it
 	$(RUN)/python examples/stdlib_search.py
 
 lock: ## Write requirements.lock anew from pyproject.toml (needs uv).
-	uv pip compile pyproject.toml --extra cluster --extra dev --universal --python-version 3.11 --quiet \
-	  --generate-hashes --custom-compile-command "make lock" --output-file requirements.lock
+	uv pip compile pyproject.toml --extra cluster --extra dev --universal --python-version 3.11 \
+	  --quiet --generate-hashes --custom-compile-command "make lock" --output-file requirements.lock
 
 clean: ## Remove environments, caches and what was built.
 	rm -rf .venv .venv-peer .venv-client $(JS)/node_modules build dist *.egg-info

@@ -34,6 +34,7 @@ class Log(Protocol):
         *,
         idempotency_key: str | None = None,
         request_hash: bytes | None = None,
+        request_id: str | None = None,
         expect_last_offset: int | None = None,
         cancel: Cancel,
     ) -> Appended:
@@ -42,6 +43,9 @@ class Log(Protocol):
         idempotency_key: the client's; a repeat with the same content returns the first answer, a
             repeat with other content raises InvalidArgument.
         request_hash: what "the same content" means; None: the operations themselves.
+        request_id: the caller's own name for this write, made before its first attempt and given
+            again with each repeat, to whichever node: applied once, for ten minutes at least. None:
+            this is the only attempt. Not needed with an idempotency key.
         expect_last_offset: write only if this is still the log's last offset.
 
         Raises NotFound (collection), InvalidArgument (dimension), Conflict (expectation), Exhausted
@@ -55,6 +59,7 @@ class Log(Protocol):
         operations: Operations,
         *,
         idempotency_key: str | None = None,
+        request_id: str | None = None,
         cancel: Cancel,
         deliver: Callable[[Appended | BaseException], None],
     ) -> None:
@@ -72,9 +77,13 @@ class Log(Protocol):
         *,
         idempotency_key: str | None = None,
         request_hash: bytes | None = None,
+        request_id: str | None = None,
         cancel: Cancel,
     ) -> Appended:
-        """Append what `evaluate` returns, computed while no other write can land."""
+        """Append what `evaluate` returns, computed while no other write can land.
+
+        A repeat of a write that was applied is answered without evaluating again.
+        """
         ...
 
     def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
@@ -196,4 +205,8 @@ class Compactor(Protocol):
 
     def compact_now(self, collection_id: str) -> None:
         """Fold the tail in the caller's thread (and merge what is due)."""
+        ...
+
+    def hint(self, collection_id: str, last_offset: int, /) -> None:
+        """Something was appended: look sooner. Best effort; never waits, never raises."""
         ...

@@ -198,6 +198,7 @@ class FakeLog:
         *,
         idempotency_key: str | None = None,
         request_hash: bytes | None = None,
+        request_id: str | None = None,
         expect_last_offset: int | None = None,
         cancel: Cancel,
     ) -> Appended:
@@ -226,6 +227,7 @@ class FakeLog:
         operations: Operations,
         *,
         idempotency_key: str | None = None,
+        request_id: str | None = None,
         cancel: Cancel,
         deliver: Callable[[Appended | BaseException], None],
     ) -> None:
@@ -247,6 +249,7 @@ class FakeLog:
         *,
         idempotency_key: str | None = None,
         request_hash: bytes | None = None,
+        request_id: str | None = None,
         cancel: Cancel,
     ) -> Appended:
         return self.append(collection_id, evaluate(), cancel=cancel)

@@ -24,6 +24,7 @@ from ochredb.cancel import Cancel, Cancelled
 from ochredb.catalog.database import Database
 from ochredb.catalog.logs import AppendRequest, LogTable
 from ochredb.catalog.namespace import LOCK_LOG
+from ochredb.catalog.repeats import named
 from ochredb.checksum import signed, xxh3
 from ochredb.crash_points import reach
 from ochredb.errors import (
@@ -107,6 +108,7 @@ class LogService:
         *,
         idempotency_key: str | None = None,
         request_hash: bytes | None = None,
+        request_id: str | None = None,
         expect_last_offset: int | None = None,
         cancel: Cancel,
     ) -> Appended:
@@ -117,7 +119,13 @@ class LogService:
         check(operations)
         payload = encode(operations)
         request = self._request(
-            collection_id, operations, payload, idempotency_key, request_hash, expect_last_offset
+            collection_id,
+            operations,
+            payload,
+            idempotency_key,
+            request_hash,
+            request_id,
+            expect_last_offset,
         )
         kept = own_copy(operations, payload.size)
         appended = self._with_room(
@@ -133,6 +141,7 @@ class LogService:
         operations: Operations,
         *,
         idempotency_key: str | None = None,
+        request_id: str | None = None,
         cancel: Cancel,
         deliver: Delivery,
     ) -> None:
@@ -142,7 +151,9 @@ class LogService:
             self._reserve.check()
         check(operations)
         payload = encode(operations)
-        request = self._request(collection_id, operations, payload, idempotency_key, None, None)
+        request = self._request(
+            collection_id, operations, payload, idempotency_key, None, request_id, None
+        )
         kept = own_copy(operations, payload.size)
         self._submit(Waiting(request, kept, payload, cancel, deliver=deliver))
 
@@ -153,6 +164,7 @@ class LogService:
         *,
         idempotency_key: str | None = None,
         request_hash: bytes | None = None,
+        request_id: str | None = None,
         cancel: Cancel,
     ) -> Appended:
         """See `ochredb.peers.Log.append_evaluated`.
@@ -163,7 +175,9 @@ class LogService:
         appended = self._with_room(
             collection_id,
             cancel,
-            lambda: self._append_evaluated(collection_id, evaluate, idempotency_key, request_hash),
+            lambda: self._append_evaluated(
+                collection_id, evaluate, idempotency_key, request_hash, request_id
+            ),
         )
         if appended.last_offset >= appended.first_offset and not appended.repeated:
             self._tell_appended(collection_id, appended.last_offset)
@@ -175,10 +189,17 @@ class LogService:
         evaluate: Callable[[], Operations],
         key: str | None,
         request_hash: bytes | None,
+        request_id: str | None,
     ) -> Appended:
         with self._database.write("append-evaluated") as session:
             if session.one(LOCK_LOG, collection=collection_id) is None:
                 raise NotFound(f"Collection [{collection_id}] does not exist.")
+            # What a repeat finds now is not what the first attempt found.
+            first = self._table.repeated_locked(
+                session, collection_id, key, request_hash, request_id
+            )
+            if first is not None:
+                return first
             operations = evaluate()
             if len(operations) == 0 and key is not None and request_hash is not None:
                 return self._table.record_nothing_locked(session, collection_id, key, request_hash)
@@ -187,7 +208,9 @@ class LogService:
                 return Appended(last + 1, last)
             check(operations)
             payload = encode(operations)
-            request = self._request(collection_id, operations, payload, key, request_hash, None)
+            request = self._request(
+                collection_id, operations, payload, key, request_hash, request_id, None
+            )
             # Inline whatever its size: nothing waits for a store inside a transaction.
             request = replace(request, payload=payload.to_pybytes())
             return self._table.append_locked(session, request)
@@ -221,15 +244,18 @@ class LogService:
         payload: pa.Buffer,
         key: str | None,
         request_hash: bytes | None,
+        request_id: str | None,
         expect_last_offset: int | None,
     ) -> AppendRequest:
         checksum = xxh3(memoryview(payload))
         if key is not None and request_hash is None:
             request_hash = checksum.to_bytes(8, "little")
+        if key is None:
+            key, request_hash = self._ids.uuid7() if request_id is None else named(request_id), None
         return AppendRequest(
             collection=collection_id,
-            request_id=key if key is not None else self._ids.uuid7(),
-            request_hash=None if key is None else request_hash,
+            request_id=key,
+            request_hash=request_hash,
             count=len(operations),
             dimension=operations.dimension,
             key_types=operations.key_types,
@@ -241,6 +267,8 @@ class LogService:
             object_bytes=0,
             byte_count=payload.size,
             checksum=signed(checksum),
+            # Not of this node's knowing: another may have had it before.
+            may_be_repeat=request_id is not None,
         )
 
     # -- group commit

@@ -24,6 +24,7 @@ from ochredb.catalog.objects import ObjectTable
 from ochredb.catalog.pins import PinTable
 from ochredb.catalog.quarantine import QuarantineTable
 from ochredb.catalog.read_only import open_read_only, read_only_reason
+from ochredb.catalog.repeats import KEYS_KEPT_S
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock, SystemClock
 from ochredb.crash_points import reach
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("ochredb.node")
 
 _STORE_ID_KEY = "store_id"
-_IDEMPOTENCY_RETENTION_S = 24 * 3600.0
 _FREE_PAGES_PER_SECOND = 2_000
 _IDLE_AFTER_S = 1.0  # Without a write.
 _FOLDERS_PERIOD_S = 600.0
@@ -364,8 +364,7 @@ class Node:
         if now - self._housekept_s > 10.0:
             self._housekept_s = now
             PinTable(self.database, self.clock, self.ages).release_expired()
-            retention_s = _IDEMPOTENCY_RETENTION_S
-            self.logs.expire_idempotency(retention_s + self.ages.slack_s(retention_s))
+            self.logs.expire_idempotency(KEYS_KEPT_S + self.ages.slack_s(KEYS_KEPT_S))
             self.database.release_free_pages(_FREE_PAGES_PER_SECOND)
             if isinstance(self.store, DirectoryStore):
                 self.store.clean_temporary(self.ages.before_us(600.0))

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from ochredb.catalog import fragment_rows, mark
+from ochredb.catalog import fragment_rows, mark, repeats
 from ochredb.catalog import objects as object_table
 from ochredb.catalog.core import (
     BindParameter,
@@ -35,7 +35,7 @@ from ochredb.catalog.schema import (
 )
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
-from ochredb.errors import Conflict, Exhausted, InvalidArgument, NotFound, OchreError, Unprocessable
+from ochredb.errors import Conflict, Exhausted, InvalidArgument, NotFound, OchreError
 from ochredb.recent import RecentOperations
 from ochredb.types import Appended, Snapshot
 
@@ -91,16 +91,6 @@ _ADVANCE = Statement(
     )
 )
 _INSERT_FRAGMENT = Statement(insert(fragments))
-_BY_REQUEST = Statement(
-    select(fragments.c.start, fragments.c.stop, fragments.c.checksum).where(
-        fragments.c.collection == _collection, fragments.c.request_id == bindparam("request")
-    )
-)
-_IDEMPOTENT = Statement(
-    select(idempotency.c.request_hash, idempotency.c.first_offset, idempotency.c.last_offset).where(
-        idempotency.c.collection == _collection, idempotency.c.key == bindparam("request")
-    )
-)
 _INSERT_IDEMPOTENT = Statement(insert(idempotency))
 _EXPIRE_IDEMPOTENT = Statement(
     delete(idempotency).where(idempotency.c.time_us < bindparam("cutoff_us"))
@@ -353,18 +343,32 @@ class LogTable:
     def _repeated(self, session: Session, request: AppendRequest) -> Appended | None:
         """The first answer, if this key was already applied (looked up under the lock)."""
         if request.request_hash is not None:
-            return _first_answer(
+            return repeats.by_key(
                 session, request.collection, request.request_id, request.request_hash
             )
         if not request.may_be_repeat:
             return None
-        row = session.one(_BY_REQUEST, collection=request.collection, request=request.request_id)
-        return None if row is None else Appended(row[0], row[1], repeated=True)
+        return repeats.by_name(session, request.collection, request.request_id)
 
     def repeated(self, collection: str, key: str, request_hash: bytes) -> Appended | None:
         """The first answer to a client's key, looked up without the lock. Raises Unprocessable."""
         with self._db.read() as session:
-            return _first_answer(session, collection, key, request_hash)
+            return repeats.by_key(session, collection, key, request_hash)
+
+    def repeated_locked(
+        self,
+        session: Session,
+        collection: str,
+        key: str | None,
+        request_hash: bytes | None,
+        request_id: str | None,
+    ) -> Appended | None:
+        """The first answer to a client's key or a caller's name, under the lock of the log."""
+        if key is not None and request_hash is not None:
+            return repeats.by_key(session, collection, key, request_hash)
+        if request_id is None:
+            return None
+        return repeats.by_name(session, collection, repeats.named(request_id))
 
     def record_nothing(self, collection: str, key: str, request_hash: bytes) -> Appended:
         """Bind a client's key to a request that found nothing to do: an empty range of offsets.
@@ -382,7 +386,7 @@ class LogTable:
         row = session.one(_LOCK, collection=collection)
         if row is None:
             raise NotFound(f"Collection [{collection}] does not exist.")
-        first = _first_answer(session, collection, key, request_hash)
+        first = repeats.by_key(session, collection, key, request_hash)
         if first is not None:
             return first
         nothing = Appended(row[2], row[2] - 1)
@@ -471,17 +475,6 @@ class LogTable:
         cutoff = self._clock.now_us() - int(retention_s * 1e6)
         with self._db.write("expire-keys") as session:
             session.run(_EXPIRE_IDEMPOTENT, cutoff_us=cutoff)
-
-
-def _first_answer(
-    session: Session, collection: str, key: str, request_hash: bytes
-) -> Appended | None:
-    row = session.one(_IDEMPOTENT, collection=collection, request=key)
-    if row is None:
-        return None
-    if row[0] != request_hash:
-        raise Unprocessable(f"Idempotency-Key {key!r} was used for another request")
-    return Appended(row[1], row[2], repeated=True)
 
 
 def dimension_error(expected: int, got: int) -> InvalidArgument:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ochredb.catalog import objects as object_table
-from ochredb.catalog import quarantine
+from ochredb.catalog import quarantine, repeats
 from ochredb.catalog.core import BindParameter, bindparam, delete, func, insert, select, update
 from ochredb.catalog.database import Database, Session
 from ochredb.catalog.jobs import Lease, holds
@@ -296,6 +296,7 @@ class VersionTable:
     ) -> None:
         """Move the log's row on, and trim the log below the new indexed offset."""
         if new.indexed_offset > indexed:
+            repeats.keep_names(session, collection, new.indexed_offset, self._clock.now_us())
             session.run(_TRIM, collection=collection, floor=new.indexed_offset)
             object_table.release(
                 session,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import Delete, Insert, Select, Table, UniqueConstraint, Update
+from sqlalchemy import CompoundSelect, Delete, Insert, Select, Table, UniqueConstraint, Update
 
 from ochredb.catalog.core import real
 from ochredb.catalog.statement import Compiled, Statement, compiled
@@ -81,6 +81,8 @@ def plan_of(statement: Statement) -> StatementPlan:
         kind = next(name for base, name in kinds.items() if isinstance(element, base))
         returning = element.returning(*element.table.c)
         return StatementPlan(kind, text, _info(element.table), compiled(returning, "sqlite"))
+    if isinstance(element, CompoundSelect):
+        return StatementPlan("read", text)
     assert isinstance(element, Select)
     lock = element._for_update_arg
     if lock is None:
