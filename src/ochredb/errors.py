@@ -10,6 +10,7 @@
     ├── Conflict            412  somebody else changed it first; read again, then retry
     ├── TooLarge            413  the request is above a published limit
     ├── Exhausted           429  overload or backlog; retry after a pause (`retry_after_s`)
+    ├── Gone                503  the snapshot is too old: plan again on a new one
     ├── Internal            500  a bug
     ├── Corrupt             500  stored bytes fail their checksum
     ├── Unimplemented       501  not offered (yet)
@@ -121,6 +122,12 @@ class Exhausted(OchreError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0, **detail: Any) -> None:
         super().__init__(message, retry_after_s=retry_after_s, **detail)
         self.retry_after_s = retry_after_s
+
+
+class Gone(OchreError):
+    """What a snapshot names is not there any more: it is too old, plan again on a new one."""
+
+    kind = Kind.UNAVAILABLE
 
 
 class Internal(OchreError):

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ochredb.cancel import Cancel
+from ochredb.explain import PlanStep
 from ochredb.types import (
     Appended,
     Field,
     Float32s,
     IndexingStatus,
+    Int64s,
     Operations,
     QueryAnswer,
     Records,
+    Snapshot,
 )
 from ochredb.where import Where
 
@@ -197,6 +200,53 @@ class Query(Protocol):
 
     def together(self, reads: Sequence[QuickRead]) -> Batch:
         """Quick reads of one group, to be searched as one batch. As quick as they are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartsRequest:
+    """A share of another node's read: some parts of a collection at the snapshot that it took.
+
+    part_ids: of the snapshot's version. request: as it was made, but for what each share decides
+        alike (a query's target_recall is given, a get's page may be another).
+    keys_only: no records, only which rows they would be.
+    """
+
+    snapshot: Snapshot
+    part_ids: tuple[str, ...]
+    request: GetRequest | QueryRequest
+    keys_only: bool = False
+
+
+@dataclass(slots=True)
+class PartsAnswer:
+    """The rows of a share: of several answers (one for each query vector) one after the other.
+
+    records: their columns. splits: answer i is what lies at [splits[i], splits[i + 1]). seqs:
+        int64[n]. distances: float32[n] of a query, exact; None for a get. Rows are in the order of
+        the whole answer: by distance, then by seq; or by seq.
+    any_lives: whether one of the ids that the request names lives in these parts.
+    """
+
+    records: Records
+    splits: list[int]
+    seqs: Int64s
+    distances: Float32s | None = None
+    any_lives: bool = False
+    plan: PlanStep | None = None  # What was executed, if the request asked for it.
+
+
+class QueryNode(Query, Protocol):
+    """A query node as another one sees it."""
+
+    def search_parts(
+        self, collection_id: str, request: PartsRequest, *, cancel: Cancel
+    ) -> PartsAnswer:
+        """The nearest rows, or the first ones, of some parts alone; their tail is the caller's.
+
+        Raises NotFound (collection); Gone if a part or the log up to the snapshot is not there any
+        more.
+        """
         ...
 
 

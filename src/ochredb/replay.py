@@ -8,16 +8,12 @@ from itertools import chain
 from ochredb.catalog.fragment_rows import FragmentPlace
 from ochredb.catalog.logs import LogTable
 from ochredb.checksum import signed, xxh3
-from ochredb.errors import Corrupt, NotFound, OchreError
+from ochredb.errors import Corrupt, Gone, NotFound
 from ochredb.poison import Admitted, Poison, admitted
 from ochredb.storage.base import ObjectStore
 from ochredb.types import Operations
 
 _PAGE_FRAGMENTS = 128  # Fetched at once: bounds the inline payloads in memory to some 32 MiB.
-
-
-class Gone(OchreError):
-    """Part of the log is below its floor: the snapshot is too old, plan again on a new one."""
 
 
 def read_operations(

@@ -23,7 +23,7 @@ OchreError INTERNAL
     DeadlineExceeded TIMEOUT
     Exhausted EXHAUSTED
     Forbidden FORBIDDEN
-    Gone INTERNAL
+    Gone UNAVAILABLE
     Internal INTERNAL
     InvalidArgument INVALID
         Unprocessable UNPROCESSABLE

@@ -19,6 +19,7 @@ from ochredb.errors import (
     Conflict,
     Corrupt,
     Exhausted,
+    Gone,
     InvalidArgument,
     NotFound,
     OchreError,
@@ -487,5 +488,5 @@ def test_a_long_log_is_read_in_pages_without_holes(
         connection = session.connection  # type: ignore[attr-defined]
         connection.execute("DELETE FROM fragments WHERE start = 7")
     forget_recent(node)
-    with pytest.raises(replay.Gone, match="offset 7"):
+    with pytest.raises(Gone, match="offset 7"):
         _log(node, collection)

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from ochredb.cancel import Cancel, Cancelled
-from ochredb.errors import Corrupt, DeadlineExceeded, InvalidArgument, NotFound
+from ochredb.errors import Corrupt, DeadlineExceeded, Gone, InvalidArgument, NotFound
 from ochredb.peers import GetRequest, QueryRequest
-from ochredb.replay import Gone
 from ochredb.types import Field, Op, QueryAnswer, Records
 from ochredb.where import Compare
 from ochredb_node.node import Node

@@ -21,6 +21,7 @@ from ochredb.errors import (
     Corrupt,
     DeadlineExceeded,
     Exhausted,
+    Gone,
     NewerFormat,
     NotFound,
     OchreError,
@@ -28,7 +29,6 @@ from ochredb.errors import (
     Unavailable,
 )
 from ochredb.processes import is_gone
-from ochredb.replay import Gone
 from ochredb_compactor.compaction import compact
 from ochredb_compactor.garbage import collect, garbage_due, sweep
 from ochredb_compactor.merge import merge

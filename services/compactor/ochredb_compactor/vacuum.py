@@ -23,8 +23,8 @@ from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.pins import PinTable
 from ochredb.catalog.quarantine import QuarantineTable
 from ochredb.configuration import index_settings
-from ochredb.errors import Conflict, NotFound, OchreError
-from ochredb.replay import Gone, read_operations
+from ochredb.errors import Conflict, Gone, NotFound, OchreError
+from ochredb.replay import read_operations
 from ochredb.types import METADATA_TYPES, Snapshot
 from ochredb.vacuum import Phase, VacuumReport
 from ochredb_compactor.garbage import collect, find_orphans, let_go, sweep

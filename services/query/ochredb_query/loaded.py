@@ -13,13 +13,13 @@ from collections.abc import Callable
 from ochredb.catalog.logs import LogTable
 from ochredb.catalog.versions import VersionTable
 from ochredb.configuration import IndexSettings
-from ochredb.errors import Exhausted, NotFound
+from ochredb.errors import Exhausted, Gone, NotFound
 from ochredb.materialise import Fold
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
 from ochredb.parts.reader import Part
 from ochredb.poison import Poison
-from ochredb.replay import Gone, read_operations
+from ochredb.replay import read_operations
 from ochredb.segment import SegmentView, View
 from ochredb.storage.base import LocalStore
 from ochredb.tail import ROW_BYTES, TailMemory

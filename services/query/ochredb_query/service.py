@@ -17,7 +17,7 @@ from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
 from ochredb.configuration import index_settings
-from ochredb.errors import Corrupt, Exhausted, NotFound, Unavailable
+from ochredb.errors import Corrupt, Exhausted, Gone, NotFound, Unavailable
 from ochredb.explain import Trace, Value
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
@@ -25,7 +25,6 @@ from ochredb.peers import Batch, GetRequest, QueryRequest, QuickRead
 from ochredb.plan import cost
 from ochredb.plan.nearest import Nearest
 from ochredb.plan.operators import Filter, Page, Project, Selection, step
-from ochredb.replay import Gone
 from ochredb.segment import View
 from ochredb.storage.base import LocalStore
 from ochredb.tail import TailMemory

@@ -32,8 +32,7 @@ from ochredb.catalog.copies import Contents, check_copy, contents, prune
 from ochredb.catalog.database import SqliteDatabase
 from ochredb.clock import Clock, SystemClock
 from ochredb.crash_points import reach
-from ochredb.errors import Corrupt, InvalidArgument, NotFound, OchreError, Unavailable
-from ochredb.replay import Gone
+from ochredb.errors import Corrupt, Gone, InvalidArgument, NotFound, OchreError, Unavailable
 from ochredb.storage import files
 from ochredb.storage.directory import DirectoryStore
 
