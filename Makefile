@@ -141,6 +141,10 @@ damage: $(READY) ## 300 random mutilations: an error or the right answer, and ch
 damage-long: $(READY) ## The same, 5,000 of them, half an hour and more.
 	OCHREDB_DAMAGE_CASES=5000 $(RUN)/python -m pytest -q -s tests/damage
 
+.PHONY: components
+components: ## Install PostgreSQL, Ceph, Redis and nftables by apt-get, where they are missing.
+	@tests/components/install.sh
+
 conformance: $(READY) $(PEER_READY) ## The official client's own tests against our server, 5 min.
 	$(RUN)/python tests/conformance/against_ochredb.py --python .venv-peer/bin/python
 

@@ -166,7 +166,7 @@ class Server:
     """One life of the server: from its start to its death."""
 
     def __init__(self, plan: Plan, log_path: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.log_path = log_path
         command = [part.format(directory=plan.directory, port=self.port) for part in plan.command]
         observed = plan.loss.environ() if plan.loss else {}
@@ -214,7 +214,7 @@ class Server:
         return Path(self.log_path).read_bytes()[-3000:].decode(errors="replace")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody listens on, outside the range from which outgoing connections draw."""
     candidates = random.SystemRandom()
     while True:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,15 @@ from typing import Any
 from ochredb.catalog.database import SqliteSession
 from ochredb.catalog.jobs import Jobs
 from ochredb.processes import is_gone
-from ochredb.testing.history import Event, check
-from ochredb.testing.history_events import Named, Outcome, Read, Write
+from ochredb.testing.history import check
 from ochredb_node.node import Node, NodeConfig
 
 from . import storm_worker
-from .harness import _free_port
-from .storm_worker import DATABASE, GRACE_S, LEASE_TTL_S, Actor, Call, Recorder
+from .actor import DATABASE, Actor, Call, Recorder
+from .harness import free_port
+from .nursery import Nursery
+from .recorded import Recorded, bytes_of
+from .storm_worker import GRACE_S, LEASE_TTL_S
 
 ROLES = ("writer", "writer", "reader", "compactor", "churner", "reader", "server", "server")
 _START_S_MAX = 60.0
@@ -57,7 +57,6 @@ class Report:
     killed_at_start: int = 0
     starts: int = 0
     operations: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[int] = field(default_factory=Counter)
     unknown: int = 0
     landed_unknown: int = 0
     repeated: int = 0
@@ -82,36 +81,6 @@ class Report:
         )
 
 
-class Nursery:
-    """The process that forks the others."""
-
-    def __init__(self, log: str) -> None:
-        with open(log, "wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.crash.storm_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                cwd=Path(__file__).resolve().parents[2],
-            )
-
-    def ask(self, **order: Any) -> dict[str, Any]:
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-        answer: dict[str, Any] = json.loads(process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-
 @dataclass
 class Slot:
     """One place among the processes, and who has it now."""
@@ -134,15 +103,14 @@ class Storm:
         self._beside.mkdir()
         self._stop = str(self._beside / "stop")
         self._slots = [
-            Slot(f"{role}{number}", role, port=_free_port() if role == "server" else 0)
+            Slot(f"{role}{number}", role, port=free_port() if role == "server" else 0)
             for number, role in enumerate(ROLES)
         ]
         self._clients = [Slot(f"client{number}", "client") for number in range(plan.clients)]
-        self._died: dict[str, int] = {}  # When, by history file.
-        self._sent: set[str] = set()  # Keys of writes.
+        self._recorded = Recorded(self._problem)
 
     def run(self) -> Report:
-        nursery = Nursery(str(self._beside / "nursery.log"))
+        nursery = Nursery("tests.crash.storm_worker", str(self._beside / "nursery.log"))
         try:
             for slot in (*self._slots, *self._clients):
                 self._spawn(nursery, slot)
@@ -197,9 +165,9 @@ class Storm:
         slot = self._rng.choice(self._slots)
         history = slot.histories[-1]
         nursery.ask(do="kill", pid=slot.pid, signal="SIGKILL")
-        self._died[history] = time.monotonic_ns()
+        self._recorded.died[history] = time.monotonic_ns()
         self.report.kills += 1
-        if slot.role != "server" and b"started" not in _bytes(history):
+        if slot.role != "server" and b"started" not in bytes_of(history):
             self.report.killed_at_start += 1
         self._spawn(nursery, slot)
 
@@ -237,7 +205,7 @@ class Storm:
                 self._problem(f"{slot.name} did not stop:\n{self._log(slot)}")
 
     def _log(self, slot: Slot) -> str:
-        return _bytes(str(self._beside / f"{slot.name}.log"))[-6000:].decode()
+        return bytes_of(str(self._beside / f"{slot.name}.log"))[-6000:].decode()
 
     # -- the judgement
 
@@ -257,12 +225,15 @@ class Storm:
         finally:
             node.close()
         histories = [path for slot in (*self._slots, *self._clients) for path in slot.histories]
-        events = [event for path in (*histories, last) for event in self._events(path, keys, live)]
+        recorded = self._recorded
+        events = [e for path in (*histories, last) for e in recorded.events(path, keys, live)]
         started_s = time.monotonic()
         verdict = check(events)
         report = self.report
         report.check_s = time.monotonic() - started_s
         report.writes, report.reads = verdict.writes, verdict.reads
+        report.operations, report.unknown = recorded.operations, recorded.unknown
+        report.landed_unknown, report.repeated = recorded.landed_unknown, recorded.repeated
         report.collections, report.log_operations = verdict.collections, verdict.operations
         for violation in verdict.violations:
             self._problem(str(violation))
@@ -309,106 +280,6 @@ class Storm:
             self._problem(f"missing objects: {sorted(named - stored)[:5]}")
         if stored - named:
             self._problem(f"objects that nobody names: {sorted(stored - named)[:5]}")
-
-    # -- from the files to events
-
-    def _events(
-        self, path: str, keys: dict[tuple[str, str], tuple[int, int]], live: set[str]
-    ) -> Iterator[Event]:
-        """A process's events. What became of a write that was cut off its key tells."""
-        process, died = Path(path).stem, self._died.get(path)
-        for first, second in _pairs(path, self._problem):
-            kind = first.pop("kind")
-            status = second.get("status")
-            self.report.operations[f"{kind} {first['verb']}"] += 1
-            if status is not None:
-                self.report.statuses[status] += 1
-            if status is not None and status >= 400 and status != 404:
-                self._problem(f"{process}: status {status} for {first}: {second.get('error')}")
-            outcome = _outcome(status)
-            ends = {"begin": first["begin"], "end": second.get("end", died)}
-            fields: dict[str, Any] = {"process": process, **ends}
-            if kind == "read":
-                if outcome == "done" or outcome == "not_found":
-                    yield Read(
-                        **fields, verb=first["verb"], collection=first["collection"],
-                        body=first["body"], outcome=outcome, answer=second.get("answer"),
-                    )  # fmt: skip
-            elif kind == "name":
-                found = second.get("collection", first.get("collection"))
-                yield Named(
-                    **fields, verb=first["verb"], name=first["name"], outcome=outcome,
-                    collection=found,
-                )  # fmt: skip
-            else:
-                yield self._write(fields, first, second, outcome, keys, live)
-
-    def _write(
-        self,
-        fields: dict[str, Any],
-        first: dict[str, Any],
-        second: dict[str, Any],
-        outcome: Outcome,
-        keys: dict[tuple[str, str], tuple[int, int]],
-        live: set[str],
-    ) -> Write:
-        collection, report = first["collection"], self.report
-        report.repeated += first["key"] in self._sent
-        self._sent.add(first["key"])
-        stored = keys.get((collection, first["key"]))
-        offsets = (second["first"], second["last"]) if "first" in second else stored
-        if outcome == "unknown":
-            report.unknown += 1
-            report.landed_unknown += stored is not None
-            if collection in live:
-                outcome = "refused" if stored is None else "done"
-                # Perhaps only another attempt has landed, after this one's process had died.
-                fields["end"] = time.monotonic_ns()
-        elif outcome == "done" and collection in live and stored != offsets:
-            self._problem(f"acknowledged at {offsets}, kept as {stored}: {first}")
-        if outcome == "done" and offsets is None:
-            outcome = "unknown"  # Of a collection that is gone, and its keys with it.
-        first_offset, last_offset = offsets if outcome == "done" and offsets else (None, None)
-        return Write(
-            **fields, verb=first["verb"], collection=collection, body=first["body"],
-            key=first["key"], outcome=outcome, deleted=second.get("deleted"),
-            first_offset=first_offset, last_offset=last_offset,
-        )  # fmt: skip
-
-
-def _pairs(
-    path: str, problem: Callable[[str], None]
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Both lines of each operation; the second is empty if the process did not get to it."""
-    begun: dict[int, dict[str, Any]] = {}
-    for text in _bytes(path).splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:  # The last line of a killed process.
-            continue
-        if "failed" in line:
-            problem(f"{Path(path).stem} failed:\n{line['failed']}")
-        elif "begin" in line:
-            begun[line["n"]] = line
-        elif "end" in line:
-            yield begun.pop(line["n"]), line
-    for line in begun.values():
-        yield line, {}
-
-
-def _outcome(status: int | None) -> Outcome:
-    if status is None or status >= 500:
-        return "unknown"
-    if status == 404:
-        return "not_found"
-    return "done" if status < 300 else "refused"
-
-
-def _bytes(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:  # Killed before its first step.
-        return b""
 
 
 def _all(node: Node, sql: str) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -43,11 +44,23 @@ def node_config(path: str | None) -> NodeConfig:
     )
 
 
+class Maintenance(Protocol):
+    """What a test does to an engine that must change no answer."""
+
+    def fold_now(self, collection_id: str) -> object: ...
+
+    def compact_now(self, collection_id: str) -> object: ...
+
+    def collect_now(self, *, sweep_orphans: bool) -> object: ...
+
+
 class Driver(Protocol):
     """One running engine."""
 
-    node: Node
     persistent: bool
+
+    @property
+    def compactor(self) -> Maintenance: ...
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """The status and the parsed answer (None if it is empty)."""
@@ -71,6 +84,10 @@ class EmbeddedDriver:
     def _start(self) -> None:
         self.node = Node(node_config(self._path))
         self.node.start(background=False)
+
+    @property
+    def compactor(self) -> Maintenance:
+        return self.node.compactor
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         data = b"" if body is None else json.dumps(body).encode()  # Integers of any size.
@@ -108,6 +125,10 @@ class HttpDriver:
         assert ready.wait(10), "the server did not start"
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
+    @property
+    def compactor(self) -> Maintenance:
+        return self.node.compactor
+
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body).encode()
         self._connection.request(method, path, data, _HEADERS)
@@ -131,13 +152,32 @@ class HttpDriver:
 
 
 class PlannerProbe:
-    """Whether the planner has chosen a graph since the last `reset`."""
+    """Whether a planner has chosen a graph since the last `reset`.
 
-    def __init__(self) -> None:
-        self.graph_uses = 0
+    path: of a file with a byte for each use, which planners of several processes may add to.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self._path, self._uses, self._seen = path, 0, 0
+
+    def used(self) -> None:
+        if self._path is None:
+            self._uses += 1
+            return
+        with open(self._path, "ab") as file:
+            file.write(b".")
+
+    def _all(self) -> int:
+        if self._path is None:
+            return self._uses
+        return os.path.getsize(self._path) if os.path.exists(self._path) else 0
+
+    @property
+    def graph_uses(self) -> int:
+        return self._all() - self._seen
 
     def reset(self) -> None:
-        self.graph_uses = 0
+        self._seen = self._all()
 
 
 # Thresholds from which rows are merged, get graphs and text indexes, and are kept in objects.
@@ -179,7 +219,9 @@ _STEPS: list[tuple[Any, str, int]] = [
 ]
 
 
-def make_small(monkeypatch: pytest.MonkeyPatch, *, graphs: bool, steps: bool) -> PlannerProbe:
+def make_small(
+    monkeypatch: pytest.MonkeyPatch, *, graphs: bool, steps: bool, probe_path: str | None = None
+) -> PlannerProbe:
     """Merges, graphs and indexes with tens of rows.
 
     graphs: the planner uses the graphs, or never. steps: everything is also done in small steps.
@@ -190,12 +232,13 @@ def make_small(monkeypatch: pytest.MonkeyPatch, *, graphs: bool, steps: bool) ->
         monkeypatch.setattr(cost, "graph_us", lambda *_args: 0.0)
         monkeypatch.setattr(cost, "FILTERED_SCAN_US_MAX", 0.0)
         monkeypatch.setattr(cost, "GRAPH_SHARE_MIN", 0.0)
-    probe = PlannerProbe()
+    probe = PlannerProbe(probe_path)
     choose: Callable[..., bool] = cost.prefers_graph
 
     def prefers_graph(**facts: Any) -> bool:
         chosen = graphs and choose(**facts)
-        probe.graph_uses += chosen
+        if chosen:
+            probe.used()
         return chosen
 
     monkeypatch.setattr(cost, "prefers_graph", prefers_graph)

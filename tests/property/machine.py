@@ -1,11 +1,12 @@
 """The state machine: random requests, folds, merges, collections of garbage and restarts.
 
-After each step the answer equals the model's. One class for all drivers: `machine_class` binds it
+After each step the answer equals the model's. One class for all drivers: `run_steps` binds it
 to one. `Run` counts what a run did, so that a test can require that it did something.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -13,8 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from ochredb.testing import strategies
 from ochredb.testing.model import HNSW_DEFAULTS, CollectionModel, Refusal, canonical
@@ -26,6 +34,10 @@ Json = dict[str, Any]
 _NAMES = ("first", "second.2", "third-3")
 _DIMENSIONS = (1, 2, 3, 8, 17)
 _BULK_IDS = 120
+RECALL_MIN = 0.9
+_STEPS_PER_EXAMPLE = 30
+_SHRINK = os.environ.get("OCHREDB_STATE_SHRINK", "") == "1"
+_PHASES = (Phase.generate, Phase.shrink) if _SHRINK else (Phase.generate,)
 # Ids of bulk writes are asked for, changed and deleted too.
 _KINDS = [
     kind
@@ -67,7 +79,7 @@ class Known:
 
 
 class Machine(RuleBasedStateMachine):
-    """Bound to a run by `machine_class`."""
+    """Bound to a run by `run_steps`."""
 
     run: Run
 
@@ -124,7 +136,7 @@ class Machine(RuleBasedStateMachine):
         assert known is not None
         self._write(known, "add", bulk("add", dim, 0, rows, seed))
         if compact:
-            self.driver.node.compactor.compact_now(known.id)
+            self.driver.compactor.compact_now(known.id)
 
     def create(self, data: st.DataObject) -> None:
         metadata = data.draw(st.one_of(st.none(), strategies.collection_metadatas))
@@ -292,7 +304,7 @@ class Machine(RuleBasedStateMachine):
         known = self.pick(data)
         kind = data.draw(st.sampled_from(["fold", "fold", "compact", "compact", "collect"]))
         self.run.steps[kind] += 1
-        compactor = self.driver.node.compactor
+        compactor = self.driver.compactor
         if kind == "fold":
             compactor.fold_now(known.id)
         elif kind == "compact":
@@ -351,9 +363,29 @@ def bulk(verb: str, dim: int, first: int, count: int, seed: int) -> Json:
     }
 
 
-def machine_class(run: Run) -> type[Machine]:
-    bound: type[Machine] = type("BoundMachine", (Machine,), {"run": run})
-    return bound
+def run_steps(run: Run, steps: float, number: int, *, examples: int = 6) -> None:
+    """At least as many steps, from the seed `number` on.
+
+    examples: of one seed, of up to 30 steps each; each begins with an empty engine.
+    """
+    while run.step_count < steps:  # Hypothesis cuts examples short now and then.
+        print(f"OCHREDB_STATE_SEED={number}")
+        machine: type[Machine] = seed(number)(type("BoundMachine", (Machine,), {"run": run}))
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=_STEPS_PER_EXAMPLE + 1,  # The first creates a collection.
+                database=None,
+                deadline=None,
+                phases=_PHASES,
+                suppress_health_check=list(HealthCheck),
+                print_blob=True,
+            ),
+        )
+        number += 1
+    print(f"{run.step_count} steps: {dict(sorted(run.steps.items()))}")
+    print(f"by graph: {run.recall.answers} answers, recall {run.recall.share:.4f}")
 
 
-__all__ = ["Machine", "Run", "bulk", "machine_class"]
+__all__ = ["RECALL_MIN", "Machine", "Run", "bulk", "run_steps"]

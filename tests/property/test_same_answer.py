@@ -17,7 +17,7 @@ from ochredb.testing import strategies
 from ochredb.testing.model import CollectionModel, canonical, float32_list
 
 from .compare import Recall, check_get, check_query
-from .drivers import COLLECTIONS, EmbeddedDriver, make_small
+from .drivers import COLLECTIONS, Driver, EmbeddedDriver, make_small
 
 Json = dict[str, Any]
 Step = tuple[str, Json]
@@ -113,7 +113,7 @@ def reads_of(rng: np.random.Generator, count: int, dim: int, queries: int) -> li
     return reads
 
 
-def answers(driver: EmbeddedDriver, path: str, reads: list[Step]) -> list[str]:
+def answers(driver: Driver, path: str, reads: list[Step]) -> list[str]:
     out = []
     for verb, body in reads:
         status, answer = driver.call("POST", f"{path}/{verb}", body)
@@ -122,33 +122,31 @@ def answers(driver: EmbeddedDriver, path: str, reads: list[Step]) -> list[str]:
     return out
 
 
-def _never(_driver: EmbeddedDriver, _collection: str, _step: int) -> None:
+def _never(_driver: Driver, _collection: str, _step: int) -> None:
     pass
 
 
-def _each_fourth(driver: EmbeddedDriver, collection: str, step: int) -> None:
+def _each_fourth(driver: Driver, collection: str, step: int) -> None:
     if step % 4 == 3:
-        driver.node.compactor.fold_now(collection)
+        driver.compactor.fold_now(collection)
 
 
-def _each(driver: EmbeddedDriver, collection: str, _step: int) -> None:
-    driver.node.compactor.fold_now(collection)
+def _each(driver: Driver, collection: str, _step: int) -> None:
+    driver.compactor.fold_now(collection)
 
 
-def _merged(driver: EmbeddedDriver, collection: str, step: int) -> None:
+def _merged(driver: Driver, collection: str, step: int) -> None:
     if step % 3 == 2:
-        driver.node.compactor.compact_now(collection)
-        driver.node.compactor.collect_now(sweep_orphans=True)
+        driver.compactor.compact_now(collection)
+        driver.compactor.collect_now(sweep_orphans=True)
 
 
-_LAYOUTS: list[Callable[[EmbeddedDriver, str, int], None]] = [_never, _each_fourth, _each, _merged]
+_LAYOUTS: list[Callable[[Driver, str, int], None]] = [_never, _each_fourth, _each, _merged]
 
 
 @pytest.mark.parametrize("space", strategies.SPACES)
 @pytest.mark.parametrize(("count", "dim"), [(150, 1), (400, 8), (700, 64)])
-def test_layouts_do_not_change_answers(
-    driver: EmbeddedDriver, space: str, count: int, dim: int
-) -> None:
+def test_layouts_do_not_change_answers(driver: Driver, space: str, count: int, dim: int) -> None:
     rng = np.random.default_rng((count, dim, len(space)))
     log, reads = log_of(rng, count, dim), reads_of(rng, count, dim, 20)
     model = CollectionModel("c", {"space": space})
@@ -168,25 +166,23 @@ def test_layouts_do_not_change_answers(
             expected = answers(driver, path, reads)
             _check_by_model(model, reads, driver, path)
         _check_unchanged(f"{layout.__name__} as written", expected, driver, path, reads)
-        driver.node.compactor.fold_now(created["id"])
+        driver.compactor.fold_now(created["id"])
         _check_unchanged(f"{layout.__name__} folded", expected, driver, path, reads)
-        driver.node.compactor.compact_now(created["id"])
+        driver.compactor.compact_now(created["id"])
         _check_unchanged(f"{layout.__name__} merged", expected, driver, path, reads)
-        driver.node.compactor.collect_now(sweep_orphans=True)
+        driver.compactor.collect_now(sweep_orphans=True)
         driver.restart()
         _check_unchanged(f"{layout.__name__} opened again", expected, driver, path, reads)
 
 
 def _check_unchanged(
-    what: str, expected: list[str], driver: EmbeddedDriver, path: str, reads: list[Step]
+    what: str, expected: list[str], driver: Driver, path: str, reads: list[Step]
 ) -> None:
     for read, before, after in zip(reads, expected, answers(driver, path, reads), strict=True):
         assert after == before, f"{what}: {read}"
 
 
-def _check_by_model(
-    model: CollectionModel, reads: list[Step], driver: EmbeddedDriver, path: str
-) -> None:
+def _check_by_model(model: CollectionModel, reads: list[Step], driver: Driver, path: str) -> None:
     for verb, body in reads:
         _, answer = driver.call("POST", f"{path}/{verb}", body)
         if verb == "get":
