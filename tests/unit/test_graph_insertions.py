@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ochredb.cancel import Cancel
+from ochredb.metrics import Metrics
 from ochredb.parts.reader import Part
 from ochredb.peers import QueryRequest
 from ochredb.types import Op
 from ochredb_compactor import scheduler
-from ochredb_frontend.metrics import Metrics
 from ochredb_node.node import Node
 
 from .kernel import ManualClock, append, make_collection, operations, running_node

@@ -21,6 +21,7 @@ from ochredb.cancel import Cancel
 from ochredb.crash_points import reach
 from ochredb.errors import DeadlineExceeded
 from ochredb.ids import IdSource
+from ochredb.metrics import Metrics
 from ochredb.types import Appended, Op
 from ochredb_frontend import wire
 from ochredb_frontend.asgi import (
@@ -42,7 +43,6 @@ from ochredb_frontend.messages import (
     body_too_large,
     error_response,
 )
-from ochredb_frontend.metrics import Metrics
 from ochredb_frontend.pool import WorkerPool
 from ochredb_frontend.pooled import PooledRead, answer_together
 from ochredb_frontend.routes import ROUTES, Matcher, Route

@@ -1,6 +1,7 @@
 """Counters and latency histograms in Prometheus' text format.
 
-Updated from the event loop's thread only, so there are no locks. Cost of `observe`: about 1 µs.
+Updated from one thread only, a server's event loop, so there are no locks; any thread may read.
+Cost of `observe`: about 1 µs.
 """
 
 from __future__ import annotations
