@@ -176,7 +176,7 @@ def main() -> None:
         return
     node = open_node(directory)
     fill(node)
-    node.database.checkpoint()
+    node.sqlite.checkpoint()
     # What follows is in the write-ahead log only.
     tail = next(
         item.id for item in node.namespace.list_collections(

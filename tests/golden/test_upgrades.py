@@ -23,7 +23,7 @@ from ochredb.ids import IdSource
 from ochredb.parts.arrays import read_directory, write_directory
 from ochredb.testing.server_process import ochredb_server
 from ochredb.types import Op, Operations
-from ochredb_node import node as node_module
+from ochredb_node import foundation
 from ochredb_node.cli import main
 from ochredb_node.node import Node, NodeConfig
 
@@ -223,7 +223,7 @@ def test_a_process_that_only_reads_notices_too(
 ) -> None:
     data = tmp_path / "data"
     rebuild(VERSIONS[-1], data)
-    monkeypatch.setattr(node_module, "read_only_reason", lambda _path: "a test")
+    monkeypatch.setattr(foundation, "read_only_reason", lambda _path: "a test")
     reader = Node(NodeConfig(path=str(data)))
     reader.start()
     assert golden._rows(reader) == golden._expected()

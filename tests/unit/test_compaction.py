@@ -261,7 +261,7 @@ def test_a_merge_reads_large_bitmaps_outside_of_the_transaction(
     get, inside = node.store.get, []
 
     def watched(key: str) -> bytes:
-        inside.append(node.database._writer.connection.in_transaction)  # type: ignore[union-attr]
+        inside.append(node.sqlite._writer.connection.in_transaction)  # type: ignore[union-attr]
         return get(key)
 
     def meanwhile() -> None:

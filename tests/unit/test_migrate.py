@@ -37,7 +37,7 @@ _OPENER = """
     sys.stdin.readline()
     node.start(background=False)
     node.namespace.create_tenant(IdSource().uuid7())
-    print(node._store_id, node.store.get("store_id").decode())
+    print(node.foundation.catalog.store_id, node.store.get("store_id").decode())
     node.close()
 """
 

@@ -87,7 +87,7 @@ class TestDirectory:
                 add_rows(node, make_collection(node), 0, 2)
         shutil.rmtree(tmp_path / "one" / "objects")
         shutil.copytree(tmp_path / "two" / "objects", tmp_path / "one" / "objects")
-        with pytest.raises(InvalidArgument, match=r"belongs to store .*, its objects to store"):
+        with pytest.raises(InvalidArgument, match=r"belongs to store .* objects in .* to store"):
             Node(NodeConfig(path=str(tmp_path / "one"))).start()
 
     def test_a_catalog_without_its_objects_is_refused(self, tmp_path: Path) -> None:

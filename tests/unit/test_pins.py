@@ -120,7 +120,7 @@ def test_a_failed_take_leaves_nothing(node: Node) -> None:
         pass
     with pytest.raises(Exception, match="UNIQUE"), _pins(node).take("same", "me", 60.0):
         pass
-    assert node.database._reading == 0
+    assert node.sqlite._reading == 0
     add_rows(node, make_collection(node), 0, 1)
 
 

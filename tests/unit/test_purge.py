@@ -123,7 +123,7 @@ def test_nothing_that_was_deleted_or_replaced_is_left(node: Node) -> None:
     assert _found(node, gone) == set()
     assert _found(node, live) == set(live)
     assert len(ids_of(node, collection)) == 2 * 83
-    node.database.checkpoint()
+    node.sqlite.checkpoint()
     assert _found(node, gone) == set()
 
 

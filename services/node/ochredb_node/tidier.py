@@ -1,4 +1,4 @@
-"""The housekeeping of a node that only reads: the compactor's threads do it otherwise."""
+"""The housekeeping of a process that does not compact: a compactor's folding thread does it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from ochredb.catalog.database import SqliteDatabase
 from ochredb.errors import NewerFormat, OchreError
-from ochredb_query.service import QueryService
 
 log = logging.getLogger("ochredb.node")
 
@@ -16,16 +14,10 @@ _PERIOD_S = 1.0
 
 
 class Tidier:
-    """Lets go of what was not read for a while, about once a second, in a thread.
+    """Calls `turn` about once a second, in a thread, until a newer OchreDB has the catalog."""
 
-    Also looks whether a newer OchreDB has migrated the catalog; then reads are refused.
-    """
-
-    def __init__(
-        self, query: QueryService, database: SqliteDatabase, tidy: Callable[[bool], None]
-    ) -> None:
-        """tidy: see `Node`."""
-        self._query, self._database, self._tidy = query, database, tidy
+    def __init__(self, turn: Callable[[], None]) -> None:
+        self._turn = turn
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tidy", daemon=True)
         self._thread.start()
@@ -35,12 +27,16 @@ class Tidier:
         self._thread.join()
 
     def _run(self) -> None:
+        failure: type[BaseException] | None = None
         while not self._done.wait(_PERIOD_S):
             try:
-                self._database.check_format()
-                self._tidy(not self._query.trim())
+                self._turn()
             except NewerFormat as error:
-                log.error("reading ends: %s", error)
+                log.error("housekeeping ends: %s", error)
                 return
-            except OchreError as error:  # Damage, for one: who reads is told of it.
-                log.warning("housekeeping failed: %s", error)
+            except (OchreError, MemoryError) as error:  # Damage, for one: who reads is told of it.
+                if type(error) is not failure:  # Not again each second.
+                    log.warning("housekeeping failed: %s", str(error) or type(error).__name__)
+                failure = type(error)
+            else:
+                failure = None

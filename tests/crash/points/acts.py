@@ -88,7 +88,7 @@ def catalog(stage: Stage) -> None:
     stage.patch(catalog_database, "_VACUUM_PAGES", 1)
     stage.patch(catalog_database, "_WAL_IDLE_BYTES_MAX", 0)
     with stage.node() as node:
-        database = node.database
+        database = node.sqlite
         for _ in range(2):
             database.release_free_pages(1)
             database.checkpoint(restart_above_bytes=0)

@@ -1,0 +1,34 @@
+"""What a node is to be: data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ochredb.catalog.logs import BacklogLimits
+from ochredb_compactor.config import CompactorConfig
+from ochredb_frontend.config import FrontendConfig
+from ochredb_log.config import LogConfig
+from ochredb_node.roles import ALL_ROLES, Role
+from ochredb_query.config import QueryConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """path: the store's directory, None = in memory.
+
+    roles: what this process does. Reads and writes of a frontend without the query or the log role
+        go to the peers that the node is given.
+    compactor_workers: processes that compact for this one, which then only answers for them; 0: its
+        own threads do.
+    foreground: an embedded writer whose backlog is full compacts by itself instead of getting 429.
+    """
+
+    path: str | None = None
+    roles: frozenset[Role] = ALL_ROLES
+    compactor_workers: int = 0
+    foreground: bool = False
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    backlog: BacklogLimits = field(default_factory=BacklogLimits)
+    query: QueryConfig = field(default_factory=QueryConfig)
+    compactor: CompactorConfig = field(default_factory=CompactorConfig)

@@ -1,0 +1,143 @@
+"""What a process's roles stand on: a catalog and an object store that belong to each other.
+
+The catalog is in memory, SQLite in a directory, or PostgreSQL; the objects are in memory, in a
+directory, or in S3 behind a cache on the local disk. What is not used is not imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ochredb.catalog.database import Database
+from ochredb.catalog.migrate import open_directory, open_memory
+from ochredb.catalog.read_only import open_read_only, read_only_reason
+from ochredb.clock import Clock
+from ochredb.crash_points import reach
+from ochredb.errors import AlreadyExists, InvalidArgument, NotFound
+from ochredb.ids import IdSource
+from ochredb.storage.base import LocalStore
+from ochredb.storage.directory import DirectoryStore, ReadOnlyDirectoryStore
+from ochredb.storage.memory import MemoryStore
+from ochredb.storage.open_directory import check_directory, claim_alone, refuse_network
+from ochredb.storage.space import Reserve
+
+if TYPE_CHECKING:
+    from ochredb_node.config import NodeConfig
+
+log = logging.getLogger("ochredb.node")
+
+_STORE_ID_KEY = "store_id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """Open. name: where it is, for messages; without password.
+
+    claim: a descriptor that keeps other processes out where only one may be in.
+    """
+
+    database: Database
+    store_id: str
+    name: str
+    is_read_only: bool = False
+    claim: int | None = None
+
+    def close(self) -> None:
+        self.database.close()
+        if self.claim is not None:
+            os.close(self.claim)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foundation:
+    """A catalog and its store, open. store_name: where the objects are, for messages."""
+
+    catalog: Catalog
+    store: LocalStore
+    store_name: str
+
+    def check_store_id(self, has_collections: Callable[[], bool]) -> None:
+        """Refuse a catalog paired with another store's objects: a sweep would delete them.
+
+        A new store's objects are marked as the catalog's. Raises InvalidArgument.
+        """
+        catalog = self.catalog
+        expected = catalog.store_id.encode()
+        try:
+            found = self.store.get(_STORE_ID_KEY)
+        except NotFound:
+            if catalog.is_read_only or has_collections():
+                raise InvalidArgument(
+                    f"the objects of the catalog {catalog.name} are missing or belong to no store:"
+                    f" {self.store_name} has no store id (expected {catalog.store_id})"
+                ) from None
+            try:
+                self.store.create(_STORE_ID_KEY, expected)
+                reach("store-id.created")
+                return
+            except AlreadyExists:  # Another process opened the new store at the same time.
+                found = self.store.get(_STORE_ID_KEY)
+        if found != expected:
+            raise InvalidArgument(
+                f"the catalog {catalog.name} belongs to store {catalog.store_id}, its objects in"
+                f" {self.store_name} to store {found.decode(errors='replace')}"
+            )
+
+    def close(self) -> None:
+        self.catalog.close()
+
+
+def open_foundation(
+    config: NodeConfig, clock: Clock, ids: IdSource, reserve: Reserve
+) -> Foundation:
+    """Open or create what the configuration names; nothing is left open if that fails.
+
+    What may only be read is opened for reading (decision 0018). Raises InvalidArgument for a place
+    that is not ours, Unavailable for one that cannot be used now.
+    """
+    catalog = _open_catalog(config, clock, ids, reserve)
+    try:
+        store, store_name = _open_store(config, clock, ids, reserve, catalog.is_read_only)
+    except BaseException:
+        catalog.close()
+        raise
+    return Foundation(catalog=catalog, store=store, store_name=store_name)
+
+
+def _open_catalog(config: NodeConfig, clock: Clock, ids: IdSource, reserve: Reserve) -> Catalog:
+    path = config.path
+    if path is None:
+        database, store_id = open_memory(clock, ids)
+        return Catalog(database=database, store_id=store_id, name="in memory")
+    if (reason := read_only_reason(path)) is not None:
+        refuse_network(os.path.realpath(path))
+        database, store_id = open_read_only(path, reason)
+        log.warning("%s is open for reading only: %s", path, reason)
+        return Catalog(database=database, store_id=store_id, name=path, is_read_only=True)
+    check_directory(path, clock=clock)
+    claim = claim_alone(path)
+    try:
+        # On a full disk SQLite needs a little space even to read.
+        database, store_id = reserve.freeing(
+            lambda: open_directory(path, clock, ids, on_full=reserve.found_full)
+        )
+    except BaseException:
+        if claim is not None:
+            os.close(claim)
+        raise
+    return Catalog(database=database, store_id=store_id, name=path, claim=claim)
+
+
+def _open_store(
+    config: NodeConfig, clock: Clock, ids: IdSource, reserve: Reserve, read_only: bool
+) -> tuple[LocalStore, str]:
+    """The store, and where it is."""
+    if config.path is None:
+        return MemoryStore(clock), "memory"
+    root = os.path.join(config.path, "objects")
+    kind = ReadOnlyDirectoryStore if read_only else DirectoryStore
+    return kind(root, clock=clock, ids=ids, on_full=reserve.found_full), root
