@@ -99,7 +99,7 @@ def test_a_frontend_needs_its_peers(tmp_path: Path, missing: Role) -> None:
 
 def test_who_does_not_compact_leaves_the_catalog_s_upkeep_to_others(tmp_path: Path) -> None:
     clock = ManualClock()
-    nodes = []
+    nodes: list[Node] = []
     for role in (Role.LOG, Role.QUERY, Role.FRONTEND, Role.COMPACTOR):
         peers = Peers(log=nodes[0].log, query=nodes[1].query) if role is Role.FRONTEND else None
         config = NodeConfig(path=str(tmp_path), roles=frozenset({role}))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ochredb_node import (
     cli_backup,
     cli_check,
+    cli_config,
     cli_explain,
     cli_migrate,
     cli_quarantine,
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli_quarantine.run(options)
     if command == cli_migrate.COMMAND:
         return cli_migrate.run(options)
+    if command == cli_config.COMMAND:
+        return cli_config.run(options)
     try:
         settings = load(options)
     except SettingsError as error:
@@ -79,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_migrate.add_command(commands)
     cli_check.add_command(commands)
     cli_repair.add_command(commands)
+    cli_config.add_command(commands)
     return parser
 
 
