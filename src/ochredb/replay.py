@@ -9,6 +9,7 @@ from ochredb.catalog.fragment_rows import FragmentPlace
 from ochredb.catalog.logs import LogTable
 from ochredb.checksum import signed, xxh3
 from ochredb.errors import Corrupt, Gone, NotFound
+from ochredb.hints.hot import HotFragments
 from ochredb.poison import Admitted, Poison, admitted
 from ochredb.storage.base import ObjectStore
 from ochredb.types import Operations
@@ -58,19 +59,22 @@ def read_fragments(
         for place in places:
             if place.start != expected:
                 raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
-            data = _payload(store, collection, place)
+            data = _payload(table.hot, store, collection, place)
             yield admitted(place.start, place.stop, data, dimension, found)
             expected = place.stop + 1
     if first <= last and expected != last + 1:
         raise Gone(f"offset {last} of collection {collection} is no end of a fragment")
 
 
-def _payload(store: ObjectStore, collection: str, place: FragmentPlace) -> bytes:
+def _payload(hot: HotFragments, store: ObjectStore, collection: str, place: FragmentPlace) -> bytes:
     if place.payload is not None:
         data = place.payload
     else:
         assert place.object_key is not None
         assert place.byte_start is not None and place.byte_stop is not None
+        found = hot.get(place.object_key, place.byte_start, place.byte_count)
+        if found is not None and signed(xxh3(found)) == place.checksum:
+            return found
         try:
             data = store.get_range(place.object_key, place.byte_start, place.byte_stop)
         except NotFound as error:

@@ -19,18 +19,15 @@ from urllib.parse import unquote
 
 from ochredb.cancel import Cancel
 from ochredb.crash_points import reach
-from ochredb.errors import DeadlineExceeded
 from ochredb.ids import IdSource
 from ochredb.metrics import Metrics
 from ochredb.types import Appended, Op
 from ochredb_frontend import wire
 from ochredb_frontend.asgi import (
-    Message,
     Receive,
     Scope,
     Send,
     decoded,
-    disconnect,
     headers_of,
     lifespan,
     raw_path,
@@ -48,6 +45,7 @@ from ochredb_frontend.pooled import PooledRead, answer_together
 from ochredb_frontend.routes import ROUTES, Matcher, Route
 from ochredb_frontend.service import Frontend
 from ochredb_frontend.together import Together
+from ochredb_frontend.watching import DisconnectedError, lost, resolve, watch
 
 if TYPE_CHECKING:
     from ochredb_frontend.protocol import Exchange
@@ -56,8 +54,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ochredb.frontend")
 
 _REQUEST_ID_CHARS_MAX = 128
-_DEADLINE_GRACE_S = 0.25  # Work that checks its deadline gets this long to say so itself.
-_LOST_CHECK_S = 0.1  # A request that takes long looks this often whether its client is there.
 _PAGES = ("/docs", "/openapi.json")
 # The literal segments of /api/v2/tenants/{}/databases/{}/collections/{}/VERB.
 _COLLECTION_LITERALS = ("api", "v2", "tenants", "databases", "collections")
@@ -69,20 +65,20 @@ Answer = Callable[[Result], None]
 
 @dataclass(slots=True)
 class _Call:
-    """What is noted of a request: its path, its id, and when it began by the monotonic clock."""
+    """What is noted of a request: its path, its id, and when it began by the monotonic clock.
+
+    tenant: whose limits it was let in by.
+    """
 
     path: str
     request_id: str
     started_s: float
     operation: str = "unmatched"
+    tenant: str | None = None
 
 
 class _BodyTooLargeError(Exception):
     """The body passed the limit while it was read."""
-
-
-class _DisconnectedError(Exception):
-    """The client went away before its request was complete."""
 
 
 class App:
@@ -99,7 +95,7 @@ class App:
         self._config = config
         self.body_bytes_max = config.body_bytes_max
         self.connections_max = sys.maxsize  # The server knows better.
-        self._clock = frontend.clock
+        self._clock, self._limits = frontend.clock, frontend.limits
         self._ids = ids or IdSource()
         self._auth = TokenAuth(config.token)
         self._pools = {
@@ -155,6 +151,7 @@ class App:
             if hot is not None:
                 route, parameters = hot
                 call.operation = route.operation
+                self._enter(call, parameters)
                 request = self._new_request(method, path, scope["query_string"], headers)
                 request.parameters = parameters
                 if method == "POST":
@@ -163,15 +160,15 @@ class App:
             elif path in _PAGES:
                 call.operation, response = await self._serve_page(scope, headers, path, receive)
             else:
-                call.operation, response = await self._serve_other(scope, headers, path, receive)
+                response = await self._serve_other(scope, headers, path, receive, call)
         except _BodyTooLargeError:
             response = body_too_large()
-        except _DisconnectedError:
+        except DisconnectedError:
             return
         except Exception as error:
             response = error_response(error)
         finally:
-            self._in_flight -= 1
+            self._leave(call)
         await send_response(scope, send, response, call.request_id)
         self._note(call, response.status)
 
@@ -194,10 +191,11 @@ class App:
         request = self._new_request(method, path, exchange.query_string, headers)
         request.body, request.parameters = exchange.body, parameters
         answer = partial(self._answer, exchange, call)
-        receive = partial(_lost, exchange)
+        receive = partial(lost, exchange)
         waiting: Coroutine[Any, Any, Response] | None
         try:
             self._auth.check(path, headers)
+            self._enter(call, parameters)
             waiting = self._begin_write(route, request, receive)
             if waiting is None:
                 work = self._begin_read(route, request, answer)
@@ -207,14 +205,16 @@ class App:
             answer(error)
             return True
         if waiting is not None:
-            exchange.spawn(self._answer_later(waiting, answer))
+            exchange.spawn(self._answer_later(waiting, call, answer))
         return True
 
-    async def _answer_later(self, waiting: Coroutine[Any, Any, Response], answer: Answer) -> None:
+    async def _answer_later(
+        self, waiting: Coroutine[Any, Any, Response], call: _Call, answer: Answer
+    ) -> None:
         try:
             response = await waiting
-        except _DisconnectedError:
-            self._in_flight -= 1
+        except DisconnectedError:
+            self._leave(call)
         except Exception as error:
             answer(error)
         else:
@@ -223,7 +223,7 @@ class App:
             reach("answer.sent")
 
     def _answer(self, exchange: Exchange, call: _Call, result: Result) -> None:
-        self._in_flight -= 1
+        self._leave(call)
         if isinstance(result, bytes):
             response = Response(200, result)
         elif isinstance(result, Response):
@@ -239,6 +239,19 @@ class App:
     def _begin(self, path: str, headers: Mapping[str, str]) -> _Call:
         self._in_flight += 1
         return _Call(path, self._request_id(headers), self._clock.monotonic_s())
+
+    def _enter(self, call: _Call, parameters: Mapping[str, str]) -> None:
+        """Raises Exhausted for a request beyond the limits of its tenant."""
+        if self._limits is not None:
+            tenant = parameters.get("tenant")
+            if tenant is not None:
+                self._limits.enter(tenant)
+                call.tenant = tenant
+
+    def _leave(self, call: _Call) -> None:
+        self._in_flight -= 1
+        if call.tenant is not None and self._limits is not None:
+            self._limits.leave(call.tenant)
 
     def _note(self, call: _Call, status: int) -> None:
         duration_s = self._clock.monotonic_s() - call.started_s
@@ -295,7 +308,7 @@ class App:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _DisconnectedError
+                raise DisconnectedError
             chunk = message.get("body", b"")
             size_bytes += len(chunk)
             if size_bytes > limit:
@@ -358,7 +371,7 @@ class App:
         def deliver(outcome: Appended | BaseException) -> None:
             result = submission.answer if isinstance(outcome, Appended) else outcome
             with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
-                loop.call_soon_threadsafe(_resolve, future, result)
+                loop.call_soon_threadsafe(resolve, future, result)
 
         self.frontend.submit(submission.write, request.cancel, deliver)
         return self._watched(future, request.cancel, receive)
@@ -399,12 +412,12 @@ class App:
         loop = asyncio.get_running_loop()
         watcher: asyncio.Task[None] | None = None
 
-        def watch() -> None:
+        def begin_watching() -> None:
             nonlocal watcher
-            watcher = loop.create_task(_watch(future, cancel, receive))
+            watcher = loop.create_task(watch(future, cancel, receive))
 
         # Most requests end before this; only the others pay for a task.
-        timer = loop.call_later(self._config.disconnect_check_s, watch)
+        timer = loop.call_later(self._config.disconnect_check_s, begin_watching)
         try:
             return await future
         finally:
@@ -415,13 +428,20 @@ class App:
     # -- everything that is not hot
 
     async def _serve_other(
-        self, scope: Scope, headers: dict[str, str], path: str, receive: Receive
-    ) -> tuple[str, Response]:
-        """Operation and response of any route of the table, or the refusal of what is none."""
+        self,
+        scope: Scope,
+        headers: dict[str, str],
+        path: str,
+        receive: Receive,
+        call: _Call,
+    ) -> Response:
+        """The answer of any route of the table, or the refusal of what is none."""
         matched = self._matcher.match(scope["method"], path)
         if isinstance(matched, Response):
-            return "unmatched", matched
+            return matched
         route, parameters = matched
+        call.operation = route.operation
+        self._enter(call, parameters)
         request = Request(
             method=route.method,
             path=path,
@@ -431,12 +451,7 @@ class App:
             cancel=self._new_cancel(),
             parameters=parameters,
         )
-        try:
-            return route.operation, await self._run(route, request, receive)
-        except _DisconnectedError:
-            raise
-        except Exception as error:
-            return route.operation, error_response(error)
+        return await self._run(route, request, receive)
 
     async def _serve_page(
         self, scope: Scope, headers: dict[str, str], path: str, receive: Receive
@@ -458,42 +473,3 @@ class App:
 
     def _metrics_page(self, _frontend: Frontend, _request: Request) -> Response:
         return Response(200, self.metrics.text(), content_type="text/plain; version=0.0.4")
-
-
-async def _watch(future: asyncio.Future[Response], cancel: Cancel, receive: Receive) -> None:
-    """Cancel the work when the client goes away; answer for it when its time is up."""
-    disconnected = asyncio.ensure_future(disconnect(receive))
-    try:
-        remaining_s = cancel.remaining_s()
-        timeout_s = None if remaining_s is None else remaining_s + _DEADLINE_GRACE_S
-        waited: set[asyncio.Future[Any]] = {future, disconnected}
-        await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if future.done():
-            return
-        cancel.cancel()
-        if disconnected.done():
-            future.set_exception(_DisconnectedError())
-        else:
-            future.set_exception(
-                DeadlineExceeded(
-                    "the request ran out of time; if it was a write, it may have been applied"
-                )
-            )
-    finally:
-        disconnected.cancel()
-
-
-def _resolve(future: asyncio.Future[Response], result: Response | BaseException) -> None:
-    if future.done():  # Answered already: out of time, or the client is gone.
-        return
-    if isinstance(result, Response):
-        future.set_result(result)
-    else:
-        future.set_exception(result)
-
-
-async def _lost(exchange: Exchange) -> Message:
-    """ASGI's last message, once the client is gone."""
-    while not exchange.is_lost:
-        await asyncio.sleep(_LOST_CHECK_S)
-    return {"type": "http.disconnect"}

@@ -19,6 +19,7 @@ from ochredb.cancel import Cancel
 from ochredb.catalog.namespace import DatabaseInfo, Namespace
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import Conflict, Forbidden, Unimplemented
+from ochredb.hints.limits import Limits
 from ochredb.ids import IdSource
 from ochredb.peers import Batch, GetRequest, Log, Query, QueryRequest, QuickRead
 from ochredb.types import (
@@ -74,7 +75,8 @@ class Frontend:
     """Stateless but for a bounded cache of immutable facts; safe to call from any thread.
 
     ready: whether the roles behind answer; the health check asks it. open_backups,
-    open_quarantine: give what backups and the quarantine's calls ask.
+    open_quarantine: give what backups and the quarantine's calls ask. limits: of each tenant; a
+    server applies them.
     """
 
     def __init__(
@@ -89,11 +91,12 @@ class Frontend:
         ready: Callable[[], bool] = lambda: True,
         open_backups: Callable[[], Backups] | None = None,
         open_quarantine: Callable[[], Quarantine] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._open_vacuums = open_vacuums
         self.config = config or FrontendConfig()
         self.clock = clock or SystemClock()
-        self.ready = ready
+        self.ready, self.limits = ready, limits
         self._open_backups = open_backups
         self._open_quarantine = open_quarantine
         self._namespace, self._log, self._query = namespace, log, query

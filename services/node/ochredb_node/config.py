@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ochredb.catalog.logs import BacklogLimits
+from ochredb.hints.limits import LimitsConfig
+from ochredb.hints.link import RedisConfig
 from ochredb_compactor.config import CompactorConfig
 from ochredb_frontend.config import FrontendConfig
 from ochredb_log.config import LogConfig
@@ -20,6 +22,7 @@ class NodeConfig:
         go to the peers that the node is given.
     compactor_workers: processes that compact for this one, which then only answers for them; 0: its
         own threads do.
+    redis: where processes tell one another what is new; None: they look for themselves.
     foreground: an embedded writer whose backlog is full compacts by itself instead of getting 429.
     """
 
@@ -32,3 +35,5 @@ class NodeConfig:
     backlog: BacklogLimits = field(default_factory=BacklogLimits)
     query: QueryConfig = field(default_factory=QueryConfig)
     compactor: CompactorConfig = field(default_factory=CompactorConfig)
+    redis: RedisConfig | None = None
+    limits: LimitsConfig = field(default_factory=LimitsConfig)

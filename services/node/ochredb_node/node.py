@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,8 @@ from ochredb.catalog.quarantine import QuarantineTable
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import InvalidArgument, Unavailable, Unimplemented
+from ochredb.hints.base import Hint, HintKind
+from ochredb.hints.shared import Shared
 from ochredb.ids import IdSource
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
@@ -122,7 +125,21 @@ class Node:
 
     @cached_property
     def logs(self) -> LogTable:
-        return LogTable(self.database, self.clock, self.config.backlog)
+        return LogTable(self.database, self.clock, self.config.backlog, hot=self.shared.hot)
+
+    @cached_property
+    def shared(self) -> Shared:
+        """What is told to other processes, and heard from them."""
+        shared = Shared(
+            self.config.redis,
+            self.config.limits,
+            store_id=self.foundation.catalog.store_id,
+            owner=self.owner,
+            clock=self.clock,
+            rng=random.Random(self.owner),
+        )
+        shared.hints.subscribe(HintKind.APPENDED, self._appended)
+        return shared
 
     @cached_property
     def versions(self) -> VersionTable:
@@ -146,10 +163,13 @@ class Node:
             self.store,
             self.ids,
             self.config.log,
-            on_append=self._appended,
+            on_append=self._tell_appended,
             make_room=self.compactor.fold_now if self.config.foreground else None,
             reserve=self.reserve,
         )
+
+    def _tell_appended(self, collection_id: str, last_offset: int) -> None:
+        self.shared.hints.publish(Hint(HintKind.APPENDED, collection_id, last_offset))
 
     def _appended(self, collection_id: str, last_offset: int) -> None:
         if self.compacts:
@@ -289,6 +309,7 @@ class Node:
             ready=lambda: self.is_ready,
             open_backups=None if self.config.path is None else lambda: self.backups,
             open_quarantine=lambda: self.quarantine,
+            limits=self.shared.limits,
         )
 
     # -- life
@@ -328,6 +349,7 @@ class Node:
             return
         if not is_read_only:
             self.reserve.take_back()
+        self.shared.start()
         self.housekeeping.start()
         if self.compacts and not is_read_only:
             self.compactor.start()
@@ -351,6 +373,7 @@ class Node:
         try:
             if self.has(Role.LOG):
                 self.log.close()
+            self.shared.close()
             if self._tidier is not None:
                 self._tidier.stop()
             if "vacuums" in self.__dict__:

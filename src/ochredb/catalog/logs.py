@@ -36,6 +36,7 @@ from ochredb.catalog.schema import (
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
 from ochredb.errors import Conflict, Exhausted, InvalidArgument, NotFound, OchreError
+from ochredb.hints.hot import HotFragments, NoHotFragments
 from ochredb.recent import RecentOperations
 from ochredb.types import Appended, Snapshot
 
@@ -185,8 +186,17 @@ class BacklogLimits:
 class LogTable:
     """Blocking, thread-safe."""
 
-    def __init__(self, database: Database, clock: Clock, limits: BacklogLimits) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        limits: BacklogLimits,
+        *,
+        hot: HotFragments | None = None,
+    ) -> None:
+        """hot: where bytes of fragments may be found sooner than in the object store."""
         self._db, self._clock, self._limits = database, clock, limits
+        self.hot = hot or NoHotFragments()
         self.keys = MetadataKeys(database)
         self.recent = RecentOperations()
 

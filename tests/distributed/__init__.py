@@ -1,0 +1,1 @@
+"""The separate roles on real components."""
