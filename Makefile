@@ -94,6 +94,13 @@ type: $(READY) ## mypy --strict.
 imports: $(READY) ## The layers: roles stand on the library, never on each other.
 	$(RUN)/lint-imports
 
+PROTOS := $(sort $(wildcard protos/ochredb/proto/v1/*.proto))
+PROTOC := $(RUN)/python -m grpc_tools.protoc -I protos
+.PHONY: protos
+protos: $(READY) ## Generate src/ochredb/proto anew from protos/; a test compares.
+	$(PROTOC) --python_out=src --pyi_out=src $(PROTOS)
+	$(PROTOC) --grpc_python_out=src $(filter-out %/common.proto,$(PROTOS))
+
 unit: $(READY) ## Tests that need nothing else installed; the state machine in short.
 	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests --ignore=tests/crash \
 	  --ignore=tests/simulation --ignore=tests/damage

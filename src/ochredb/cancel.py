@@ -17,12 +17,19 @@ class Cancel:
     """Checked by long work between steps; `cancel()` may be called from another thread.
 
     Work that waits for something else, another process say, asks to be told (`when_cancelled`).
+    request_id: what log lines call the request, in each process that works on it.
     Cost of `check`: one clock read.
     """
 
-    __slots__ = ("_calls", "_cancelled", "_clock", "_deadline_s")
+    __slots__ = ("_calls", "_cancelled", "_clock", "_deadline_s", "request_id")
 
-    def __init__(self, timeout_s: float | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        timeout_s: float | None = None,
+        clock: Clock | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self.request_id = request_id
         self._clock = clock or SystemClock()
         self._deadline_s = None if timeout_s is None else self._clock.monotonic_s() + timeout_s
         self._cancelled = False
@@ -51,7 +58,7 @@ class Cancel:
 
     def child(self) -> Cancel:
         """For a part of the work: cancelled with this one, or alone. The same deadline."""
-        child = Cancel(clock=self._clock)
+        child = Cancel(clock=self._clock, request_id=self.request_id)
         child._deadline_s = self._deadline_s
         self.when_cancelled(child.cancel)
         return child

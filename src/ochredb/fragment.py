@@ -38,7 +38,12 @@ def check(operations: Operations) -> None:
 
 
 def encode(operations: Operations) -> pa.Buffer:
-    """The request's bytes. Cost: one copy of the vectors, one pass over the strings."""
+    """The request's bytes. Cost: one copy of the vectors, one pass over the strings.
+
+    What was decoded from a fragment is not encoded again.
+    """
+    if operations.encoded is not None:
+        return operations.encoded
     count = len(operations)
     assert count > 0, "an empty request is not appended"
     columns: list[pa.Array] = [pa.array(operations.ids, pa.string())]

@@ -7,7 +7,7 @@ client's disappearance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,10 +15,12 @@ from ochredb.cancel import Cancel
 from ochredb.explain import PlanStep
 from ochredb.types import (
     Appended,
+    CompactorStatus,
     Field,
     Float32s,
     IndexingStatus,
     Int64s,
+    LogStatus,
     Operations,
     QueryAnswer,
     Records,
@@ -103,6 +105,34 @@ class Log(Protocol):
         None proves nothing while an earlier attempt may still be landing; the append looks again,
         under the lock. Raises InvalidArgument if the key belongs to another request.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LogFragment:
+    """One request of a log: its offsets, both ends included, and its bytes (`ochredb.fragment`)."""
+
+    first_offset: int
+    last_offset: int
+    payload: bytes
+
+
+class LogReader(Protocol):
+    """The log itself, for replay and for operators."""
+
+    def read(
+        self, collection_id: str, first_offset: int, last_offset: int | None, *, cancel: Cancel
+    ) -> Iterator[LogFragment]:
+        """Fragments that cover [first_offset, last_offset], in order, checked, without holes.
+
+        first_offset: the start of a fragment. last_offset: the end of one; None: the last there
+        is. Raises NotFound (collection), Gone (the log does not reach back so far, or ends before),
+        Corrupt.
+        """
+        ...
+
+    def status(self, collection_id: str) -> LogStatus:
+        """Raises NotFound (collection)."""
         ...
 
 
@@ -259,4 +289,35 @@ class Compactor(Protocol):
 
     def hint(self, collection_id: str, last_offset: int, /) -> None:
         """Something was appended: look sooner. Best effort; never waits, never raises."""
+        ...
+
+
+class CompactorNode(Protocol):
+    """A compactor as operators see it.
+
+    step: called now and then while it works; it may raise to give up.
+    """
+
+    def compact_now(self, collection_id: str, step: Callable[[], None] | None = None) -> None:
+        """Fold the tail, and merge until nothing is due. Raises NotFound (collection)."""
+        ...
+
+    def rebuild_now(self, collection_id: str, step: Callable[[], None] | None = None) -> None:
+        """Write every part anew, with all that is derived. Raises NotFound (collection)."""
+        ...
+
+    def settle(self, step: Callable[[], None] | None = None) -> None:
+        """Fold every tail, and merge until nothing is due."""
+        ...
+
+    def status(self) -> CompactorStatus: ...
+
+    def pause(self) -> None:
+        """Begin no background work in this process; what was asked for by calls is done."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def hint(self, collection_id: str, last_offset: int, /) -> None:
+        """See `Compactor.hint`."""
         ...

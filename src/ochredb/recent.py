@@ -76,4 +76,5 @@ def own_copy(operations: Operations, encoded_bytes: int) -> Operations:
         uris=None if operations.uris is None else list(operations.uris),
         metadatas=None if operations.metadatas is None else list(operations.metadatas),
         encoded_bytes=encoded_bytes,
+        encoded=None,  # Not kept twice.
     )

@@ -66,6 +66,27 @@ def read_fragments(
         raise Gone(f"offset {last} of collection {collection} is no end of a fragment")
 
 
+def read_payloads(
+    table: LogTable, store: ObjectStore, collection: str, first: int, last: int
+) -> Iterator[tuple[int, int, bytes]]:
+    """(first offset, last offset, bytes as they were written) of the fragments in [first, last].
+
+    As `read_operations`, but nothing is decoded: only checksums are verified.
+    """
+    expected = first
+    while expected <= last:
+        places = table.fragments(collection, expected, last, _PAGE_FRAGMENTS)
+        if not places:
+            raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
+        for place in places:
+            if place.start != expected:
+                raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
+            yield place.start, place.stop, _payload(table.hot, store, collection, place)
+            expected = place.stop + 1
+    if first <= last and expected != last + 1:
+        raise Gone(f"offset {last} of collection {collection} is no end of a fragment")
+
+
 def _payload(hot: HotFragments, store: ObjectStore, collection: str, place: FragmentPlace) -> bytes:
     if place.payload is not None:
         data = place.payload

@@ -42,6 +42,8 @@ class Operations:
         value removes its key. Integers fit int64; other numbers are floats.
     key_types: the (metadata key, type) pairs in `metadatas`; type is one of `METADATA_TYPES`.
     encoded_bytes: size as a fragment; 0 before it was one.
+    encoded: the fragment (a pyarrow buffer) that these were decoded from, if that is at hand; None
+        of operations that were changed since.
     """
 
     op: Op
@@ -53,6 +55,7 @@ class Operations:
     metadatas: list[bytes | None] | None = None
     key_types: frozenset[tuple[str, str]] = frozenset()
     encoded_bytes: int = 0
+    encoded: Any = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,6 +112,19 @@ class Snapshot:
     @property
     def last_offset(self) -> int:
         return self.next_offset - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogStatus:
+    """How long a log is: it holds the offsets above `floor_offset` up to `last_offset`.
+
+    tail_bytes: of the operations above `indexed_offset`, as fragments.
+    """
+
+    floor_offset: int
+    indexed_offset: int
+    last_offset: int
+    tail_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +206,47 @@ class QueryAnswer:
             answers.append(QueryAnswer(self.records[piece], self.distances[piece]))
             start += count
         return answers
+
+
+@dataclass(frozen=True, slots=True)
+class PendingWork:
+    """A collection with a tail, or with parts that wait for a merge.
+
+    time_us: of its last write.
+    """
+
+    collection: str
+    tail_rows: int
+    tail_bytes: int
+    time_us: int
+    unsettled_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """What is known of one kind of background work on one collection ("": on the store).
+
+    owner: the process that has, or last had, the lease. until_us: when that ends. attempts: since
+    it last succeeded. last_error: of the last attempt, if it failed.
+    """
+
+    collection_id: str
+    kind: str
+    owner: str
+    running: bool
+    until_us: int
+    attempts: int
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactorStatus:
+    """What a compactor has to do, and what is being done, by whichever process."""
+
+    paused: bool
+    tails: list[PendingWork]
+    merges: list[PendingWork]
+    jobs: list[JobStatus]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ochredb.catalog.logs import PendingWork
 from ochredb.catalog.versions import VersionPart
 from ochredb.parts.manifest import Manifest
+from ochredb.types import PendingWork
 from ochredb_compactor.config import CompactorConfig
 from ochredb_compactor.scheduler import (
     GRAPH_COMPONENTS_MIN,

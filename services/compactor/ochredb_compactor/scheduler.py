@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ochredb.catalog.logs import PendingWork
 from ochredb.catalog.versions import VersionPart
+from ochredb.types import PendingWork
 from ochredb_compactor.config import CompactorConfig
 
 GRAPH_COMPONENTS_MIN = 640_000  # rows x dimension from which a graph beats a scan (0.1 ms).

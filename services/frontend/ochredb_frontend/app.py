@@ -152,7 +152,7 @@ class App:
                 route, parameters = hot
                 call.operation = route.operation
                 self._enter(call, parameters)
-                request = self._new_request(method, path, scope["query_string"], headers)
+                request = self._new_request(method, call, scope["query_string"], headers)
                 request.parameters = parameters
                 if method == "POST":
                     request.body = await self._read_body(headers, receive)
@@ -160,7 +160,7 @@ class App:
             elif path in _PAGES:
                 call.operation, response = await self._serve_page(scope, headers, path, receive)
             else:
-                response = await self._serve_other(scope, headers, path, receive, call)
+                response = await self._serve_other(scope, call, headers, receive)
         except _BodyTooLargeError:
             response = body_too_large()
         except DisconnectedError:
@@ -188,7 +188,7 @@ class App:
         call = self._begin(path, headers)
         route, parameters = hot
         call.operation = route.operation
-        request = self._new_request(method, path, exchange.query_string, headers)
+        request = self._new_request(method, call, exchange.query_string, headers)
         request.body, request.parameters = exchange.body, parameters
         answer = partial(self._answer, exchange, call)
         receive = partial(lost, exchange)
@@ -276,14 +276,14 @@ class App:
         return route, parameters
 
     def _new_request(
-        self, method: str, path: str, query_string: bytes, headers: Mapping[str, str]
+        self, method: str, call: _Call, query_string: bytes, headers: Mapping[str, str]
     ) -> Request:
         return Request(
             method=method,
-            path=path,
+            path=call.path,
             query_string=query_string.decode("latin-1"),
             headers=headers,
-            cancel=self._new_cancel(),
+            cancel=self._new_cancel(call.request_id),
         )
 
     def _request_id(self, headers: Mapping[str, str]) -> str:
@@ -428,15 +428,10 @@ class App:
     # -- everything that is not hot
 
     async def _serve_other(
-        self,
-        scope: Scope,
-        headers: dict[str, str],
-        path: str,
-        receive: Receive,
-        call: _Call,
+        self, scope: Scope, call: _Call, headers: dict[str, str], receive: Receive
     ) -> Response:
         """The answer of any route of the table, or the refusal of what is none."""
-        matched = self._matcher.match(scope["method"], path)
+        matched = self._matcher.match(scope["method"], call.path)
         if isinstance(matched, Response):
             return matched
         route, parameters = matched
@@ -444,11 +439,11 @@ class App:
         self._enter(call, parameters)
         request = Request(
             method=route.method,
-            path=path,
+            path=call.path,
             query_string=scope["query_string"].decode("latin-1"),
             headers=headers,
             body=b"" if route.request is None else await self._read_body(headers, receive),
-            cancel=self._new_cancel(),
+            cancel=self._new_cancel(call.request_id),
             parameters=parameters,
         )
         return await self._run(route, request, receive)
@@ -468,8 +463,8 @@ class App:
 
         return Web(ROUTES, self._run, self._new_cancel)
 
-    def _new_cancel(self) -> Cancel:
-        return Cancel(self._config.deadline_s, self._clock)
+    def _new_cancel(self, request_id: str | None = None) -> Cancel:
+        return Cancel(self._config.deadline_s, self._clock, request_id)
 
     def _metrics_page(self, _frontend: Frontend, _request: Request) -> Response:
         return Response(200, self.metrics.text(), content_type="text/plain; version=0.0.4")

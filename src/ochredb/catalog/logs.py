@@ -38,7 +38,7 @@ from ochredb.clock import Clock
 from ochredb.errors import Conflict, Exhausted, InvalidArgument, NotFound, OchreError
 from ochredb.hints.hot import HotFragments, NoHotFragments
 from ochredb.recent import RecentOperations
-from ochredb.types import Appended, Snapshot
+from ochredb.types import Appended, PendingWork, Snapshot
 
 _collection: BindParameter[Any] = bindparam("collection")
 _SNAPSHOT = Statement(
@@ -162,17 +162,6 @@ class AppendRequest:
     byte_count: int
     checksum: int
     may_be_repeat: bool = False  # An earlier attempt under this id may have been applied.
-
-
-@dataclass(frozen=True, slots=True)
-class PendingWork:
-    """A collection with a tail, or with parts that wait for a merge."""
-
-    collection: str
-    tail_rows: int
-    tail_bytes: int
-    time_us: int
-    unsettled_rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

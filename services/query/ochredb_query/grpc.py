@@ -1,0 +1,66 @@
+"""The query role's service for other processes (query.proto), over any `ochredb.peers.Query`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, cast
+
+from ochredb.cancel import Cancel
+from ochredb.peers import Query, QueryNode
+from ochredb.proto.v1 import query_pb2 as pb
+from ochredb.rpc import reads
+from ochredb.rpc.columns import Columns, answers_of
+from ochredb.rpc.config import RpcConfig
+from ochredb.types import Records
+
+
+class QueryServicer:
+    """See `ochredb.rpc.server`."""
+
+    service: ClassVar[str] = "Query"
+    pools: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("get", "query", "match", "search_parts", "count", "indexing_status"), "read"
+    )
+
+    def __init__(self, query: Query, config: RpcConfig) -> None:
+        self._query, self._config = query, config
+
+    def get(self, message: pb.GetRequest, cancel: Cancel) -> Iterator[pb.Answer]:
+        request = reads.decode_get(message)
+        records = self._query.get(message.collection_id, request, cancel=cancel)
+        return self._answers(reads.encode_records(records), cancel)
+
+    def query(self, message: pb.QueryRequest, cancel: Cancel) -> Iterator[pb.Answer]:
+        request = reads.decode_query(message)
+        answer = self._query.query(message.collection_id, request, cancel=cancel)
+        return self._answers(reads.encode_answer(answer), cancel)
+
+    def match(self, message: pb.GetRequest, cancel: Cancel) -> Iterator[pb.Answer]:
+        request = reads.decode_get(message)
+        ids, last_offset = self._query.match(message.collection_id, request, cancel=cancel)
+        columns = reads.encode_records(Records(ids=ids))
+        columns["last_offset"] = last_offset
+        return self._answers(columns, cancel)
+
+    def search_parts(self, message: pb.SearchPartsRequest, cancel: Cancel) -> Iterator[pb.Answer]:
+        collection_id, request = reads.decode_parts(message)
+        answer = cast("QueryNode", self._query).search_parts(collection_id, request, cancel=cancel)
+        return self._answers(reads.encode_parts_answer(answer), cancel)
+
+    def count(self, message: pb.CountRequest, cancel: Cancel) -> pb.CountReply:
+        return pb.CountReply(count=self._query.count(message.collection_id, cancel=cancel))
+
+    def indexing_status(
+        self, message: pb.IndexingStatusRequest, _cancel: Cancel
+    ) -> pb.IndexingStatusReply:
+        status = self._query.indexing_status(message.collection_id)
+        return pb.IndexingStatusReply(
+            num_indexed_ops=status.num_indexed_ops,
+            num_unindexed_ops=status.num_unindexed_ops,
+            num_quarantined_ops=status.num_quarantined_ops,
+        )
+
+    def _answers(self, columns: Columns, cancel: Cancel) -> Iterator[pb.Answer]:
+        for answer in answers_of(columns, self._config.chunk_bytes):
+            cancel.check()
+            yield answer

@@ -1,0 +1,57 @@
+"""A connection to one address; cheap to make, connects when it is first used."""
+
+from __future__ import annotations
+
+import grpc
+
+from ochredb.rpc.config import RpcConfig
+
+
+def channel(address: str, config: RpcConfig) -> grpc.Channel:
+    """address: "host:port". Its calls fail at once while nobody listens there; it reconnects.
+
+    Nothing is repeated by itself, nothing goes through a proxy. Certificates are read here: a
+    channel that shall show renewed ones is made anew. Raises OSError if they cannot be read.
+    """
+    options: list[tuple[str, str | int]] = [
+        *message_options(config),
+        ("grpc.keepalive_time_ms", int(config.keepalive_s * 1e3)),
+        ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1e3)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", int(config.reconnect_s_max * 1e3)),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.enable_retries", 0),
+        ("grpc.service_config_disable_resolution", 1),
+        # A connection of its own, so that closing it closes it.
+        ("grpc.use_local_subchannel_pool", 1),
+        # Answers in several messages are read by the caller's own thread.
+        ("SingleThreadedUnaryStream", 1),
+    ]
+    if not config.has_tls:
+        return grpc.insecure_channel(address, options)
+    if config.tls_server_name is not None:
+        options.append(("grpc.ssl_target_name_override", config.tls_server_name))
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=read_pem(config.tls_ca_path),
+        private_key=read_pem(config.tls_key_path),
+        certificate_chain=read_pem(config.tls_cert_path),
+    )
+    return grpc.secure_channel(address, credentials, options)
+
+
+def message_options(config: RpcConfig) -> list[tuple[str, str | int]]:
+    """What both sides of a connection agree on."""
+    return [
+        ("grpc.max_send_message_length", config.message_bytes_max),
+        ("grpc.max_receive_message_length", config.message_bytes_max),
+    ]
+
+
+def read_pem(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        return file.read()
