@@ -1,0 +1,68 @@
+"""`ochredb.peers.Compactor` over compactors: hints go to the one that owns the collection.
+
+Compactors find their work by themselves, and any may take any: what is said here only hurries them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ochredb.cancel import Cancel
+from ochredb.clock import Clock
+from ochredb.cluster.attempts import Attempts, RoutingConfig
+from ochredb.cluster.budget import RetryBudget
+from ochredb.cluster.nodes import Nodes
+from ochredb.errors import Unavailable
+from ochredb.peers import Compactor
+
+log = logging.getLogger("ochredb.cluster")
+
+
+class RoutedCompactor:
+    """Thread-safe."""
+
+    def __init__(
+        self,
+        nodes: Nodes[Compactor],
+        *,
+        budget: RetryBudget,
+        clock: Clock,
+        config: RoutingConfig | None = None,
+    ) -> None:
+        self._nodes, self._budget, self._clock = nodes, budget, clock
+        self._config = config or RoutingConfig()
+
+    def compact_now(self, collection_id: str) -> None:
+        """Raises Unavailable if no compactor can be reached.
+
+        One that is lost meanwhile may have done all of it; the next then has nothing to do.
+        """
+        cancel = Cancel(clock=self._clock)
+        attempts = Attempts(self._nodes, collection_id, cancel, self._budget, self._config)
+        node = attempts.first()
+        while True:
+            node.trying()
+            try:
+                node.client.compact_now(collection_id)
+            except BaseException as error:
+                node.failed(error)
+                if not isinstance(error, Unavailable):
+                    raise
+                node, delay_s = attempts.after(error)
+            else:
+                node.succeeded()
+                return
+            if delay_s:
+                self._clock.sleep(delay_s)
+
+    def hint(self, collection_id: str, last_offset: int, /) -> None:
+        """To one compactor, and not again: the next hint, or a poll, makes up for a lost one."""
+        for node in self._nodes.ordered(collection_id)[:1]:
+            node.trying()
+            try:
+                node.client.hint(collection_id, last_offset)
+            except Exception as error:
+                node.failed(error)
+                log.debug("a hint was lost: %s", error)
+            else:
+                node.succeeded()

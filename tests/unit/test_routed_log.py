@@ -1,0 +1,416 @@
+"""Writes over several log nodes: applied once, whatever is lost on the way (I8)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from ochredb.cancel import Cancel
+from ochredb.cluster.attempts import RoutingConfig
+from ochredb.cluster.budget import RetryBudget
+from ochredb.cluster.membership import StaticMembership
+from ochredb.cluster.nodes import Nodes
+from ochredb.cluster.routed_compactor import RoutedCompactor
+from ochredb.cluster.routed_log import RoutedLog
+from ochredb.errors import (
+    Conflict,
+    Exhausted,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OchreError,
+    OutcomeUnknown,
+    StorageFull,
+    Unavailable,
+)
+from ochredb.ids import IdSource
+from ochredb.types import Appended, Op, Operations
+from ochredb_node.node import Node
+
+from .kernel import ManualClock, ids_of, make_collection, operations, running_node
+from .routing import COLLECTION, World, addresses, refused, simulate
+
+FIRST, SECOND, THIRD = addresses("a", "b", "c")
+NAMES = "abc"
+Step = Callable[[], Appended] | OchreError
+
+
+def lost() -> OutcomeUnknown:
+    """What a client raises whose connection broke while it waited."""
+    return OutcomeUnknown("the connection was lost", unreachable=True)
+
+
+@dataclass
+class Call:
+    address: str
+    idempotency_key: str | None
+    request_id: str | None
+
+
+@dataclass
+class Script:
+    """What becomes of each call in turn; afterwards all succeed."""
+
+    steps: list[Exception] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+
+    def outcome(self, call: Call) -> Appended:
+        self.calls.append(call)
+        if self.steps:
+            raise self.steps.pop(0)
+        return Appended(1, 1)
+
+    @property
+    def asked(self) -> list[str]:
+        return [call.address for call in self.calls]
+
+
+class FakeLog:
+    """A client that does what the script says."""
+
+    def __init__(self, script: Script, address: str, world: World | None = None) -> None:
+        self._script, self._address, self._world = script, address, world
+
+    def append(
+        self,
+        _collection_id: str,
+        _operations: Operations,
+        *,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        **_more: Any,
+    ) -> Appended:
+        return self._script.outcome(Call(self._address, idempotency_key, request_id))
+
+    def submit(
+        self,
+        _collection_id: str,
+        _operations: Operations,
+        *,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        deliver: Callable[[Appended | BaseException], None],
+        **_more: Any,
+    ) -> None:
+        assert self._world is not None
+
+        def answer() -> None:
+            assert self._world is not None
+            self._world.clock.sleep(0.001)
+            try:
+                deliver(self._script.outcome(Call(self._address, idempotency_key, request_id)))
+            except OchreError as error:
+                deliver(error)
+
+        self._world.beside(answer)
+
+    def append_evaluated(
+        self, _collection_id: str, evaluate: Callable[[], Operations], **more: Any
+    ) -> Appended:
+        evaluate()
+        return self.append("", Operations(op=Op.DELETE, ids=["a"]), **more)
+
+    def compact_now(self, _collection_id: str) -> None:
+        self._script.outcome(Call(self._address, None, None))
+
+    def hint(self, _collection_id: str, _last_offset: int) -> None:
+        self._script.outcome(Call(self._address, None, None))
+
+
+def _routed(script: Script, names: str = NAMES) -> RoutedLog:
+    clock = ManualClock()
+    rng = random.Random(1)
+    nodes: Nodes[Any] = Nodes(
+        StaticMembership({name: f"{name}:1" for name in names}),
+        lambda address: FakeLog(script, address),
+        clock=clock,
+        rng=rng,
+    )
+    return RoutedLog(nodes, budget=RetryBudget(clock), ids=IdSource(clock, rng), clock=clock)
+
+
+def _append(log: RoutedLog, **more: Any) -> Appended:
+    one = Operations(op=Op.DELETE, ids=["a"])
+    return log.append(COLLECTION, one, cancel=Cancel(30.0, ManualClock()), **more)
+
+
+class TestRepeats:
+    @pytest.mark.parametrize("error", [refused, lost])
+    def test_the_next_node_is_asked_under_the_same_name(
+        self, error: Callable[[], OchreError]
+    ) -> None:
+        script = Script([error()])
+        log = _routed(script)
+        assert _append(log) == Appended(1, 1)
+        assert script.asked == [FIRST, SECOND]
+        assert script.calls[0].request_id == script.calls[1].request_id is not None
+        _append(log)
+        assert script.calls[2].request_id != script.calls[0].request_id
+
+    def test_a_clients_key_is_the_name(self) -> None:
+        script = Script([lost()])
+        _append(_routed(script), idempotency_key="key")
+        assert [(call.idempotency_key, call.request_id) for call in script.calls] == [
+            ("key", None), ("key", None),
+        ]  # fmt: skip
+
+    def test_a_name_that_the_caller_made_is_kept(self) -> None:
+        script = Script()
+        _append(_routed(script), request_id="mine")
+        assert script.calls[0].request_id == "mine"
+
+    @pytest.mark.parametrize(
+        "error", [NotFound, InvalidArgument, Conflict, Exhausted, Internal, StorageFull]
+    )
+    def test_refusals_are_raised_at_once(self, error: type[OchreError]) -> None:
+        script = Script([error("no")])
+        with pytest.raises(error):
+            _append(_routed(script))
+        assert script.asked == [FIRST]
+
+    def test_if_nobody_was_reached_nothing_was_written(self) -> None:
+        script = Script([refused() for _ in range(100)])
+        with pytest.raises(Unavailable) as caught:
+            _append(_routed(script))
+        assert not isinstance(caught.value, OutcomeUnknown)
+        assert len(script.calls) == RoutingConfig().attempts_max
+
+    def test_if_one_attempt_is_in_doubt_all_are(self) -> None:
+        script = Script([refused(), lost(), *(refused() for _ in range(100))])
+        with pytest.raises(OutcomeUnknown):
+            _append(_routed(script))
+
+    @pytest.mark.parametrize("error", [Exhausted, Internal, StorageFull])
+    def test_a_refusal_without_a_look_leaves_the_doubt(self, error: type[OchreError]) -> None:
+        script = Script([lost(), error("no")])
+        with pytest.raises(OutcomeUnknown):
+            _append(_routed(script))
+
+    @pytest.mark.parametrize("error", [NotFound, InvalidArgument, Conflict])
+    def test_a_refusal_under_the_lock_ends_it(self, error: type[OchreError]) -> None:
+        script = Script([lost(), error("no")])
+        with pytest.raises(error):
+            _append(_routed(script))
+
+    def test_a_deadline_that_passes_leaves_the_doubt(self) -> None:
+        clock = ManualClock()
+
+        class Slow(Script):
+            def outcome(self, call: Call) -> Appended:
+                clock.advance(20.0)
+                return super().outcome(call)
+
+        log = _routed(Slow([lost(), lost(), lost()]))
+        one = Operations(op=Op.DELETE, ids=["a"])
+        with pytest.raises(OutcomeUnknown):
+            log.append(COLLECTION, one, cancel=Cancel(30.0, clock))
+
+
+class TestEvaluated:
+    def test_what_evaluate_raises_is_not_repeated(self) -> None:
+        script = Script()
+
+        def evaluate() -> Operations:
+            raise Unavailable("no query node")
+
+        with pytest.raises(Unavailable, match="no query node"):
+            _routed(script).append_evaluated(COLLECTION, evaluate, cancel=Cancel())
+        assert script.calls == []
+
+    def test_a_lost_answer_is_asked_for_again(self) -> None:
+        script = Script([lost()])
+        evaluations = []
+
+        def evaluate() -> Operations:
+            evaluations.append(1)
+            return Operations(op=Op.DELETE, ids=["a"])
+
+        log = _routed(script)
+        assert log.append_evaluated(COLLECTION, evaluate, cancel=Cancel()) == Appended(1, 1)
+        assert script.asked == [FIRST, SECOND]
+        assert script.calls[0].request_id == script.calls[1].request_id is not None
+
+
+class TestSubmit:
+    """The same without a thread that waits."""
+
+    def _submit(
+        self, world: World, script: Script, names: str = NAMES
+    ) -> tuple[Appended | BaseException, float]:
+        """The outcome, and the seconds until it was told."""
+        nodes: Nodes[Any] = Nodes(
+            world.membership,
+            lambda address: FakeLog(script, address, world),
+            clock=world.clock,
+            rng=world.rng,
+        )
+        log = RoutedLog(
+            nodes,
+            budget=RetryBudget(world.clock),
+            ids=IdSource(world.clock, world.rng),
+            clock=world.clock,
+        )
+        outcomes: list[Appended | BaseException] = []
+        log.submit(
+            COLLECTION,
+            Operations(op=Op.DELETE, ids=["a"]),
+            cancel=Cancel(30.0, world.clock),
+            deliver=outcomes.append,
+        )
+        assert world.clock.monotonic_s() == 0.0, "it does not wait"
+        while not outcomes:
+            world.clock.sleep(0.001)
+        world.clock.sleep(10.0)
+        assert len(outcomes) == 1, "told once"
+        return outcomes[0], world.clock.monotonic_s() - 10.0
+
+    def test_the_next_node_is_asked_under_the_same_name(self) -> None:
+        def work(world: World) -> None:
+            script = Script([lost(), refused()])
+            outcome, seconds = self._submit(world, script)
+            assert outcome == Appended(1, 1)
+            assert script.asked == [FIRST, SECOND, THIRD]
+            assert len({call.request_id for call in script.calls}) == 1
+            assert seconds < 0.02
+
+        simulate(NAMES, work)
+
+    def test_a_second_pass_comes_after_a_pause(self) -> None:
+        def work(world: World) -> None:
+            script = Script([refused()])
+            outcome, seconds = self._submit(world, script)
+            assert outcome == Appended(1, 1)
+            assert 0.05 <= seconds <= 0.16
+
+        simulate("a", work)
+
+    @pytest.mark.parametrize(
+        ("steps", "told"),
+        [
+            ([refused() for _ in range(100)], Unavailable),
+            ([lost(), *(refused() for _ in range(100))], OutcomeUnknown),
+            ([lost(), Exhausted("no")], OutcomeUnknown),
+            ([lost(), Conflict("no")], Conflict),
+            ([Exhausted("no")], Exhausted),
+        ],
+    )
+    def test_failures_are_told_as_append_raises_them(
+        self, steps: list[Exception], told: type[OchreError]
+    ) -> None:
+        def work(world: World) -> None:
+            outcome, _ = self._submit(world, Script(list(steps)))
+            assert type(outcome) is told
+
+        simulate(NAMES, work)
+
+
+class TestCompactor:
+    def _compactor(self, script: Script) -> RoutedCompactor:
+        clock = ManualClock()
+        nodes: Nodes[Any] = Nodes(
+            StaticMembership({name: f"{name}:1" for name in NAMES}),
+            lambda address: FakeLog(script, address),
+            clock=clock,
+            rng=random.Random(1),
+        )
+        return RoutedCompactor(nodes, budget=RetryBudget(clock), clock=clock)
+
+    def test_the_owner_compacts_or_else_another(self) -> None:
+        script = Script([refused(), lost()])
+        self._compactor(script).compact_now(COLLECTION)
+        assert script.asked == [FIRST, SECOND, THIRD]
+
+    def test_a_hint_goes_to_the_owner_and_its_loss_is_nothing(self) -> None:
+        script = Script([refused()])
+        compactor = self._compactor(script)
+        compactor.hint(COLLECTION, 7)
+        assert script.asked == [FIRST]
+        compactor.hint(COLLECTION, 8)
+        assert len(script.calls) == 2
+
+
+class Lossy:
+    """A client of a real log whose calls are refused, lost, and delayed, as a seed decides.
+
+    A delayed call is given up by its caller, and carried out later, perhaps after its repeat.
+    """
+
+    def __init__(self, node: Node, rng: random.Random, late: list[Callable[[], object]]) -> None:
+        self._node, self._rng, self._late = node, rng, late
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._node.log, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            chance = self._rng.random()
+            if chance < 0.2:
+                raise refused()
+            if chance < 0.4 and name == "append":
+                self._late.append(lambda: method(*args, **more))
+                raise lost()
+            answer = method(*args, **more)
+            if chance < 0.6:
+                raise lost()
+            return answer
+
+        return call
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with running_node() as node:
+        yield node
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_exactly_once_whatever_is_lost(node: Node, seed: int) -> None:
+    """Real logs, lost answers, late arrivals and folding in between; counted in the log itself."""
+    rng = random.Random(seed)
+    clock = ManualClock()
+    late: list[Callable[[], object]] = []
+    nodes: Nodes[Any] = Nodes(
+        StaticMembership({name: f"{name}:1" for name in NAMES}),
+        lambda _address: Lossy(node, rng, late),
+        clock=clock,
+        rng=rng,
+    )
+    log = RoutedLog(nodes, budget=RetryBudget(clock), ids=IdSource(clock, rng), clock=clock)
+    collection = make_collection(node)
+    offsets: dict[int, str] = {}  # Of acknowledged writes: no two have one in common.
+    acknowledged, refusals, unknown = set[str](), set[str](), set[str]()
+    for number in range(60):
+        name = f"id-{number}"
+        key = None if rng.random() < 0.5 else f"key-{number}"
+        try:
+            appended = log.append(
+                collection,
+                operations(Op.ADD, [name], [[1.0, 2.0]]),
+                idempotency_key=key,
+                cancel=Cancel(),
+            )
+        except OutcomeUnknown:
+            unknown.add(name)
+        except Unavailable:
+            refusals.add(name)
+        else:
+            acknowledged.add(name)
+            assert appended.first_offset == appended.last_offset
+            assert appended.first_offset not in offsets
+            offsets[appended.first_offset] = name
+        clock.advance(rng.random() * 20.0)
+        while late and rng.random() < 0.5:
+            late.pop(rng.randrange(len(late)))()
+        if rng.random() < 0.2:
+            node.compactor.fold_now(collection)
+    for call in late:
+        call()
+    applied = set(ids_of(node, collection))
+    assert acknowledged <= applied <= acknowledged | unknown
+    assert not refusals & applied
+    last = node.logs.snapshot(collection).last_offset
+    assert last == len(applied), "nothing was applied twice"
+    assert len(acknowledged) > 40
