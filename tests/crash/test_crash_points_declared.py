@@ -27,7 +27,6 @@ DURABLE = {
 # Functions with such a call and no point, each with its reason.
 WITHOUT_POINT = {
     "src/ochredb/storage/files.py": "the calls themselves; their callers have the points",
-    "src/ochredb/storage/directory.py:scratch": "a file without a name, gone with the process",
     "src/ochredb/parts/graph.py": "hnswlib's scratch files, gone with the process or swept",
     "src/ochredb/catalog/read_only.py:_copied": "a private copy, gone with the process",
     "src/ochredb/catalog/copies.py:_sync": "its callers have the points",

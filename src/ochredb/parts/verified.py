@@ -30,6 +30,7 @@ class VerifiedObject:
 
     def __init__(self, store: LocalStore, info: ObjectInfo, *, salvage: bool = False) -> None:
         self.key, self._store = info.key, store
+        self._was_refetched = False
         self.view = store.map(info.key)
         if self.view.nbytes != info.size:
             if not salvage:
@@ -44,7 +45,7 @@ class VerifiedObject:
             self.data_bytes, self._block_bytes = info.size - 8 * blocks, BLOCK_BYTES
             table = self.view[self.data_bytes :]
             self._expected = np.frombuffer(table, np.uint64)
-            if xxh3(table) != info.checksum:
+            if xxh3(table) != info.checksum and not self._refetched(table, info.checksum):
                 if not salvage:
                     raise Corrupt(f"the checksum table of {info.key} is damaged")
                 # If all the data is as the catalog says, it is the table that is damaged.
@@ -102,6 +103,8 @@ class VerifiedObject:
         size = self._block_bytes
         data = self.view[first * size : min(last * size, self.data_bytes)]
         wrong = np.flatnonzero(block_checksums(data, size) != self._expected[first:last])
+        if len(wrong) and self._refetch():
+            wrong = np.flatnonzero(block_checksums(data, size) != self._expected[first:last])
         if len(wrong):
             raise Corrupt(
                 f"block {first + int(wrong[0])} of {self.key} fails its checksum", key=self.key
@@ -111,6 +114,17 @@ class VerifiedObject:
             missing = np.flatnonzero(~self._verified)
             self.is_complete = not len(missing)
             self._first_unverified = int(missing[0]) if len(missing) else len(self._verified)
+
+    def _refetched(self, table: memoryview, checksum: int) -> bool:
+        """Whether a damaged table is whole now."""
+        return self._refetch() and xxh3(table) == checksum
+
+    def _refetch(self) -> bool:
+        """Once: if the damage may be a local copy's alone, have `view` show the store's bytes."""
+        if self._was_refetched:
+            return False
+        self._was_refetched = True
+        return self._store.refetch(self.key, self.view)
 
     @property
     def block_bytes(self) -> int:

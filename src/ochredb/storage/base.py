@@ -7,9 +7,9 @@ object that was read once may be cached for ever, and two writers can never disa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from ochredb.errors import InvalidArgument
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
     # One buffer, or several that are written one after the other (so that nobody has to join them).
     Data = Piece | Sequence[Piece]
+
+    # Takes a piece that begins at a place of the object.
+    Take = Callable[[int, memoryview], None]
+    # Told the object's size, gives what takes its pieces.
+    Begin = Callable[[int], Take]
 
 KEY_BYTES_MAX = 1024
 KEY_PART_BYTES_MAX = 200
@@ -87,6 +92,22 @@ class ObjectStore(Protocol):
         ...
 
 
+@runtime_checkable
+class Downloads(Protocol):
+    """A store that gives a large object piece by piece, faster than `get` and without the heap."""
+
+    def download(self, key: str, begin: Begin) -> int | None:
+        """The whole object; returns the xxh3 that its maker gave it, if that is known.
+
+        begin: called once, before the first piece. What it gives is called from several threads at
+        once, in any order, for a place more than once if a transfer breaks off; both raise nothing
+        but OchreError, which ends the download. The piece's memory is used again afterwards.
+
+        Raises NotFound, Unavailable. The checksum is the caller's to compare.
+        """
+        ...
+
+
 class Mappable(Protocol):
     """A store whose objects can be used in place, without copying them into the heap."""
 
@@ -111,6 +132,14 @@ class Mappable(Protocol):
 
         view: whole, as `map` or `scratch` gave it. Its content is unchanged; reading it faults the
         pages in again.
+        """
+        ...
+
+    def refetch(self, key: str, view: memoryview) -> bool:
+        """Of a mapped object whose bytes proved damaged: have it show the stored ones.
+
+        view: whole, as `map` gave it. False if it shows the stored object itself, or nothing
+        better can be had now.
         """
         ...
 

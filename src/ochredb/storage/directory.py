@@ -173,17 +173,16 @@ class DirectoryStore:
         path = f"{self._temporary}/{self._ids.uuid7()}"
         try:
             os.makedirs(self._temporary, exist_ok=True)
-            with files.opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
-                os.unlink(path)
-                for piece in pieces:
-                    # Written, not stored into a mapping: there a full disk would be a SIGBUS.
-                    files.write_all(descriptor, byte_views(piece))
-                return files.map_read_only(descriptor)
+            return files.scratch(path, pieces, lambda _error: False)
         except OSError as error:
             raise self._failed("write", path, error) from error
 
     def forget_pages(self, view: memoryview) -> None:
         files.forget_pages(view)
+
+    def refetch(self, key: str, view: memoryview) -> bool:
+        del key, view
+        return False  # It is the file itself.
 
     def path(self, key: str) -> str | None:
         return self._path(key)

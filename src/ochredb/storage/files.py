@@ -13,9 +13,15 @@ import os
 import stat
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ochredb.storage.base import byte_views
+
+if TYPE_CHECKING:
+    from ochredb.storage.base import Piece
 
 _BUFFERS_PER_CALL_MAX = 1024  # IOV_MAX on Linux and macOS.
 _BYTES_PER_READ_MAX = 1 << 30
@@ -23,6 +29,7 @@ _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _MAP_SHARED = 1
+_MAP_FIXED = 16
 _MADV_DONTNEED = 4  # Linux; elsewhere `madvise` may refuse it, which only keeps the pages.
 _PROT_READ = 1
 
@@ -167,6 +174,43 @@ def map_read_only(descriptor: int) -> memoryview:
     # threads may still be reading, and the kernel unmaps everything anyway.
     weakref.finalize(content, libc.munmap, address, size).atexit = False
     return memoryview(content).cast("B").toreadonly()
+
+
+def show_instead(view: memoryview, descriptor: int) -> bool:
+    """Have a view that `map_read_only` made show another file of the same size, at once.
+
+    For every reader of it and of what was cut from it. False if nothing was changed.
+    """
+    if not view.nbytes or view.nbytes != size_of(descriptor):
+        return False
+    address = np.frombuffer(view, np.uint8).ctypes.data
+    found = _libc().mmap(address, view.nbytes, _PROT_READ, _MAP_SHARED | _MAP_FIXED, descriptor, 0)
+    return bool(found == address)
+
+
+def scratch(
+    path: str, pieces: Iterable[Piece], on_failure: Callable[[OSError], bool]
+) -> memoryview:
+    """What is too large for the heap, in a file that loses its name at once; see `Mappable`.
+
+    path: a free name. on_failure: whether to write the piece again that could not be written.
+    """
+    with opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
+        os.unlink(path)
+        size = 0
+        for piece in pieces:
+            # Written, not stored into a mapping: there a full disk would be a SIGBUS.
+            views = byte_views(piece)
+            while True:
+                try:
+                    write_all(descriptor, views)
+                    break
+                except OSError as error:
+                    if not on_failure(error):
+                        raise
+                os.lseek(descriptor, size, os.SEEK_SET)
+            size += sum(view.nbytes for view in views)
+        return map_read_only(descriptor)
 
 
 def forget_pages(view: memoryview) -> None:

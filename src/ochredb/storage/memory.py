@@ -73,6 +73,10 @@ class MemoryStore:
     def forget_pages(self, view: memoryview) -> None:
         """Nothing is mapped: the view is the object itself."""
 
+    def refetch(self, key: str, view: memoryview) -> bool:
+        del key, view
+        return False  # It is the object itself.
+
     def path(self, key: str) -> str | None:
         check_key(key)
         return None

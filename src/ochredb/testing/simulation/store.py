@@ -104,6 +104,9 @@ class SimulatedStore:
     def forget_pages(self, view: memoryview) -> None:
         self._inner.forget_pages(view)
 
+    def refetch(self, key: str, view: memoryview) -> bool:
+        return self._inner.refetch(key, view)
+
     def path(self, key: str) -> str | None:
         return self._inner.path(key)
 
