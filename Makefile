@@ -103,7 +103,7 @@ protos: $(READY) ## Generate src/ochredb/proto anew from protos/; a test compare
 
 unit: $(READY) ## Tests that need nothing else installed; the state machine in short.
 	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests --ignore=tests/crash \
-	  --ignore=tests/simulation --ignore=tests/damage
+	  --ignore=tests/simulation --ignore=tests/damage --ignore=tests/distributed
 
 test: lint type imports unit ## Everything above: what must pass before a change is proposed.
 

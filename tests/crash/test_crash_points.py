@@ -31,6 +31,7 @@ from .points.journal import Journal
 from .points.plants import PLANTS
 from .points.scenarios import (
     CLOSE,
+    ELSEWHERE,
     PROBE,
     SCENARIOS,
     SEAL,
@@ -147,8 +148,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
 
 def test_every_point_is_reached_by_a_scenario() -> None:
     covered = {point for scenario in SCENARIOS.values() for point in scenario.points}
-    covered |= SERVER_POINTS.keys()
+    covered |= SERVER_POINTS.keys() | ELSEWHERE.keys()
     assert covered == set(every_point()), covered ^ set(every_point())
+
+
+@pytest.mark.parametrize(("point", "path"), ELSEWHERE.items())
+def test_a_point_that_no_scenario_reaches_is_named_by_its_test(point: str, path: str) -> None:
+    assert f'"{point}"' in (ROOT / path).read_text()
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ochredb.catalog.logs import BacklogLimits
 from ochredb.hints.limits import LimitsConfig
@@ -13,11 +14,16 @@ from ochredb_log.config import LogConfig
 from ochredb_node.roles import ALL_ROLES, Role
 from ochredb_query.config import QueryConfig
 
+if TYPE_CHECKING:
+    from ochredb.storage.s3_config import S3Config
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """path: the store's directory, None = in memory.
 
+    s3: the bucket that holds the objects instead; then cache_path is a directory for this process's
+        local copies, of `cache_bytes` at most.
     roles: what this process does. Reads and writes of a frontend without the query or the log role
         go to the peers that the node is given.
     compactor_workers: processes that compact for this one, which then only answers for them; 0: its
@@ -27,6 +33,9 @@ class NodeConfig:
     """
 
     path: str | None = None
+    s3: S3Config | None = None
+    cache_path: str | None = None
+    cache_bytes: int = 10 << 30
     roles: frozenset[Role] = ALL_ROLES
     compactor_workers: int = 0
     foreground: bool = False

@@ -26,6 +26,7 @@ from ochredb.storage.open_directory import check_directory, claim_alone, refuse_
 from ochredb.storage.space import Reserve
 
 if TYPE_CHECKING:
+    from ochredb.storage.s3_config import S3Config
     from ochredb_node.config import NodeConfig
 
 log = logging.getLogger("ochredb.node")
@@ -59,6 +60,7 @@ class Foundation:
     catalog: Catalog
     store: LocalStore
     store_name: str
+    close_store: Callable[[], None] = lambda: None
 
     def check_store_id(self, has_collections: Callable[[], bool]) -> None:
         """Refuse a catalog paired with another store's objects: a sweep would delete them.
@@ -89,6 +91,7 @@ class Foundation:
 
     def close(self) -> None:
         self.catalog.close()
+        self.close_store()
 
 
 def open_foundation(
@@ -101,11 +104,34 @@ def open_foundation(
     """
     catalog = _open_catalog(config, clock, ids, reserve)
     try:
+        if config.s3 is not None:
+            return _in_s3(config, catalog, config.s3, clock, ids)
         store, store_name = _open_store(config, clock, ids, reserve, catalog.is_read_only)
     except BaseException:
         catalog.close()
         raise
     return Foundation(catalog=catalog, store=store, store_name=store_name)
+
+
+def _in_s3(
+    config: NodeConfig, catalog: Catalog, s3: S3Config, clock: Clock, ids: IdSource
+) -> Foundation:
+    """Objects in a bucket that was tried out, behind this process's cache."""
+    # Late: for those who have a bucket.
+    from ochredb.storage.cached import CachedStore
+    from ochredb.storage.s3 import S3Store
+
+    if config.cache_path is None:
+        raise InvalidArgument("objects in S3 need a cache_path for local copies")
+    objects = S3Store(s3, clock, ids)
+    objects.check(writes=not catalog.is_read_only)
+    store = CachedStore(objects, config.cache_path, config.cache_bytes, clock, ids)
+
+    def close() -> None:
+        store.close()
+        objects.close()
+
+    return Foundation(catalog=catalog, store=store, store_name=s3.place, close_store=close)
 
 
 def _open_catalog(config: NodeConfig, clock: Clock, ids: IdSource, reserve: Reserve) -> Catalog:

@@ -170,7 +170,7 @@ class CachedStore:
 
     def scratch(self, pieces: Iterable[Piece]) -> memoryview:
         def make_room(error: OSError) -> bool:
-            return is_full(error) and self._copies.evict_one()
+            return is_full(error) and self._copies.evict_one(idle=True)
 
         try:
             return files.scratch(self._copies.new_path(), pieces, make_room)
@@ -278,7 +278,7 @@ class CachedStore:
             if fetched.keep(name):
                 return
         except OSError as error:
-            log.warning("cannot keep a copy in the cache: %s", error)
+            log.warning("cannot keep a copy in the cache: %s", error.strerror)
         with self._lock:
             self._uncached += 1
 
@@ -375,7 +375,8 @@ class _Fetched:
                 self.give_up()
                 if not or_memory:
                     raise self._copies.failed(error) from error
-                log.warning("no place in the cache %s: %s", self._copies.directory, error)
+                place = self._copies.directory
+                log.warning("no place in the cache %s: %s", place, error.strerror)
         if not size:
             return lambda _place, _piece: None
         memory = mmap.mmap(-1, size)
@@ -399,7 +400,7 @@ class _Fetched:
             except OSError as error:
                 if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                     return  # This file system does not do that.
-                if not (is_full(error) and self._copies.evict_one()):
+                if not (is_full(error) and self._copies.evict_one(idle=True)):
                     raise
 
     def _take_to_file(self, place: int, piece: memoryview) -> None:

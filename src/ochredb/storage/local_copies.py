@@ -157,14 +157,18 @@ class LocalCopies:
         with self._lock:
             self.used_bytes -= size
 
-    def evict_one(self) -> bool:
-        """Remove the copy that will be missed least; False if there is none."""
+    def evict_one(self, *, idle: bool = False) -> bool:
+        """Remove the copy that will be missed least; False if there is none.
+
+        idle: only one that nobody has mapped, whose space comes back at once.
+        """
         with self._lock:
-            if not self._copies:
+            name = next((name for name in self._copies if not self._is_mapped(name)), None)
+            if name is None and not idle:
+                name = next(iter(self._copies), None)
+            copy = None if name is None else self._forget(name)
+            if copy is None:
                 return False
-            idle = (name for name in self._copies if not self._is_mapped(name))
-            copy = self._forget(next(idle, None) or next(iter(self._copies)))
-            assert copy is not None
             self.evictions += 1
         self.remove(copy.path)
         return True

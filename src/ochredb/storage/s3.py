@@ -196,7 +196,7 @@ class S3Store:
         try:
             self._create(probe, [memoryview(b"second")])
         except AlreadyExists:
-            found = self.get(probe)
+            found, _ = self._get(probe)
             problem = "" if found == b"first" else f"it gave {found!r} back for b'first'"
         else:
             problem = (

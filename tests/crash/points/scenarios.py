@@ -87,6 +87,17 @@ SERVER_POINTS = {
 }
 
 
+# Reached on other components than a directory; the test that kills a process there.
+ELSEWHERE = {
+    "s3.creating": "tests/distributed/test_s3_store.py",
+    "s3.created": "tests/distributed/test_s3_store.py",
+    "s3.resolving": "tests/distributed/test_s3_store.py",
+    "cache.written": "tests/unit/test_local_copies.py",
+    "cache.renamed": "tests/unit/test_local_copies.py",
+    "cache.removed": "tests/unit/test_local_copies.py",
+}
+
+
 def nothing(_stage: Stage) -> None:
     """It begins with an empty tree."""
 
