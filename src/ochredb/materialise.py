@@ -407,6 +407,15 @@ class Fold:
         return out
 
 
+def replaced_ids(operations: Operations) -> list[str]:
+    """The ids whose rows in parts these operations end, where they live there.
+
+    So what a log leaves alive of a part can be told without the other parts: of an id that lives
+    elsewhere or nowhere there is no row, and an add does nothing to one that lives here.
+    """
+    return [] if operations.op in (Op.ADD, Op.NOOP) else operations.ids
+
+
 def _runs_of_distinct(ids: list[str]) -> list[tuple[int, int]]:
     """Split [0, n) where an id repeats, so that within each run all ids differ."""
     if len(set(ids)) == len(ids):

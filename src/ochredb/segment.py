@@ -6,8 +6,8 @@ log. It is immutable; a later state is another View that shares most of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -151,3 +151,12 @@ class View:
             rows = view.segment.find_ids(ids)
             found.append(np.where(view.is_live(rows), rows, -1))
         return found
+
+    def of(self, part_ids: Collection[str], *, with_tail: bool) -> View:
+        """The same state, of some parts alone, and of the tail if that is wanted."""
+        segments = tuple(
+            item
+            for item in self.segments
+            if (with_tail if item.part_id is None else item.part_id in part_ids)
+        )
+        return replace(self, segments=segments, count=sum(item.live_count for item in segments))

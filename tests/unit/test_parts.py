@@ -123,7 +123,10 @@ def test_a_graph_finds_the_rows_of_its_part(store: LocalStore) -> None:
     graph = part.graph
     assert graph is not None
     assert part.graph_is_loaded
-    assert part.memory_bytes > 500 * 8 * 4
+    assert part.graph_bytes > 500 * 8 * 4
+    part.drop_graph()
+    assert part.graph_bytes == 0
+    assert not part.graph_is_loaded
     for row in range(0, 500, 37):
         found = graph.search(part.vectors[row : row + 1], 100)
         assert found is not None

@@ -151,7 +151,7 @@ class Node:
 
     @cached_property
     def open_parts(self) -> OpenParts:
-        return OpenParts(self.store)
+        return OpenParts(self.store, self.config.query.memory_bytes)
 
     # -- roles
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,12 +11,13 @@ from ochredb.cancel import Cancel
 from ochredb.catalog.logs import dimension_error
 from ochredb.errors import InvalidArgument, TooLarge
 from ochredb.explain import Trace, Value
-from ochredb.peers import QueryRequest, QuickRead
+from ochredb.peers import GetRequest, QueryRequest, QuickRead
 from ochredb.plan.nearest import Nearest
-from ochredb.plan.operators import Hits, Project, Selection, step
+from ochredb.plan.operators import Filter, Hits, Page, Project, Selection, step
 from ochredb.segment import Rows, View
-from ochredb.types import Field, QueryAnswer
+from ochredb.types import Field, QueryAnswer, Records
 from ochredb_query import quick
+from ochredb_query.selected import Selected, name_of
 
 _ANSWER_BYTES_MAX = 256 << 20
 _PROJECTED_ROWS = 2_000  # Between two looks at the size of an answer.
@@ -25,6 +26,26 @@ _PROJECTED_ROWS = 2_000  # Between two looks at the size of an answer.
 def projected(fields: Field, rows: int) -> dict[str, Value]:
     names = [str(one.name).lower() for one in Field if one in fields]
     return {"rows": rows, "columns": " ".join(["id", *names])}
+
+
+def select(
+    view: View,
+    selected: Callable[[], Selected],
+    request: GetRequest | QueryRequest,
+    cancel: Cancel,
+    trace: Trace | None,
+) -> list[Selection]:
+    """The rows that may answer. An explained read finds them anew: its plan says how."""
+    ids, where = request.ids, request.where
+    if ids is not None or where is None or trace is not None:
+        some_ids = None if ids is None else tuple(dict.fromkeys(ids))
+        return Filter(where, some_ids).run(view, cancel, trace)
+    known, name = selected(), name_of(where)
+    found = known.find(name)
+    if found is None:
+        found = Filter(where).run(view, cancel)
+        known.keep(name, found)
+    return found
 
 
 def search_quickly(search: quick.Search, request: QueryRequest, cancel: Cancel) -> QueryAnswer:
@@ -41,9 +62,29 @@ def _searched(
         return search_view(search.view, search.nearest, request, search.selections, cancel)
     rows, distances = search.one_graph.nearest(request.embeddings, rows)
     records = Project(request.fields).take(search.selections[0].view, rows.ravel())
-    _check_size(records.size_bytes)
+    check_size(records.size_bytes)
     splits = list(range(0, rows.size + 1, rows.shape[1]))
     return QueryAnswer(records.split(splits), list(distances))
+
+
+def page_of(
+    view: View,
+    request: GetRequest,
+    selections: list[Selection],
+    cancel: Cancel,
+    trace: Trace | None = None,
+) -> Records:
+    with step(trace, "Page") as plan:
+        hits = Page(request.limit, request.offset).run(view, selections)
+        if plan is not None:
+            plan.details["rows_in"] = sum(item.count for item in selections)
+            plan.details["rows_out"] = len(hits.rows)
+    cancel.check()
+    with step(trace, "Project") as plan:
+        records = Project(request.fields).run(view, hits)
+        if plan is not None:
+            plan.details |= projected(request.fields, len(hits.rows))
+    return records
 
 
 class SearchBatch:
@@ -105,12 +146,9 @@ def _hits(
     trace: Trace | None = None,
 ) -> Hits | None:
     """None: there is no query vector."""
-    dimension = request.embeddings.shape[1]
-    if view.dimension is not None and len(request.embeddings) and dimension != view.dimension:
-        raise dimension_error(view.dimension, dimension)
-    if request.ids and request.n_results and view.count and not _any_lives(view, request.ids):
-        # Official clients' tests want an error here; of several ids, the ones that live answer.
-        raise InvalidArgument("Error finding id: none of the given ids exists in the collection")
+    check_dimension(view, request)
+    if request.ids and request.n_results and view.count and not any_lives(view, request.ids):
+        raise none_lives()
     if not len(request.embeddings):
         return None
     return nearest.run(request.embeddings, view, selections, cancel, trace)
@@ -147,13 +185,13 @@ def _project(
         some = hits.answers(first, min(queries, first + together))
         records = project.run(view, some)
         size_bytes += records.size_bytes
-        _check_size(size_bytes)
+        check_size(size_bytes)
         answer.records += records.split(some.splits)
     for start, stop in pairwise(hits.splits):
         answer.distances.append(hits.distances[start:stop])
 
 
-def _check_size(size_bytes: int) -> None:
+def check_size(size_bytes: int) -> None:
     """One large document may answer every query vector: a small request, a huge answer."""
     if size_bytes > _ANSWER_BYTES_MAX:
         raise TooLarge(
@@ -162,5 +200,17 @@ def _check_size(size_bytes: int) -> None:
         )
 
 
-def _any_lives(view: View, ids: list[str]) -> bool:
+def check_dimension(view: View, request: QueryRequest) -> None:
+    """Raises InvalidArgument if the vectors are of another dimension than the collection's."""
+    dimension = request.embeddings.shape[1]
+    if view.dimension is not None and len(request.embeddings) and dimension != view.dimension:
+        raise dimension_error(view.dimension, dimension)
+
+
+def none_lives() -> InvalidArgument:
+    """Official clients' tests want an error here; of several ids, the ones that live answer."""
+    return InvalidArgument("Error finding id: none of the given ids exists in the collection")
+
+
+def any_lives(view: View, ids: list[str]) -> bool:
     return any(bool((rows >= 0).any()) for rows in view.find_ids(ids))

@@ -15,6 +15,8 @@ class QueryConfig:
         without all others, its read is refused (429), never answered in part. More than one log can
         have: 200,000 operations or 512 MiB.
     quick_us: a read predicted to cost less than this on a warm view may run on an event loop.
+    spread_bytes: the parts of a larger collection are spread over the query nodes, if there are
+        several: each keeps and searches those that it owns.
     target_recall: share of the true ten nearest that approximate searches shall find, on
         collections that are hard enough to miss it; a request may name another. 0: as `ef_search`
         of the collection gives.
@@ -24,6 +26,7 @@ class QueryConfig:
     mapped_bytes: int = 128 << 20
     tail_bytes_max: int = 1 << 30
     quick_us: float = 1_000.0
+    spread_bytes: int = 1 << 30
     target_recall: float = 0.95
 
     def __post_init__(self) -> None:

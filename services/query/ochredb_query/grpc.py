@@ -18,9 +18,12 @@ class QueryServicer:
     """See `ochredb.rpc.server`."""
 
     service: ClassVar[str] = "Query"
-    pools: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("get", "query", "match", "search_parts", "count", "indexing_status"), "read"
-    )
+    # Shares have threads of their own: two nodes full of reads that wait for each other's shares
+    # would wait for ever.
+    pools: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("get", "query", "match", "count", "indexing_status"), "read"),
+        "search_parts": "share",
+    }
 
     def __init__(self, query: Query, config: RpcConfig) -> None:
         self._query, self._config = query, config

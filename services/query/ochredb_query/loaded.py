@@ -25,12 +25,14 @@ from ochredb.storage.base import LocalStore
 from ochredb.tail import ROW_BYTES, TailMemory
 from ochredb.types import Snapshot
 from ochredb_query.quick import Searches
+from ochredb_query.selected import Selected
 
 log = logging.getLogger("ochredb.query")
 
 QUICK_OPERATIONS_MAX = 160  # Of writers beside readers: each read folds what four of them wrote.
 _FOLLOWED_MAX = 3  # Times that a writer catches up with what others wrote meanwhile.
 _OVERHEAD_BYTES = 32_768  # Python objects of an idle loaded collection, measured roughly.
+_PART_BYTES = 4_096  # The same of an open part.
 
 
 class LoadedCollection:
@@ -62,6 +64,8 @@ class LoadedCollection:
         self._prepared: dict[str, Part] = {}
         self.view: View | None = None
         self.searches: Searches | None = None  # Of `view`, or of one before it.
+        self._own_share: tuple[View, tuple[str, ...], Selected] | None = None  # Likewise.
+        self.stored_bytes = 0  # Of the parts of the newest version that was opened.
         self.touched = True  # Read since the flag was last cleared.
         self.measured: tuple[int, int] | None = None  # (memory, mapped) bytes, when last asked.
         self.was_touched = False  # Before that, since it was cleared the time before.
@@ -75,6 +79,16 @@ class LoadedCollection:
             if self.view is view:
                 self.searches = searches
         return searches
+
+    def own_share(self, view: View, part_ids: tuple[str, ...]) -> Selected:
+        """What filters select of a view's tail and of some of its parts, kept likewise."""
+        kept = self._own_share
+        if kept is not None and kept[0] is view and kept[1] == part_ids:
+            return kept[2]
+        selected = Selected(view.of(part_ids, with_tail=True))
+        if self.view is view:
+            self._own_share = view, part_ids, selected
+        return selected
 
     def is_current(self, snapshot: Snapshot) -> bool:
         """Whether the newest view shows the snapshot exactly, under its configuration."""
@@ -162,7 +176,7 @@ class LoadedCollection:
                 self._admit()
         if fold.dimension is None:
             fold.dimension = snapshot.dimension
-        self.searches = None  # They hold the old view.
+        self.searches = self._own_share = None  # They hold the old view.
         try:
             self._extend(fold, snapshot)
         except NotFound as error:
@@ -225,12 +239,15 @@ class LoadedCollection:
             parts[item.manifest.id] = part
             base.append(SegmentView(part, live, item.live_rows, item.manifest.id))
         self._parts, self._prepared = parts, {}
+        self.stored_bytes = sum(part.manifest.size_bytes for part in parts.values())
         before, version, indexed = self._fold, snapshot.version, snapshot.indexed_offset
         moved = None if before is None else before.moved(version, indexed, base)
         return moved or Fold(version, indexed, base, self._memory)
 
     def prepare(self, manifest: Manifest) -> None:
         """Open a part that a coming version will name, graph and all, before reads need it."""
+        if manifest.id in self._parts or manifest.id in self._prepared:
+            return
         part = self._open_parts.open(manifest, self.settings)
         part.warm()
         self._prepared[manifest.id] = part
@@ -243,7 +260,7 @@ class LoadedCollection:
     def forget(self) -> None:
         """Drop what is held in memory; the next read loads it again."""
         with self._lock:
-            self._fold = self.view = self.searches = None
+            self._fold = self.view = self.searches = self._own_share = None
             self._parts, self._prepared = {}, {}
 
     @property
@@ -263,9 +280,10 @@ class LoadedCollection:
 
     @property
     def memory_bytes(self) -> int:
-        """Estimated heap bytes that forgetting would free."""
+        """Estimated heap bytes that forgetting would free, without graphs."""
         fold, searches = self._fold, self.searches
         tail = 0 if fold is None else fold.tail_bytes
         masks = 0 if searches is None else searches.selected.size_bytes
-        parts = sum(part.memory_bytes for part in self._parts.values())
-        return _OVERHEAD_BYTES + tail + masks + parts
+        if (own_share := self._own_share) is not None:
+            masks += own_share[2].size_bytes
+        return _OVERHEAD_BYTES + tail + masks + _PART_BYTES * len(self._parts)

@@ -79,6 +79,8 @@ class Searches:
             name,
         )  # fmt: skip
         search = self._known.get(asked)
+        if search is not None and not _graphs_are_loaded(search.nearest, search.selections):
+            return None  # Dropped meanwhile, to make room.
         if search is None:
             selections = self.select(request.where, name, _SEARCHED, limit_us)
             if selections is None:

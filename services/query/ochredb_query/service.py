@@ -7,39 +7,73 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ochredb.cancel import Cancel
 from ochredb.catalog.logs import LogTable
 from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
-from ochredb.configuration import index_settings
+from ochredb.configuration import IndexSettings, index_settings
 from ochredb.errors import Corrupt, Exhausted, Gone, NotFound, Unavailable
 from ochredb.explain import Trace, Value
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
-from ochredb.peers import Batch, GetRequest, QueryRequest, QuickRead
+from ochredb.peers import (
+    Batch,
+    GetRequest,
+    PartsAnswer,
+    PartsRequest,
+    QueryRequest,
+    QuickRead,
+)
 from ochredb.plan import cost
 from ochredb.plan.nearest import Nearest
-from ochredb.plan.operators import Filter, Page, Project, Selection, step
+from ochredb.plan.operators import Selection, step
 from ochredb.segment import View
 from ochredb.storage.base import LocalStore
 from ochredb.tail import TailMemory
 from ochredb.types import Field, IndexingStatus, QueryAnswer, Records, Snapshot
 from ochredb_query import quick
-from ochredb_query.answer import SearchBatch, projected, search_quickly, search_view
+from ochredb_query.answer import (
+    SearchBatch,
+    page_of,
+    search_quickly,
+    search_view,
+    select,
+)
 from ochredb_query.config import QueryConfig
+from ochredb_query.held import HeldCollections, HeldParts
 from ochredb_query.loaded import LoadedCollection
-from ochredb_query.selected import name_of
+from ochredb_query.prefetch import Prefetcher
+from ochredb_query.selected import Selected
+from ochredb_query.shares import share_of
+from ochredb_query.spread import Spread
+
+if TYPE_CHECKING:
+    from ochredb_query.scatter import Scatter
 
 _T = TypeVar("_T")
 _ATTEMPTS_MAX = 20
 _ALWAYS_LOOKED_AT = 64  # Of the collections used last, `trim` looks at so many each time ...
 _TURNS = 8  # ... and at this share of the others.
 _LOOKS_IN_A_ROW, _PAUSE_S = 256, 0.001  # Others want the interpreter's lock.
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """One attempt at a read. is_alone: other nodes are not asked."""
+
+    view: View
+    loaded: LoadedCollection
+    cancel: Cancel
+    trace: Trace | None
+    is_alone: bool
+
+    def selected(self) -> Selected:
+        return self.loaded.searches_of(self.view).selected
 
 
 class QueryService:
@@ -54,7 +88,10 @@ class QueryService:
         open_parts: OpenParts,
         clock: Clock,
         config: QueryConfig,
+        *,
+        scatter: Scatter | None = None,
     ) -> None:
+        """scatter: to the other query nodes, if large collections are to be spread over them."""
         self._logs, self._versions, self._namespace = logs, versions, namespace
         self._store, self._open_parts = store, open_parts
         self._clock, self._config = clock, config
@@ -62,32 +99,21 @@ class QueryService:
         self._loaded: OrderedDict[str, LoadedCollection] = OrderedDict()
         self._turn = 0
         self._tails = TailMemory(config.tail_bytes_max)
+        self._scatter = scatter
+        self._held = HeldCollections(self._hold)
+        self._prefetcher = Prefetcher(self._open_version)
 
-    # -- peers.Query
+    # -- peers.QueryNode
 
     def get(self, collection_id: str, request: GetRequest, *, cancel: Cancel) -> Records:
-        if not request.explain:
-            return self._read(
-                collection_id, cancel, lambda view, loaded: _get(view, loaded, request, cancel)
-            )
-        trace = Trace("Get")
-        records = self._read(
-            collection_id,
-            cancel,
-            lambda view, loaded: _get(view, loaded, request, cancel, trace),
-            trace,
-        )
-        records.plan = trace.root
+        trace = Trace("Get") if request.explain else None
+        records = self._read(collection_id, cancel, lambda read: self._get(read, request), trace)
+        records.plan = None if trace is None else trace.root
         return records
 
     def query(self, collection_id: str, request: QueryRequest, *, cancel: Cancel) -> QueryAnswer:
         trace = Trace("Query") if request.explain else None
-        answer = self._read(
-            collection_id,
-            cancel,
-            lambda view, loaded: self._query(view, loaded, request, cancel, trace),
-            trace,
-        )
+        answer = self._read(collection_id, cancel, lambda read: self._query(read, request), trace)
         answer.plan = None if trace is None else trace.root
         return answer
 
@@ -102,8 +128,24 @@ class QueryService:
         return self._read(
             collection_id,
             cancel,
-            lambda view, loaded: (_get(view, loaded, ids_only, cancel).ids, view.last_offset),
+            lambda read: (self._get(read, ids_only).ids, read.view.last_offset),
         )
+
+    def search_parts(
+        self, collection_id: str, request: PartsRequest, *, cancel: Cancel
+    ) -> PartsAnswer:
+        cancel.check()
+        held = self._held.get(collection_id, request.snapshot.revision)
+        trace = Trace("Node") if request.request.explain else None
+        try:
+            with step(trace, "Snapshot"):
+                selected = held.at(request.snapshot, request.part_ids)
+            nearest = partial(self._nearest, held.settings)
+            answer = share_of(selected, request, nearest, cancel, trace)
+        except NotFound as error:
+            raise Gone(f"version {request.snapshot.version}: {error}") from error
+        answer.plan = None if trace is None else trace.root
+        return answer
 
     def indexing_status(self, collection_id: str) -> IndexingStatus:
         last, indexed, unsettled, quarantined = self._logs.status(collection_id)
@@ -119,6 +161,8 @@ class QueryService:
     ) -> QuickRead | None:
         loaded = self._loaded.get(collection_id)
         if loaded is None or (request is not None and request.explain):
+            return None
+        if request is not None and self._is_large(loaded):
             return None
         snapshot = self._logs.snapshot(collection_id)
         if not loaded.is_current(snapshot):
@@ -140,13 +184,13 @@ class QueryService:
             selections = quick.get_selections(searches, request, limit_us)
             if selections is None:
                 return None
-            return QuickRead(partial(_page, view, request, selections))
+            return QuickRead(partial(page_of, view, request, selections))
         if request.ids is None and request.n_results:
-            search = searches.find(request, partial(self._nearest, loaded), limit_us)
+            search = searches.find(request, partial(self._nearest, loaded.settings), limit_us)
             if search is None:
                 return None
             return QuickRead(partial(search_quickly, search, request), search, request.embeddings)
-        nearest = self._nearest(loaded, request)
+        nearest = self._nearest(loaded.settings, request)
         selections = quick.query_selections(view, request, nearest, limit_us)
         if selections is None:
             return None
@@ -155,8 +199,8 @@ class QueryService:
     def together(self, reads: Sequence[QuickRead]) -> Batch:
         return SearchBatch(reads)
 
-    def _nearest(self, loaded: LoadedCollection, request: QueryRequest) -> Nearest:
-        settings, target = loaded.settings, request.target_recall
+    def _nearest(self, settings: IndexSettings, request: QueryRequest) -> Nearest:
+        target = request.target_recall
         return Nearest(
             settings.space,
             request.n_results,
@@ -165,19 +209,59 @@ class QueryService:
             request.exact,
         )
 
-    def _query(
-        self,
-        view: View,
-        loaded: LoadedCollection,
-        request: QueryRequest,
-        cancel: Cancel,
-        trace: Trace | None,
-    ) -> QueryAnswer:
-        selections = []
+    def _query(self, read: _Read, request: QueryRequest) -> QueryAnswer:
+        selections: list[Selection] = []
         if request.n_results:
-            selections = _select(view, loaded, request, cancel, trace)
-        nearest = self._nearest(loaded, request)
-        return search_view(view, nearest, request, selections, cancel, trace)
+            spread = self._spread(read) if len(request.embeddings) else None
+            if spread is not None:
+                return spread.query(request)
+            selections = select(read.view, read.selected, request, read.cancel, read.trace)
+        nearest = self._nearest(read.loaded.settings, request)
+        return search_view(read.view, nearest, request, selections, read.cancel, read.trace)
+
+    def _get(self, read: _Read, request: GetRequest) -> Records:
+        if request.limit == 0:
+            return page_of(read.view, request, [], read.cancel, read.trace)
+        spread = self._spread(read)
+        if spread is not None:
+            return spread.get(request)
+        selections = select(read.view, read.selected, request, read.cancel, read.trace)
+        return page_of(read.view, request, selections, read.cancel, read.trace)
+
+    # -- other nodes
+
+    def _is_large(self, loaded: LoadedCollection) -> bool:
+        """Whether a collection's parts are spread over the nodes, if there are several."""
+        return self._scatter is not None and loaded.stored_bytes > self._config.spread_bytes
+
+    def _spread(self, read: _Read) -> Spread | None:
+        """How other nodes take part in a read; None if this one reads alone."""
+        if self._scatter is None or read.is_alone or not self._is_large(read.loaded):
+            return None
+        owners = self._scatter.owners(
+            item.part_id for item in read.view.segments if item.part_id is not None
+        )
+        if len(owners) == 1:
+            return None
+        nearest = partial(self._nearest, read.loaded.settings)
+        return Spread(
+            read.view, read.loaded, self._scatter, owners, nearest, read.cancel, read.trace
+        )
+
+    def _owns(self, part_id: str) -> bool:
+        return self._scatter is not None and self._scatter.owns(part_id)
+
+    def _hold(self, collection_id: str) -> HeldParts:
+        info = self._namespace.get_collection_by_id(collection_id)
+        return HeldParts(
+            collection_id,
+            index_settings(info.configuration),
+            info.revision,
+            self._logs,
+            self._versions,
+            self._store,
+            self._open_parts,
+        )
 
     # -- views
 
@@ -185,12 +269,12 @@ class QueryService:
         self,
         collection_id: str,
         cancel: Cancel,
-        answer: Callable[[View, LoadedCollection], _T],
+        answer: Callable[[_Read], _T],
         trace: Trace | None = None,
     ) -> _T:
         """Answer from a view; if an object of it is gone, from the next version's."""
         missing: NotFound | None = None
-        version = -1
+        version, passed_over = -1, 0
         for _ in range(_ATTEMPTS_MAX):
             with step(trace, "Snapshot") as plan:
                 view, loaded = self._view(collection_id, cancel)
@@ -200,10 +284,13 @@ class QueryService:
                 # A new snapshot still names what is missing: damage, not staleness (I12).
                 raise Corrupt(f"collection {collection_id}: {missing}") from missing
             try:
-                return answer(view, loaded)
+                # Who twice could not see what others see is not asked again.
+                return answer(_Read(view, loaded, cancel, trace, passed_over > 1))
             except NotFound as error:
                 missing, version = error, view.version
                 loaded.forget()
+            except Gone:
+                passed_over += 1
         raise Unavailable(f"collection {collection_id} changes faster than it can be read")
 
     def _view(self, collection_id: str, cancel: Cancel) -> tuple[View, LoadedCollection]:
@@ -259,6 +346,11 @@ class QueryService:
 
     def drop(self, collection_id: str) -> None:
         """Forget a collection."""
+        self._held.drop(collection_id)
+        self._forget(collection_id)
+
+    def _forget(self, collection_id: str) -> None:
+        """Only what this node's own reads need; shares for others need little memory."""
         with self._lock:
             self._loaded.pop(collection_id, None)
 
@@ -274,7 +366,7 @@ class QueryService:
             others = [key for key, loaded in self._loaded.items() if loaded.has_tail]
         for other in others:
             if other != collection_id:
-                self.drop(other)
+                self._forget(other)
                 if tails.has_room(needed):
                     return
         raise Exhausted(
@@ -287,8 +379,9 @@ class QueryService:
     def trim(self) -> bool:
         """Forget collections, least recently used first, until the memory budget is kept.
 
-        The last one used stays even if it alone is above the budget: it would be loaded again at
-        once. Beyond their own budget, lets go of mapped pages, but not of what was read last.
+        Graphs, likewise, part by part, have what the collections leave of it. The last one used
+        stays, of either, even if it alone is above the budget: it would be loaded again at once.
+        Beyond their own budget, lets go of mapped pages, but not of what was read last.
         Also forgets dropped ones, and moves views of replaced versions on: they hold the tail that
         became a part. Called about once a second by the node; cost: a glance at each, and of those
         in use and an eighth of the others a snapshot and a count of what they hold. Returns whether
@@ -296,7 +389,8 @@ class QueryService:
         """
         with self._lock:
             items = list(self._loaded.items())
-        total, mapped, keep, was_read = 0, 0, True, False
+        was_read = self._held.trim()
+        total, mapped, keep = 0, 0, True
         self._turn = (self._turn + 1) % _TURNS
         for position, (collection_id, loaded) in enumerate(reversed(items)):
             idle, loaded.was_touched, loaded.touched = not loaded.touched, loaded.touched, False
@@ -310,7 +404,8 @@ class QueryService:
             keep = keep and (total == 0 or total + memory_bytes <= self._config.memory_bytes)
             total += memory_bytes
             if not keep:
-                self.drop(collection_id)
+                self._forget(collection_id)
+                total -= memory_bytes
                 continue
             loaded.is_resident = loaded.is_resident or not idle
             if loaded.is_resident:
@@ -332,7 +427,12 @@ class QueryService:
                 # Replaced again meanwhile, or no room for its log: next time.
                 with contextlib.suppress(Gone, Exhausted):
                     loaded.refresh(snapshot)
+        self._open_parts.graphs.trim(max(0, self._config.memory_bytes - total))
         return was_read
+
+    def close(self) -> None:
+        """Stop opening what nobody has asked for. Reads go on."""
+        self._prefetcher.close()
 
     def forget_pages(self) -> None:
         """Let go of the resident pages of what is mapped; they stay in the page cache."""
@@ -343,11 +443,28 @@ class QueryService:
 
     def prepare(self, collection_id: str, manifest: Manifest) -> None:
         """Open a part before a version names it, if its collection is loaded."""
-        loaded = self._loaded.get(collection_id)
-        if loaded is not None:
-            # Swept because its writer was slow: the commit will say so (Conflict).
-            with contextlib.suppress(NotFound):
+        # Swept because its writer was slow: the commit will say so (Conflict).
+        with contextlib.suppress(NotFound):
+            self._prepare(collection_id, [manifest])
+
+    def prefetch(self, collection_id: str, version: int) -> None:
+        """Told of a version: open its parts, if its collection is read here. Returns at once."""
+        if collection_id in self._loaded or self._held.find(collection_id) is not None:
+            self._prefetcher.add(collection_id, version)
+
+    def _open_version(self, collection_id: str, version: int) -> None:
+        parts = self._versions.parts(collection_id, version)
+        self._prepare(collection_id, [part.manifest for part in parts])
+
+    def _prepare(self, collection_id: str, manifests: list[Manifest]) -> None:
+        """Open those of a version's parts that reads will need on this node, graphs and all."""
+        loaded, held = self._loaded.get(collection_id), self._held.find(collection_id)
+        is_large = loaded is not None and self._is_large(loaded)
+        for manifest in manifests:
+            if loaded is not None and not (is_large and not self._owns(manifest.id)):
                 loaded.prepare(manifest)
+            elif held is not None and self._owns(manifest.id):
+                held.prepare(manifest)
 
     def follow(self, collection_id: str, _last_offset: int) -> None:
         """Told of each append of this process: who reads what is written shall not wait for it."""
@@ -355,26 +472,6 @@ class QueryService:
         if loaded is not None and loaded.is_read:
             with contextlib.suppress(Gone, NotFound, Exhausted):  # Readers find out what it means.
                 loaded.follow()
-
-
-def _select(
-    view: View,
-    loaded: LoadedCollection,
-    request: GetRequest | QueryRequest,
-    cancel: Cancel,
-    trace: Trace | None,
-) -> list[Selection]:
-    """The rows that may answer. An explained read finds them anew: its plan says how."""
-    ids, where = request.ids, request.where
-    if ids is not None or where is None or trace is not None:
-        some_ids = None if ids is None else tuple(dict.fromkeys(ids))
-        return Filter(where, some_ids).run(view, cancel, trace)
-    selected, name = loaded.searches_of(view).selected, name_of(where)
-    found = selected.find(name)
-    if found is None:
-        found = Filter(where).run(view, cancel)
-        selected.keep(name, found)
-    return found
 
 
 def _explained(collection_id: str, view: View) -> dict[str, Value]:
@@ -388,36 +485,3 @@ def _explained(collection_id: str, view: View) -> dict[str, Value]:
         "records": view.count,
         "tail_records": view.count - sum(item.live_count for item in parts),
     }
-
-
-def _get(
-    view: View,
-    loaded: LoadedCollection,
-    request: GetRequest,
-    cancel: Cancel,
-    trace: Trace | None = None,
-) -> Records:
-    if request.limit == 0:
-        return _page(view, request, [], cancel, trace)
-    selections = _select(view, loaded, request, cancel, trace)
-    return _page(view, request, selections, cancel, trace)
-
-
-def _page(
-    view: View,
-    request: GetRequest,
-    selections: list[Selection],
-    cancel: Cancel,
-    trace: Trace | None = None,
-) -> Records:
-    with step(trace, "Page") as plan:
-        hits = Page(request.limit, request.offset).run(view, selections)
-        if plan is not None:
-            plan.details["rows_in"] = sum(item.count for item in selections)
-            plan.details["rows_out"] = len(hits.rows)
-    cancel.check()
-    with step(trace, "Project") as plan:
-        records = Project(request.fields).run(view, hits)
-        if plan is not None:
-            plan.details |= projected(request.fields, len(hits.rows))
-    return records

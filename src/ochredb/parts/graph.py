@@ -35,8 +35,7 @@ class HnswGraph:
     def __init__(self, index: hnswlib.Index, rows: NDArray[np.int32] | None) -> None:
         self._index, self._rows = index, rows
         self.labels = int(index.get_current_count())
-        # Vector, links, label; about 64 for the lock, the level, higher links, marks of searches.
-        self.size_bytes: int = self.labels * (4 * index.dim + 4 * (2 * index.M + 1) + 8 + 64)
+        self.size_bytes = memory_bytes(self.labels, index.dim, index.M)
         # A search's candidate list is as long as the longer of this and what it asks for: nobody
         # may find another one here, left by whoever built the graph.
         index.set_ef(1)
@@ -66,6 +65,12 @@ class HnswGraph:
         if self._rows is not None:
             return self._rows[labels].astype(np.int64)
         return labels.astype(np.int64)
+
+
+def memory_bytes(labels: int, dimension: int, max_neighbors: int) -> int:
+    """What a loaded graph takes, roughly."""
+    # Vector, links, label; about 64 for the lock, the level, higher links, marks of searches.
+    return labels * (4 * dimension + 4 * (2 * max_neighbors + 1) + 8 + 64)
 
 
 def inserted(

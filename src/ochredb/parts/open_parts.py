@@ -11,6 +11,7 @@ import threading
 import weakref
 
 from ochredb.configuration import IndexSettings
+from ochredb.parts.graph_memory import GraphMemory
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.reader import Part
 from ochredb.storage.base import LocalStore
@@ -19,8 +20,10 @@ from ochredb.storage.base import LocalStore
 class OpenParts:
     """Thread-safe."""
 
-    def __init__(self, store: LocalStore) -> None:
+    def __init__(self, store: LocalStore, graph_bytes_max: int | None = None) -> None:
+        """graph_bytes_max: of loaded graphs; None = no limit."""
         self._store = store
+        self.graphs = GraphMemory(graph_bytes_max)
         self._lock = threading.Lock()
         self._parts: weakref.WeakValueDictionary[str, Part] = weakref.WeakValueDictionary()
         self._damaged: dict[str, str] = {}
@@ -31,7 +34,7 @@ class OpenParts:
             part = self._parts.get(manifest.id)
             if part is None:
                 part = self._parts[manifest.id] = Part(
-                    self._store, manifest, settings, self._found_damaged
+                    self._store, manifest, settings, self._found_damaged, self.graphs
                 )
             return part
 

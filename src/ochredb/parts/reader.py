@@ -26,8 +26,9 @@ from ochredb.configuration import IndexSettings
 from ochredb.errors import Corrupt, NotFound
 from ochredb.lazy import lazy
 from ochredb.parts.columns import BytesColumn
-from ochredb.parts.graph import HnswGraph, read_file
+from ochredb.parts.graph import HnswGraph, memory_bytes, read_file
 from ochredb.parts.graph_links import GraphLinks
+from ochredb.parts.graph_memory import GraphMemory
 from ochredb.parts.ids import IdIndex
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.metadata import MetadataIndex
@@ -59,10 +60,16 @@ class Part:
         manifest: Manifest,
         settings: IndexSettings,
         on_damage: Callable[[str, str], None] = lambda _part, _problem: None,
+        graphs: GraphMemory | None = None,
     ) -> None:
-        """on_damage: told the part and the problem when something derived is found damaged."""
+        """on_damage: told the part and the problem when something derived is found damaged.
+
+        graphs: which loaded graphs it is one of; None: of its own.
+        """
         self.manifest, self._store, self._settings = manifest, store, settings
         self._on_damage = on_damage
+        self._graphs = graphs or GraphMemory()
+        self.graph_turn = 0  # When the graph was used last.
         self.damaged: dict[str, str] = {}
         self._salvaged: dict[int, VerifiedObject] = {}
         self._objects: dict[int, VerifiedObject] = {}
@@ -317,11 +324,28 @@ class Part:
         """The graph, loaded into memory on first use; None if there is none or it is damaged."""
         if not self.manifest.has_graph:
             return None
+        self.graph_turn = self._graphs.turn
         return self._loaded_graph
 
     @lazy
     def _loaded_graph(self) -> HnswGraph | None:
+        if "graph" not in self.damaged:
+            needed = memory_bytes(
+                self.manifest.graph_labels, self.dimension, self._settings.max_neighbors
+            )
+            self._graphs.loading(self, needed)
         return self._derived("graph", self._load_graph, lambda: None)
+
+    def drop_graph(self) -> None:
+        """Free the graph's memory, once the searches that use it end; it is loaded again on use."""
+        if self.__dict__.get("_loaded_graph") is not None:
+            self.__dict__.pop("_loaded_graph", None)
+
+    @property
+    def graph_bytes(self) -> int:
+        """What the graph takes in memory; 0 if it is not loaded."""
+        graph: HnswGraph | None = self.__dict__.get("_loaded_graph")
+        return 0 if graph is None else graph.size_bytes
 
     def _load_graph(self) -> HnswGraph:
         return HnswGraph(self.graph_index(), self.graph_rows)
@@ -380,12 +404,6 @@ class Part:
         with self._lock:
             return sum(item.verified_bytes for item in self._objects.values())
 
-    @property
-    def memory_bytes(self) -> int:
-        """Heap bytes that dropping this object would free: the loaded graph's, in the main."""
-        graph = self.__dict__.get("_loaded_graph")
-        return 4096 if graph is None else 4096 + graph.size_bytes
-
     def find_ids(self, ids: Sequence[str]) -> Rows:
         return self.id_index.lookup(ids, self.ids)
 
@@ -410,7 +428,17 @@ class Part:
         """
         with self._lock:
             self.__dict__["_loaded_graph"] = HnswGraph(index, rows)
+        self._graphs.loaded(self)
 
     def warm(self) -> None:
-        """Open what a first nearest-neighbour query will need."""
-        _ = self.vectors, self.squared_norms, self.ids, self._metadatas, self.graph
+        """Open what a first nearest-neighbour query will need.
+
+        The graph is loaded beside all others: the one that it replaces is still being searched.
+        """
+        _ = self.vectors, self.squared_norms, self.ids, self._metadatas
+        if self.manifest.has_graph:
+            with self._lock:
+                if "_loaded_graph" not in self.__dict__:
+                    graph = self._derived("graph", self._load_graph, lambda: None)
+                    self.__dict__["_loaded_graph"] = graph
+            self._graphs.loaded(self)

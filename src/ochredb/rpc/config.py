@@ -17,7 +17,8 @@ class RpcConfig:
     tls_server_name: the name in servers' certificates, where addresses are not in them.
     message_bytes_max: 40 MiB of JSON may be 80 MiB of vectors.
     chunk_bytes: about the size of a message of a large answer.
-    write_threads, read_threads, compactor_threads: calls that run at once on a server, by kind.
+    write_threads, read_threads, compactor_threads: calls that run at once on a server, by kind;
+        as many shares of other nodes' reads as reads.
     waiting_max: calls of one kind that wait for a thread; more are refused (Exhausted).
     keepalive_s, keepalive_timeout_s: how often a silent peer is asked for a sign of life, and for
         how long it may owe it.

@@ -67,6 +67,7 @@ class RpcServer:
             for kind, threads in (
                 ("write", config.write_threads),
                 ("read", config.read_threads),
+                ("share", config.read_threads),
                 ("compactor", config.compactor_threads),
             )
         }

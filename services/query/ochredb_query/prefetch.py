@@ -1,0 +1,86 @@
+"""New versions of collections that are read here, opened before reads need them.
+
+A hint says that there is a version; it may come late, twice or never. Then the first read opens the
+parts, and only takes longer (I11).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from ochredb.errors import NotFound, OchreError
+
+log = logging.getLogger("ochredb.query")
+
+_WAITING_MAX = 10_000
+
+
+class Prefetcher:
+    """One thread, started with the first hint. Thread-safe.
+
+    Of a collection only the newest version that was heard of is opened.
+    """
+
+    def __init__(self, open_version: Callable[[str, int], None]) -> None:
+        """open_version: given a collection and a version; may take long."""
+        self._open_version = open_version
+        self._changed = threading.Condition()
+        self._waiting: OrderedDict[str, int] = OrderedDict()
+        self._thread: threading.Thread | None = None
+        self._is_busy = self._is_closed = False
+
+    def add(self, collection_id: str, version: int) -> None:
+        """Returns at once."""
+        with self._changed:
+            if self._is_closed:
+                return
+            self._waiting[collection_id] = max(version, self._waiting.get(collection_id, 0))
+            if len(self._waiting) > _WAITING_MAX:
+                self._waiting.popitem(last=False)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="ochredb-prefetch", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify_all()
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until nothing is left to do; whether that was in time."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not self._waiting and not self._is_busy, timeout_s
+            )
+
+    def close(self) -> None:
+        """Forget what waits; what is being opened is."""
+        with self._changed:
+            self._is_closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                if self._is_closed:
+                    return
+                collection_id, version = self._waiting.popitem(last=False)
+                self._is_busy = True
+            try:
+                self._open_version(collection_id, version)
+            except NotFound:
+                pass  # Replaced again, or dropped.
+            except OchreError as error:  # The first read opens it, or says what is wrong.
+                log.warning(
+                    "version %d of collection %s is not prefetched: %s",
+                    version, collection_id, error,
+                )  # fmt: skip
+            except Exception:
+                log.exception("prefetching collection %s failed", collection_id)
