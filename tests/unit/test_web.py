@@ -175,6 +175,8 @@ import ochredb_node.cli as cli
 from ochredb_node.settings import Settings
 
 HEAVY = "fastapi starlette pydantic sqlalchemy alembic httpx rich pandas importlib.metadata".split()
+HEAVY += "grpc google.protobuf boto3 botocore psycopg redis kubernetes yaml http.server".split()
+HEAVY += "ochredb.rpc ochredb.cluster ochredb.storage.s3 ochredb_node.serve".split()
 BASE = "{DATABASE}/collections"
 
 def ask(connection, method, path, body=None):

@@ -1,4 +1,5 @@
-"""The command line: `ochredb run` starts every role in this process and serves the REST API."""
+"""The command line: `ochredb run` starts every role in this process and serves the REST API;
+`ochredb serve` starts those that it is told, as one process of a cluster."""
 
 from __future__ import annotations
 
@@ -21,10 +22,14 @@ from ochredb_node import (
 )
 from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
 from ochredb_node.memory import ShortCollections, tune_allocator
-from ochredb_node.settings import Settings, SettingsError, add_arguments, load
+from ochredb_node.serve_settings import ServeSettings
+from ochredb_node.settings import Settings, SettingsError, add_arguments, load, load_table
+from ochredb_node.supervisor import WORKER_VARIABLE
 
 if TYPE_CHECKING:
-    from ochredb_node.node import NodeConfig
+    from ochredb_node.config import NodeConfig
+
+_SERVE = "serve"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,10 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == cli_config.COMMAND:
         return cli_config.run(options)
     try:
-        settings = load(options)
+        if command == _SERVE:
+            served = load_table(ServeSettings, options).settings
+            return serve(served, own_command(arguments))
+        return run(load(options))
     except SettingsError as error:
         return failed(error, USAGE_ERROR)
-    return run(settings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     add_arguments(run_parser)
+    serve_parser = commands.add_parser(
+        _SERVE,
+        help="start one process of a cluster",
+        description=(
+            "Start some of the roles, as one process of several on one catalog and one object"
+            " store. Options as of `ochredb run`; `ochredb config` shows what they come to."
+        ),
+    )
+    add_arguments(serve_parser, ServeSettings)
     cli_vacuum.add_command(commands)
     cli_explain.add_command(commands)
     cli_backup.add_commands(commands)
@@ -134,6 +150,37 @@ def run(settings: Settings) -> int:
     return 0
 
 
+def serve(settings: ServeSettings, command: Sequence[str]) -> int:
+    """Serve some roles until SIGTERM or SIGINT, or be a worker of a process that does.
+
+    command: this process's own, without the interpreter.
+    """
+    _set_up_logging(settings.log_level)
+    tune_allocator()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What it finds wrong is raised, too.
+    from ochredb.errors import OchreError
+
+    try:
+        config = node_config(settings)
+    except OchreError as error:  # A package is missing.
+        return failed(error, FAILURE)
+    worker = os.environ.get(WORKER_VARIABLE)
+    if worker is not None:
+        from ochredb_node.worker import work, worker_config
+
+        return work(worker_config(config, settings.worker_count, worker))
+    from ochredb_node.serve import serve
+
+    return serve(settings, config, command)
+
+
+def own_command(arguments: Sequence[str] | None) -> list[str]:
+    """What to give the interpreter to run this same command again."""
+    if arguments is None:
+        return sys.orig_argv[1:]
+    return ["-m", "ochredb_node.cli", *arguments]
+
+
 def _set_up_logging(level: str) -> None:
     """OchreDB's own lines from `level` on; of libraries only warnings, unless it is debug."""
     logging.basicConfig(
@@ -148,7 +195,7 @@ def node_config(settings: Settings) -> NodeConfig:
     """The node's configuration that these settings mean."""
     from ochredb_compactor.config import CompactorConfig
     from ochredb_frontend.config import FrontendConfig
-    from ochredb_node.node import NodeConfig
+    from ochredb_node.config import NodeConfig
     from ochredb_query.config import QueryConfig
 
     threads = {
@@ -165,7 +212,12 @@ def node_config(settings: Settings) -> NodeConfig:
     )
     query = QueryConfig(target_recall=settings.target_recall)
     compactor = CompactorConfig(paused=settings.pause_compaction)
-    return NodeConfig(path=settings.path, frontend=frontend, query=query, compactor=compactor)
+    config = NodeConfig(path=settings.path, frontend=frontend, query=query, compactor=compactor)
+    if isinstance(settings, ServeSettings):
+        from ochredb_node.serve_config import in_cluster
+
+        return in_cluster(config, settings)
+    return config
 
 
 if __name__ == "__main__":

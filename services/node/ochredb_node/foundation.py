@@ -17,7 +17,7 @@ from ochredb.catalog.migrate import open_directory, open_memory
 from ochredb.catalog.read_only import open_read_only, read_only_reason
 from ochredb.clock import Clock
 from ochredb.crash_points import reach
-from ochredb.errors import AlreadyExists, InvalidArgument, NotFound
+from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from ochredb.ids import IdSource
 from ochredb.storage.base import LocalStore
 from ochredb.storage.directory import DirectoryStore, ReadOnlyDirectoryStore
@@ -38,12 +38,14 @@ _STORE_ID_KEY = "store_id"
 class Catalog:
     """Open. name: where it is, for messages; without password.
 
+    clock: the one by which its stamps and leases are judged.
     claim: a descriptor that keeps other processes out where only one may be in.
     """
 
     database: Database
     store_id: str
     name: str
+    clock: Clock
     is_read_only: bool = False
     claim: int | None = None
 
@@ -103,19 +105,60 @@ def open_foundation(
     that is not ours, Unavailable for one that cannot be used now.
     """
     catalog = _open_catalog(config, clock, ids, reserve)
+    if catalog.clock is not clock:
+        ids = IdSource(catalog.clock)
     try:
-        if config.s3 is not None:
-            return _in_s3(config, catalog, config.s3, clock, ids)
-        store, store_name = _open_store(config, clock, ids, reserve, catalog.is_read_only)
+        return _with_store(catalog, config, ids, reserve)
     except BaseException:
         catalog.close()
         raise
-    return Foundation(catalog=catalog, store=store, store_name=store_name)
 
 
-def _in_s3(
-    config: NodeConfig, catalog: Catalog, s3: S3Config, clock: Clock, ids: IdSource
+def _open_catalog(config: NodeConfig, clock: Clock, ids: IdSource, reserve: Reserve) -> Catalog:
+    if config.catalog_url is not None:
+        raise Unimplemented("a catalog in PostgreSQL")
+    path = config.path
+    if path is None:
+        in_memory, store_id = open_memory(clock, ids)
+        return Catalog(database=in_memory, store_id=store_id, name="in memory", clock=clock)
+    if (reason := read_only_reason(path)) is not None:
+        refuse_network(os.path.realpath(path))
+        sqlite, store_id = open_read_only(path, reason)
+        log.warning("%s is open for reading only: %s", path, reason)
+        return Catalog(
+            database=sqlite, store_id=store_id, name=path, clock=clock, is_read_only=True
+        )
+    check_directory(path, clock=clock)
+    claim = claim_alone(path)
+    try:
+        # On a full disk SQLite needs a little space even to read.
+        sqlite, store_id = reserve.freeing(
+            lambda: open_directory(path, clock, ids, on_full=reserve.found_full)
+        )
+    except BaseException:
+        if claim is not None:
+            os.close(claim)
+        raise
+    return Catalog(database=sqlite, store_id=store_id, name=path, clock=clock, claim=claim)
+
+
+def _with_store(
+    catalog: Catalog, config: NodeConfig, ids: IdSource, reserve: Reserve
 ) -> Foundation:
+    if config.s3 is not None:
+        return _with_s3(catalog, config, config.s3, ids)
+    clock, path = catalog.clock, config.path
+    if path is None:
+        return Foundation(catalog=catalog, store=MemoryStore(clock), store_name="memory")
+    if config.catalog_url is not None:
+        check_directory(path, clock=clock)
+    root = os.path.join(path, "objects")
+    kind = ReadOnlyDirectoryStore if catalog.is_read_only else DirectoryStore
+    store = kind(root, clock=clock, ids=ids, on_full=reserve.found_full)
+    return Foundation(catalog=catalog, store=store, store_name=root)
+
+
+def _with_s3(catalog: Catalog, config: NodeConfig, s3: S3Config, ids: IdSource) -> Foundation:
     """Objects in a bucket that was tried out, behind this process's cache."""
     # Late: for those who have a bucket.
     from ochredb.storage.cached import CachedStore
@@ -123,47 +166,16 @@ def _in_s3(
 
     if config.cache_path is None:
         raise InvalidArgument("objects in S3 need a cache_path for local copies")
-    objects = S3Store(s3, clock, ids)
-    objects.check(writes=not catalog.is_read_only)
-    store = CachedStore(objects, config.cache_path, config.cache_bytes, clock, ids)
+    objects = S3Store(s3, catalog.clock, ids)
+    try:
+        objects.check(writes=not catalog.is_read_only)
+        store = CachedStore(objects, config.cache_path, config.cache_bytes, catalog.clock, ids)
+    except BaseException:
+        objects.close()
+        raise
 
     def close() -> None:
         store.close()
         objects.close()
 
     return Foundation(catalog=catalog, store=store, store_name=s3.place, close_store=close)
-
-
-def _open_catalog(config: NodeConfig, clock: Clock, ids: IdSource, reserve: Reserve) -> Catalog:
-    path = config.path
-    if path is None:
-        database, store_id = open_memory(clock, ids)
-        return Catalog(database=database, store_id=store_id, name="in memory")
-    if (reason := read_only_reason(path)) is not None:
-        refuse_network(os.path.realpath(path))
-        database, store_id = open_read_only(path, reason)
-        log.warning("%s is open for reading only: %s", path, reason)
-        return Catalog(database=database, store_id=store_id, name=path, is_read_only=True)
-    check_directory(path, clock=clock)
-    claim = claim_alone(path)
-    try:
-        # On a full disk SQLite needs a little space even to read.
-        database, store_id = reserve.freeing(
-            lambda: open_directory(path, clock, ids, on_full=reserve.found_full)
-        )
-    except BaseException:
-        if claim is not None:
-            os.close(claim)
-        raise
-    return Catalog(database=database, store_id=store_id, name=path, claim=claim)
-
-
-def _open_store(
-    config: NodeConfig, clock: Clock, ids: IdSource, reserve: Reserve, read_only: bool
-) -> tuple[LocalStore, str]:
-    """The store, and where it is."""
-    if config.path is None:
-        return MemoryStore(clock), "memory"
-    root = os.path.join(config.path, "objects")
-    kind = ReadOnlyDirectoryStore if read_only else DirectoryStore
-    return kind(root, clock=clock, ids=ids, on_full=reserve.found_full), root

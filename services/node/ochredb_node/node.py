@@ -10,7 +10,6 @@ import logging
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,6 +43,7 @@ from ochredb_log.service import LogService
 from ochredb_node.config import NodeConfig
 from ochredb_node.foundation import Foundation, open_foundation
 from ochredb_node.housekeeping import Housekeeping
+from ochredb_node.peers import Peers
 from ochredb_node.roles import Role
 from ochredb_node.tidier import Tidier
 from ochredb_query.service import QueryService
@@ -58,14 +58,6 @@ __all__ = ["Node", "NodeConfig", "Peers"]
 log = logging.getLogger("ochredb.node")
 
 _Peer = TypeVar("_Peer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peers:
-    """Roles of other processes, for a node that does not have them; see `ochredb.peers`."""
-
-    log: Log | None = None
-    query: Query | None = None
 
 
 class Node:
@@ -138,7 +130,11 @@ class Node:
             clock=self.clock,
             rng=random.Random(self.owner),
         )
-        shared.hints.subscribe(HintKind.APPENDED, self._appended)
+        hints = shared.hints
+        hints.subscribe(HintKind.APPENDED, self._appended)
+        if self.has(Role.QUERY) and self.config.redis is not None:
+            hints.subscribe(HintKind.VERSION, lambda *told: self.query.prefetch(*told))
+            hints.subscribe(HintKind.DROPPED, lambda collection, _: self.query.drop(collection))
         return shared
 
     @cached_property
@@ -176,6 +172,8 @@ class Node:
             self.compactor.hint(collection_id, last_offset)
         else:
             self._appended_s = self.clock.monotonic_s()
+            if self._peers.compactor is not None:
+                self._peers.compactor.hint(collection_id, last_offset)
         if self.has(Role.QUERY):
             self.query.follow(collection_id, last_offset)
 
@@ -189,6 +187,7 @@ class Node:
             self.open_parts,
             self.clock,
             self.config.query,
+            scatter=self._peers.scatter,
         )
 
     @property
@@ -337,6 +336,7 @@ class Node:
                     _found(peer, role)
         self._foundation = open_foundation(self.config, self.clock, self.ids, self.reserve)
         is_read_only = self._foundation.catalog.is_read_only
+        self._go_by(self._foundation.catalog.clock)
         try:
             self._foundation.check_store_id(self.logs.has_collections)
             if not is_read_only:
@@ -356,6 +356,11 @@ class Node:
         else:
             self._tidier = Tidier(self._housekeep)
 
+    def _go_by(self, clock: Clock) -> None:
+        """All that is built from now on judges time as the catalog does."""
+        if clock is not self.clock:
+            self.clock, self.ids, self.ages = clock, IdSource(clock), Ages(clock)
+
     def copy_after_fork(self) -> Node:
         """Of a node in memory, in a fork's child: other roles, as locks of these may be held by
         threads that stayed behind, on the child's copy of the memory."""
@@ -374,6 +379,8 @@ class Node:
             if self.has(Role.LOG):
                 self.log.close()
             self.shared.close()
+            if self.has(Role.QUERY):
+                self.query.close()
             if self._tidier is not None:
                 self._tidier.stop()
             if "vacuums" in self.__dict__:

@@ -81,7 +81,20 @@ class ServeSettings(Settings):
         30.0, "seconds that running requests get to finish after SIGTERM"
     )
 
+    requests_per_second: float | None = setting(
+        None, "most requests that each tenant may make in a second (default: no limit)"
+    )
+    requests_burst: float | None = setting(
+        None, "so many of them may come at once after a pause (default: a second's)"
+    )
+    concurrent_requests: int | None = setting(
+        None, "most requests of each tenant that may run at once (default: no limit)"
+    )
+
     query_memory_bytes: int = setting(1 << 30, "memory for graphs and tails of loaded collections")
+    spread_bytes: int = setting(
+        1 << 30, "a larger collection's parts are spread over the query nodes"
+    )
     compactor_workers: int | None = setting(
         None, "processes that compact; 0: threads of this one (default: CPUs - 1, at least 1)"
     )
@@ -101,6 +114,10 @@ class ServeSettings(Settings):
         check_at_least(self, 0, "compactor_workers", "gc_grace_s")
         check_at_least(self, 64 * _MIB, "cache_bytes")
         check_at_least(self, _MIB, "query_memory_bytes")
+        check_at_least(self, 0, "spread_bytes")
+        check_at_least(self, 1, "requests_burst", "concurrent_requests")
+        if self.requests_per_second is not None:
+            check_above_0(self, "requests_per_second")
         check_token(self, "rpc_token")
         self._check_urls()
         self._check_peers(roles)

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from ochredb.cancel import Cancel
-from ochredb.errors import OchreError
+from ochredb.errors import OchreError, Unauthenticated, Unavailable
 from ochredb.rpc import failures
 from ochredb.rpc.config import RpcConfig
 
@@ -118,6 +118,9 @@ class Calls:
 
     def _failure(self, call: Any, cancel: Cancel, writes: bool) -> OchreError:
         failure = failures.of_call(call, cancel, writes=writes)
+        if isinstance(failure, Unauthenticated):  # This process is unwelcome, not its client.
+            text = f"a process of the cluster refuses this one: {failure}"
+            failure = Unavailable(text, **{failures.UNREACHABLE: True})
         if failure.detail.get(failures.UNREACHABLE):
             log.warning("call failed: request_id=%s error=%s", cancel.request_id, failure)
         return failure

@@ -1,0 +1,102 @@
+"""What the settings of `ochredb serve` mean for a node."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ochredb.errors import InvalidArgument
+from ochredb.hints.limits import LimitsConfig
+from ochredb_node.config import NodeConfig
+from ochredb_node.roles import Role
+from ochredb_node.serve_settings import ServeSettings
+from ochredb_node.settings import SettingsError
+
+if TYPE_CHECKING:
+    from ochredb.hints.link import RedisConfig
+    from ochredb.rpc.config import RpcConfig
+    from ochredb.storage.s3_config import S3Config
+
+_REMOTE_READ_THREADS = 64  # They mostly wait for other processes.
+_S3_GRACE_S = 600.0
+
+
+def in_cluster(config: NodeConfig, settings: ServeSettings) -> NodeConfig:
+    """config: what the settings mean that `ochredb run` has too. Raises SettingsError."""
+    roles = settings.role_set
+    frontend, compactor = config.frontend, config.compactor
+    if settings.read_threads is None and Role.QUERY not in roles:
+        frontend = replace(frontend, read_threads=_REMOTE_READ_THREADS)
+    if settings.gc_grace_s is not None:
+        compactor = replace(compactor, grace_s=settings.gc_grace_s)
+    elif settings.object_store_url is not None:
+        compactor = replace(compactor, grace_s=_S3_GRACE_S)
+    is_all_elsewhere = None not in (settings.catalog_url, settings.object_store_url)
+    return replace(
+        config,
+        path=None if is_all_elsewhere else settings.path,
+        roles=roles,
+        name=settings.node_name or socket.gethostname(),
+        compactor_workers=settings.worker_count,
+        catalog_url=settings.catalog_url,
+        s3=_s3(settings),
+        cache_path=os.path.join(settings.cache_path or f"{settings.path}/cache", "node"),
+        cache_bytes=settings.cache_bytes // (1 + settings.worker_count),
+        redis=_redis(settings),
+        limits=LimitsConfig(
+            requests_per_second=settings.requests_per_second,
+            requests_burst=settings.requests_burst,
+            concurrent_requests=settings.concurrent_requests,
+        ),
+        rpc=_rpc(settings),
+        log_nodes=settings.log_nodes,
+        query_nodes=settings.query_nodes,
+        compactor_nodes=settings.compactor_nodes,
+        frontend=frontend,
+        query=replace(
+            config.query,
+            memory_bytes=settings.query_memory_bytes,
+            spread_bytes=settings.spread_bytes,
+        ),
+        compactor=compactor,
+    )
+
+
+def _s3(settings: ServeSettings) -> S3Config | None:
+    if settings.object_store_url is None:
+        return None
+    from ochredb.storage.s3_config import S3Config
+
+    try:
+        return S3Config.from_url(
+            settings.object_store_url,
+            endpoint_url=settings.s3_endpoint,
+            region=settings.s3_region,
+            access_key_id=settings.s3_access_key_id,
+            secret_access_key=settings.s3_secret_access_key,
+        )
+    except InvalidArgument as error:
+        raise SettingsError(f"object_store_url: {error}") from None
+
+
+def _redis(settings: ServeSettings) -> RedisConfig | None:
+    if settings.redis_url is None:
+        return None
+    from ochredb.hints.link import RedisConfig
+
+    return RedisConfig(url=settings.redis_url)
+
+
+def _rpc(settings: ServeSettings) -> RpcConfig:
+    from ochredb.rpc.config import RpcConfig
+
+    return RpcConfig(
+        host=settings.rpc_host,
+        port=settings.rpc_port,
+        token=settings.rpc_token,
+        tls_cert_path=settings.rpc_tls_cert_path,
+        tls_key_path=settings.rpc_tls_key_path,
+        tls_ca_path=settings.rpc_tls_ca_path,
+    )

@@ -1,0 +1,285 @@
+"""`ochredb serve` as real processes on one SQLite directory: roles apart, signals, workers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from .served import PROGRAM, Served
+
+EAGER = ("--gc-grace-s", "1")
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    deadline_s = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline_s, "not in time"
+        time.sleep(0.05)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Cluster:
+    """Processes on one directory, each with a log file; those that still run are killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data = folder, folder / "data"
+        self.processes: list[Served] = []
+
+    def start(self, roles: str, *arguments: str, **environment: str) -> Served:
+        log_path = self.folder / f"{len(self.processes)}-{roles}.log"
+        given = ("--roles", roles, "--path", str(self.data), *EAGER, *arguments)
+        served = Served(log_path, *given, environment=environment)
+        self.processes.append(served)
+        return served
+
+    def frontend(self, log: Served, query: Served, *arguments: str, **environment: str) -> Served:
+        nodes = ("--log-nodes", f"static:l={log.rpc}", "--query-nodes", f"static:q={query.rpc}")
+        return self.start("frontend", *nodes, *arguments, **environment)
+
+    def close(self) -> None:
+        for served in self.processes:
+            served.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    one = Cluster(tmp_path)
+    yield one
+    one.close()
+
+
+def fill(frontend: Served, name: str, rows: int) -> str:
+    """A collection of points on a line, with documents and metadata; its path."""
+    made = frontend.call("POST", "/collections", {"name": name})
+    path = f"/collections/{made['id']}"
+    body = {
+        "ids": [f"r{number}" for number in range(rows)],
+        "embeddings": [[float(number), 1.0] for number in range(rows)],
+        "documents": [f"number {number}" for number in range(rows)],
+        "metadatas": [{"even": number % 2 == 0} for number in range(rows)],
+    }
+    frontend.call("POST", f"{path}/add", body)
+    return path
+
+
+def test_every_role_in_a_process_of_its_own(cluster: Cluster) -> None:
+    log, query = cluster.start("log"), cluster.start("query")
+    compactor = cluster.start("compactor", "--compactor-workers", "1")
+    frontend = cluster.frontend(log, query)
+    assert (frontend.rpc, log.rest, frontend.roles) == (None, None, "frontend")
+    path = fill(frontend, "all", 9_000)
+    assert frontend.call("GET", f"{path}/count") == 9_000
+    near = {"query_embeddings": [[7.2, 1.0]], "n_results": 2, "where": {"even": False}}
+    assert frontend.call("POST", f"{path}/query", near)["ids"] == [["r7", "r9"]]
+    deletion = {"where_document": {"$contains": "number 89"}}
+    assert frontend.call("POST", f"{path}/delete", deletion)["deleted"] == 111
+    assert frontend.call("GET", f"{path}/count") == 8_889
+    status = until(
+        lambda: (
+            (found := frontend.call("GET", f"{path}/indexing_status"))["num_unindexed_ops"] == 0
+            and found
+        )
+    )
+    assert status["num_indexed_ops"] == 9_111, "a worker process folded it"
+    assert frontend.call("POST", f"{path}/query", near)["ids"] == [["r7", "r9"]]
+    assert compactor.metric("ochredb_compactor_workers") == 1
+    for served in cluster.processes:
+        assert served.is_ready()
+        assert served.metric("ochredb_ready") == 1
+        assert served.stop() == 0, served.log_path.read_text()
+        assert "Traceback" not in served.log_path.read_text()
+
+
+def test_roles_together_are_called_directly(cluster: Cluster) -> None:
+    """A frontend with the log in its own process and the queries in another."""
+    query = cluster.start("query")
+    front = cluster.start("frontend,log", "--query-nodes", f"static:q={query.rpc}")
+    path = fill(front, "two", 50)
+    assert front.call("GET", f"{path}/count") == 50
+    assert front.rpc is not None
+    assert [one.stop() for one in (front, query)] == [0, 0]
+
+
+def test_all_roles_in_one_process_and_what_it_wrote_in_a_server(cluster: Cluster) -> None:
+    served = cluster.start("frontend,log,query,compactor", "--compactor-workers", "0")
+    path = fill(served, "one", 50)
+    assert served.stop() == 0
+    again = cluster.start("frontend,log,query,compactor")
+    assert again.call("GET", f"{path}/count") == 50
+    assert again.stop() == 0
+
+
+def test_a_frontend_waits_for_nobody_and_finds_peers_that_come_later(cluster: Cluster) -> None:
+    log_port, query_port = free_port(), free_port()
+    nodes = (
+        "--log-nodes", f"static:l=127.0.0.1:{log_port}",
+        "--query-nodes", f"static:q=127.0.0.1:{query_port}",
+    )  # fmt: skip
+    frontend = cluster.start("frontend", *nodes, "--deadline-s", "2")
+    made = frontend.call("POST", "/collections", {"name": "early"})
+    count = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{made['id']}"
+    assert frontend.http.get(f"{count}/count").status_code in (503, 504)
+    cluster.start("query", "--rpc-port", str(query_port))
+    until(lambda: frontend.http.get(f"{count}/count").status_code == 200)
+    cluster.start("log", "--rpc-port", str(log_port))
+    body = {"ids": ["a"], "embeddings": [[1.0]]}
+    until(lambda: frontend.http.post(f"{count}/add", json=body).status_code == 201)
+    assert frontend.call("GET", f"/collections/{made['id']}/count") == 1
+
+
+def test_a_wrong_token_between_processes_is_told(cluster: Cluster) -> None:
+    log, query = cluster.start("log"), cluster.start("query", OCHREDB_RPC_TOKEN="right")
+    wrong = cluster.frontend(log, query, OCHREDB_RPC_TOKEN="wrong")
+    made = wrong.call("POST", "/collections", {"name": "some"})
+    count = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{made['id']}"
+    refused = wrong.http.get(f"{count}/count")
+    assert (refused.status_code, "token" in refused.text) == (503, True), refused.text
+    right = cluster.frontend(log, query, OCHREDB_RPC_TOKEN="right")
+    assert right.call("GET", f"/collections/{made['id']}/count") == 0
+
+
+class TestEnd:
+    """SIGTERM and SIGINT: not ready at once, nothing new, what runs is finished, status 0."""
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_write_that_runs_is_finished(self, cluster: Cluster, number: signal.Signals) -> None:
+        log, query = cluster.start("log"), cluster.start("query")
+        frontend = cluster.frontend(log, query)
+        path = fill(frontend, "held", 1)
+        url = f"{frontend.rest}/api/v2/tenants/default_tenant/databases/default_database{path}/add"
+        body = {"ids": ["late"], "embeddings": [[1.0, 2.0]]}
+        with open(cluster.data / "write.lock", "r+b") as lock, ThreadPoolExecutor() as pool:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # No write gets through.
+            write = pool.submit(httpx.post, url, json=body, timeout=60, trust_env=False)
+            time.sleep(0.5)
+            for served in (frontend, log):
+                served.signal(number)
+            until(lambda: not frontend.is_ready() and not log.is_ready())
+            until(lambda: not _accepts(frontend))
+            assert frontend.process.poll() is None and log.process.poll() is None
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert write.result().status_code == 201
+        assert (frontend.wait(), log.wait()) == (0, 0), log.log_path.read_text()
+        assert cluster.frontend(cluster.start("log"), query).call("GET", f"{path}/count") == 2
+
+    def test_it_does_not_wait_for_ever(self, cluster: Cluster) -> None:
+        served = cluster.start(
+            "frontend,log,query,compactor", "--compactor-workers", "0", "--drain-timeout-s", "1"
+        )
+        path = fill(served, "held", 1)
+        url = f"{served.rest}/api/v2/tenants/default_tenant/databases/default_database{path}/count"
+        # A client that has sent half a request.
+        with socket.create_connection(_address(url)) as client:
+            client.sendall(b"GET /api/v2/heartbeat HTTP/1.1\r\nHost: x\r\n")
+            time.sleep(0.2)
+            begun_s = time.monotonic()
+            served.signal(signal.SIGTERM)
+            assert served.wait(20) == 0
+            assert time.monotonic() - begun_s < 10
+
+    def test_a_second_signal_ends_at_once(self, cluster: Cluster) -> None:
+        served = cluster.start("frontend,log,query,compactor", "--compactor-workers", "0")
+        path = fill(served, "held", 1)
+        url = f"{served.rest}/api/v2/tenants/default_tenant/databases/default_database{path}/add"
+        body = {"ids": ["late"], "embeddings": [[1.0, 2.0]]}
+        with open(cluster.data / "write.lock", "r+b") as lock, ThreadPoolExecutor() as pool:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            write = pool.submit(httpx.post, url, json=body, timeout=60, trust_env=False)
+            time.sleep(0.5)
+            served.signal(signal.SIGTERM)
+            until(lambda: not served.is_ready())
+            served.signal(signal.SIGTERM)
+            assert served.wait(5) == 128 + signal.SIGTERM
+            assert isinstance(write.exception(), httpx.HTTPError)
+
+
+class TestWorkers:
+    """Processes that compact for a compactor."""
+
+    def workers(self, served: Served) -> list[psutil.Process]:
+        return list(psutil.Process(served.process.pid).children())
+
+    def test_a_killed_one_is_replaced_and_work_goes_on(self, cluster: Cluster) -> None:
+        served = cluster.start("frontend,log,query,compactor", "--compactor-workers", "2")
+        first = until(lambda: len(found := self.workers(served)) == 2 and found)
+        first[0].kill()
+        until(lambda: served.metric("ochredb_compactor_worker_restarts_total") == 1)
+        until(lambda: len(self.workers(served)) == 2)
+        path = fill(served, "folded", 9_000)
+        until(lambda: served.call("GET", f"{path}/indexing_status")["num_unindexed_ops"] == 0)
+        workers = self.workers(served)
+        assert served.stop() == 0, served.log_path.read_text()
+        assert not [one for one in workers if one.is_running()]
+        assert "compactor worker" in served.log_path.read_text()
+
+    def test_they_end_with_a_parent_that_was_killed(self, cluster: Cluster) -> None:
+        served = cluster.start("compactor", "--compactor-workers", "2")
+        workers = until(lambda: len(found := self.workers(served)) == 2 and found)
+        served.kill()
+        psutil.wait_procs(workers, timeout=20)
+        assert not [one for one in workers if one.is_running()]
+
+
+def test_failed_starts_say_why_without_a_traceback(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("not a directory")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        data = str(tmp_path / "data")
+        for arguments, status, reason in (
+            (("--path", str(file)), 1, str(file)),
+            (("--path", data, "--port", port), 1, f"127.0.0.1:{port}"),
+            (("--path", data, "--roles", "query", "--rpc-port", port), 1, f"127.0.0.1:{port}"),
+            (("--path", data, "--roles", "query", "--health-port", port), 1, f"127.0.0.1:{port}"),
+            (("--roles", "frontend"), 2, "roles has frontend but not log"),
+            (("--roles", "frontend", "--log-nodes", "static:a", "--query-nodes", "static:a=h:1",
+              "--insecure"), 2, "log_nodes"),
+        ):  # fmt: skip
+            done = subprocess.run(
+                [
+                    sys.executable, "-c", PROGRAM, "serve", "--compactor-workers", "0", "--port",
+                    "0", "--rpc-port", "0", "--health-port", "0", *arguments,
+                ],
+                capture_output=True, text=True, timeout=60, cwd=tmp_path,
+                env={name: text for name, text in os.environ.items() if "OCHREDB_" not in name},
+            )  # fmt: skip
+            assert (done.returncode, done.stdout) == (status, ""), done.stderr
+            assert done.stderr.startswith("ochredb: ") and reason in done.stderr
+            assert "Traceback" not in done.stderr
+
+
+def _accepts(served: Served) -> bool:
+    """Whether its REST API takes connections."""
+    assert served.rest is not None
+    try:
+        socket.create_connection(_address(served.rest)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = httpx.URL(url)
+    assert parts.port is not None
+    return parts.host, parts.port
