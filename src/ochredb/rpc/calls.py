@@ -24,6 +24,13 @@ def bearer(token: str) -> str:
     return f"Bearer {token}"
 
 
+def _begin(invoke: Any, request: Any, **terms: Any) -> Any:
+    try:
+        return invoke(request, **terms)
+    except ValueError as error:  # Of a channel that was closed: its member has left.
+        raise Unavailable(f"the connection was closed: {error}", unreachable=True) from error
+
+
 class Calls:
     """Thread-safe. A call ends when its `cancel` says so, whoever waits for it."""
 
@@ -36,7 +43,7 @@ class Calls:
     def unary(self, method: Any, request: Any, cancel: Cancel, *, writes: bool = False) -> Any:
         """One message for one message. Raises what the other side raised, or see `failures`."""
         cancel.check()
-        call = method.future(request, **self._terms(cancel))
+        call = _begin(method.future, request, **self._terms(cancel))
         take_back = cancel.when_cancelled(call.cancel)
         try:
             return call.result()
@@ -47,7 +54,7 @@ class Calls:
 
     def work(self, method: Any, request: Any, step: Callable[[], None] | None) -> None:
         """A call without a deadline; `step` is called while it runs, and may raise to end it."""
-        call = method.future(request, metadata=self._metadata)
+        call = _begin(method.future, request, metadata=self._metadata)
         try:
             while True:
                 try:
@@ -73,7 +80,7 @@ class Calls:
         """The same without waiting: `deliver` is given the answer or the error, in a thread of
         grpc's."""
         cancel.check()
-        call = method.future(request, **self._terms(cancel))
+        call = _begin(method.future, request, **self._terms(cancel))
         take_back = cancel.when_cancelled(call.cancel)
 
         def done(_call: object) -> None:
@@ -98,7 +105,7 @@ class Calls:
         writes: asked when it has failed, whether something may have been written.
         """
         cancel.check()
-        call = method(request, **self._terms(cancel))
+        call = _begin(method, request, **self._terms(cancel))
         take_back = cancel.when_cancelled(call.cancel)
         try:
             yield from call

@@ -20,7 +20,8 @@ def channel(address: str, config: RpcConfig) -> grpc.Channel:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # In spite of its name, how long one attempt may take at least.
+        ("grpc.min_reconnect_backoff_ms", int(config.connect_timeout_s * 1e3)),
         ("grpc.max_reconnect_backoff_ms", int(config.reconnect_s_max * 1e3)),
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),

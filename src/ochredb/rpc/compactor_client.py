@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import grpc
 
 from ochredb.cancel import Cancel
 from ochredb.clock import Clock
+from ochredb.errors import Unavailable
 from ochredb.proto.v1 import compactor_pb2 as pb
 from ochredb.proto.v1.common_pb2 import Empty
 from ochredb.proto.v1.compactor_pb2_grpc import CompactorStub
@@ -58,7 +60,8 @@ class CompactorClient:
         message = pb.HintRequest(collection_id=collection_id, last_offset=last_offset)
         cancel = Cancel(_HINT_TIMEOUT_S, self._clock)
         # Nobody waits, and nobody is told.
-        self._calls.submit(self._stub.Hint, message, cancel, lambda _outcome: None, writes=False)
+        with contextlib.suppress(Unavailable):  # The channel was closed.
+            self._calls.submit(self._stub.Hint, message, cancel, lambda _: None, writes=False)
 
     def _short(self, method: Any, message: Any) -> Any:
         return self._calls.unary(method, message, Cancel(clock=self._clock))

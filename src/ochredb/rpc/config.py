@@ -22,6 +22,7 @@ class RpcConfig:
     waiting_max: calls of one kind that wait for a thread; more are refused (Exhausted).
     keepalive_s, keepalive_timeout_s: how often a silent peer is asked for a sign of life, and for
         how long it may owe it.
+    connect_timeout_s: after which an attempt to connect has failed.
     reconnect_s_max: the longest pause between two attempts to connect.
     call_timeout_s: of calls whose caller set no deadline.
     evaluate_timeout_s: for how long a log stays locked while its writer evaluates.
@@ -42,6 +43,7 @@ class RpcConfig:
     waiting_max: int = 256
     keepalive_s: float = 20.0
     keepalive_timeout_s: float = 5.0
+    connect_timeout_s: float = 2.0
     reconnect_s_max: float = 1.0
     call_timeout_s: float = 30.0
     evaluate_timeout_s: float = 5.0
@@ -55,7 +57,8 @@ class RpcConfig:
             raise ValueError("chunk_bytes must be above 0 and half of message_bytes_max at most")
         for name in (
             "write_threads", "read_threads", "compactor_threads", "waiting_max", "keepalive_s",
-            "keepalive_timeout_s", "reconnect_s_max", "call_timeout_s", "evaluate_timeout_s",
+            "keepalive_timeout_s", "connect_timeout_s", "reconnect_s_max", "call_timeout_s",
+            "evaluate_timeout_s",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")

@@ -40,7 +40,12 @@ CLASSES: dict[str, type[OchreError]] = {
 }
 
 # What grpc says of a call that no connection was found for: not a byte of it was sent.
-_NOT_SENT = ("failed to connect to all addresses", "DNS resolution failed", "empty address list")
+_NOT_SENT = (
+    "failed to connect to all addresses",
+    "errors resolving",
+    "DNS resolution failed",
+    "empty address list",
+)
 
 
 def of_exception(error: BaseException) -> OchreError:
