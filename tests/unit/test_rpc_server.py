@@ -1,0 +1,423 @@
+"""A server of the roles: pools of their own, ends of calls, health, drain, the token."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, cast
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from ochredb.cancel import Cancel, Cancelled
+from ochredb.clock import SystemClock
+from ochredb.errors import (
+    DeadlineExceeded,
+    Exhausted,
+    OutcomeUnknown,
+    Unauthenticated,
+    Unavailable,
+)
+from ochredb.peers import GetRequest, Log, LogReader, Query, QueryRequest
+from ochredb.rpc.channel import channel
+from ochredb.rpc.config import RpcConfig
+from ochredb.rpc.health import probe
+from ochredb.rpc.log_client import LogClient
+from ochredb.rpc.query_client import QueryClient
+from ochredb.rpc.server import RpcServer
+from ochredb.types import Appended, Field, Op, Operations, QueryAnswer, Records
+from ochredb_log.grpc import LogServicer
+from ochredb_query.grpc import QueryServicer
+
+from .kernel import operations
+from .rpc_kernel import connected
+
+_WAIT_S = 30.0
+_ONE = operations(Op.ADD, ["a"], [[1.0]])
+
+
+class _Held:
+    """Log and query roles whose calls wait until they are let go, or cancelled."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Event()
+        self.cancels: list[Cancel] = []
+
+    def count(self, _collection_id: str, *, cancel: Cancel) -> int:
+        self._hold(cancel)
+        return 7
+
+    def indexing_status(self, _collection_id: str) -> Any:
+        raise Unavailable("not held")
+
+    def append(
+        self, _collection_id: str, operations: Operations, *, cancel: Cancel, **_more: Any
+    ) -> Appended:
+        self._hold(cancel)
+        return Appended(1, len(operations))
+
+    def _hold(self, cancel: Cancel) -> None:
+        self.cancels.append(cancel)
+        self.begun.release()
+        while not self.go_on.wait(0.005):
+            cancel.check()
+
+    def wait_begun(self, count: int = 1) -> None:
+        for _ in range(count):
+            assert self.begun.acquire(timeout=_WAIT_S)
+
+
+@contextlib.contextmanager
+def _served(role: Any, config: RpcConfig) -> Iterator[tuple[RpcServer, LogClient, QueryClient]]:
+    server = RpcServer(config, clock=SystemClock())
+    server.add(LogServicer(cast("Log", role), cast("LogReader", role), config))
+    server.add(QueryServicer(cast("Query", role), config))
+    server.start()
+    try:
+        with connected(server.address, config) as (log, query):
+            yield server, log, query
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def held() -> Iterator[_Held]:
+    role = _Held()
+    yield role
+    role.go_on.set()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(64) as pool:
+        yield pool
+
+
+# -- ends of calls
+
+
+def test_cancelling_ends_the_call_on_both_sides(held: _Held, threads: ThreadPoolExecutor) -> None:
+    with _served(held, RpcConfig()) as (_, log, query):
+        for call, expected in (
+            (lambda cancel: query.count("c", cancel=cancel), Cancelled),
+            (lambda cancel: log.append("c", _ONE, cancel=cancel), OutcomeUnknown),
+        ):
+            cancel = Cancel()
+            waiting: Future[Any] = threads.submit(call, cancel)
+            held.wait_begun()
+            cancel.cancel()
+            assert type(waiting.exception(timeout=_WAIT_S)) is expected
+            _assert_cancelled(held.cancels[-1])
+
+
+def _assert_cancelled(cancel: Cancel) -> None:
+    told = threading.Event()
+    cancel.when_cancelled(told.set)
+    assert told.wait(_WAIT_S)
+
+
+def test_a_streamed_answer_is_cancelled_where_it_is(threads: ThreadPoolExecutor) -> None:
+    class _Endless:
+        begun = threading.Event()
+        cancel: Cancel
+
+        def get(self, _collection_id: str, _request: GetRequest, *, cancel: Cancel) -> Records:
+            self.cancel = cancel
+            self.begun.set()
+            while True:
+                cancel.check()
+                threading.Event().wait(0.005)
+
+    role, cancel = _Endless(), Cancel()
+    with _served(role, RpcConfig()) as (_, _, query):
+        waiting = threads.submit(query.get, "c", GetRequest(), cancel=cancel)
+        assert role.begun.wait(_WAIT_S)
+        cancel.cancel()
+        assert type(waiting.exception(timeout=_WAIT_S)) is Cancelled
+        _assert_cancelled(role.cancel)
+
+
+def test_the_deadline_travels(held: _Held) -> None:
+    with _served(held, RpcConfig()) as (_, log, query):
+        with pytest.raises(DeadlineExceeded):
+            query.count("c", cancel=Cancel(0.2))
+        with pytest.raises((OutcomeUnknown, DeadlineExceeded)):
+            log.append("c", _ONE, cancel=Cancel(0.2))
+        for cancel in held.cancels:
+            remaining_s = cancel.remaining_s()
+            assert remaining_s is not None
+            assert remaining_s <= 0.2
+            _until(partial(_has_ended, cancel))
+
+
+def _has_ended(cancel: Cancel) -> bool:
+    try:
+        cancel.check()
+    except (DeadlineExceeded, Cancelled):
+        return True
+    return False
+
+
+def test_a_call_without_a_deadline_gets_one(held: _Held) -> None:
+    config = RpcConfig(call_timeout_s=0.2)
+    with _served(held, config) as (_, _, query), pytest.raises(DeadlineExceeded):
+        query.count("c", cancel=Cancel())
+
+
+def test_the_request_id_travels(held: _Held) -> None:
+    held.go_on.set()
+    with _served(held, RpcConfig()) as (_, _, query):
+        query.count("c", cancel=Cancel(request_id="request-1"))
+        query.count("c", cancel=Cancel(10, request_id="request-2").child())
+        query.count("c", cancel=Cancel())
+    assert [cancel.request_id for cancel in held.cancels] == ["request-1", "request-2", None]
+
+
+def test_slow_calls_are_logged(held: _Held, caplog: pytest.LogCaptureFixture) -> None:
+    with _served(held, RpcConfig()) as (_, _, query), caplog.at_level(logging.WARNING):
+        with pytest.raises(DeadlineExceeded):
+            query.count("c", cancel=Cancel(1.1, request_id="request-3"))
+        while "slow call" not in caplog.text:
+            threading.Event().wait(0.005)
+    assert "method=Count" in caplog.text
+    assert "request_id=request-3" in caplog.text
+
+
+# -- pools
+
+
+def test_writes_that_wait_leave_reads_and_health_alone(
+    held: _Held, threads: ThreadPoolExecutor
+) -> None:
+    config = RpcConfig(write_threads=2, waiting_max=3)
+    with _served(held, config) as (server, log, query):
+        writes = [threads.submit(log.append, "c", _ONE, cancel=Cancel()) for _ in range(5)]
+        held.wait_begun(2)
+        _until(lambda: server._pools["write"].is_full)
+        with pytest.raises(Exhausted, match="too many write calls") as caught:
+            log.append("c", _ONE, cancel=Cancel())
+        assert caught.value.retry_after_s > 0
+        with pytest.raises(Unavailable, match="not held"):  # A read.
+            query.indexing_status("c")
+        with channel(server.address, config) as opened:
+            assert probe(opened, _WAIT_S)
+            assert probe(opened, _WAIT_S, "ochredb.proto.v1.Log")
+        assert held.begun.acquire(blocking=False) is False, "two at once"
+        held.go_on.set()
+        assert [each.result(_WAIT_S) for each in writes] == [Appended(1, 1)] * 5
+        assert log.append("c", _ONE, cancel=Cancel()) == Appended(1, 1)
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    for _ in range(int(_WAIT_S / 0.005)):
+        if is_so():
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("it did not come about")
+
+
+def test_a_caller_that_left_makes_room(held: _Held, threads: ThreadPoolExecutor) -> None:
+    config = RpcConfig(read_threads=1, waiting_max=1)
+    with _served(held, config) as (server, _, query):
+        cancels = [Cancel(), Cancel()]
+        calls = [threads.submit(query.count, "c", cancel=cancel) for cancel in cancels]
+        held.wait_begun()
+        _until(lambda: server._pools["read"].is_full)
+        for cancel in cancels:
+            cancel.cancel()
+        assert all(type(call.exception(_WAIT_S)) is Cancelled for call in calls)
+        _until(lambda: not server._pools["read"].is_full)
+        held.go_on.set()
+        assert query.count("c", cancel=Cancel()) == 7
+
+
+# -- drain
+
+
+def test_a_drain_under_load_loses_nothing(held: _Held, threads: ThreadPoolExecutor) -> None:
+    with _served(held, RpcConfig()) as (server, log, query):
+        writes = [threads.submit(log.append, "c", _ONE, cancel=Cancel()) for _ in range(20)]
+        reads = [threads.submit(query.count, "c", cancel=Cancel()) for _ in range(10)]
+        held.wait_begun(30)
+        watch = _watch(server)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        drained = threads.submit(server.drain, _WAIT_S)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        for refused in (
+            lambda: query.count("c", cancel=Cancel()),
+            lambda: log.append("c", _ONE, cancel=Cancel()),
+        ):
+            with pytest.raises(Unavailable, match="shutting down; nothing was done") as caught:
+                refused()
+            assert type(caught.value) is Unavailable
+        assert not drained.done()
+        held.go_on.set()
+        assert [each.result(_WAIT_S) for each in writes] == [Appended(1, 1)] * 20
+        assert [each.result(_WAIT_S) for each in reads] == [7] * 10
+        assert drained.result(_WAIT_S) is True
+        assert server.drain(0.0) is True, "again"
+        with pytest.raises(Unavailable) as caught:
+            log.append("c", _ONE, cancel=Cancel())
+        assert caught.value.detail == {"unreachable": True}
+
+
+def _watch(server: RpcServer) -> Iterator[Any]:
+    stub: Any = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.address))
+    responses: Iterator[Any] = stub.Watch(health_pb2.HealthCheckRequest(service=""))
+    return responses
+
+
+def test_what_does_not_finish_in_time_is_cancelled(
+    held: _Held, threads: ThreadPoolExecutor
+) -> None:
+    with _served(held, RpcConfig()) as (server, log, query):
+        read = threads.submit(query.count, "c", cancel=Cancel())
+        write = threads.submit(log.append, "c", _ONE, cancel=Cancel())
+        held.wait_begun(2)
+        assert server.drain(0.1) is False
+        assert type(read.exception(_WAIT_S)) is Unavailable
+        assert type(write.exception(_WAIT_S)) is OutcomeUnknown
+        for cancel in held.cancels:
+            _assert_cancelled(cancel)
+
+
+def test_another_server_has_the_port(held: _Held) -> None:
+    with _served(held, RpcConfig()) as (server, _, _):
+        port = int(server.address.rpartition(":")[2])
+        with pytest.raises(Unavailable, match="cannot listen"):
+            RpcServer(RpcConfig(port=port), clock=SystemClock()).start()
+
+
+def test_a_client_finds_a_server_that_was_started_again(held: _Held) -> None:
+    held.go_on.set()
+    with _served(held, RpcConfig()) as (first, _, query):
+        assert query.count("c", cancel=Cancel()) == 7
+        first.stop()
+        with pytest.raises(Unavailable):
+            query.count("c", cancel=Cancel())
+        config = RpcConfig(port=int(first.address.rpartition(":")[2]))
+        with _served(held, config):
+
+            def answers() -> bool:
+                with contextlib.suppress(Unavailable):
+                    return query.count("c", cancel=Cancel()) == 7
+                return False
+
+            _until(answers)
+
+
+# -- who may call, and what tools see
+
+
+def test_calls_without_the_token_are_refused(held: _Held) -> None:
+    held.go_on.set()
+    config = RpcConfig(token="secret-token")
+    assert "secret-token" not in repr(config)
+    with _served(held, config) as (server, log, query):
+        assert query.count("c", cancel=Cancel()) == 7
+        assert log.append("c", _ONE, cancel=Cancel()) == Appended(1, 1)
+        for other in (RpcConfig(), RpcConfig(token="other")):
+            with connected(server.address, other) as (log_, query_):
+                with pytest.raises(Unauthenticated):
+                    query_.count("c", cancel=Cancel())
+                with pytest.raises(Unauthenticated):
+                    log_.append("c", _ONE, cancel=Cancel())
+                with pytest.raises(Unauthenticated):
+                    log_.append_evaluated("c", lambda: _ONE, cancel=Cancel())
+        with channel(server.address, RpcConfig()) as opened:
+            assert probe(opened, _WAIT_S)
+    assert len(held.cancels) == 2
+
+
+@contextlib.contextmanager
+def _connected(role: Any) -> Iterator[tuple[RpcServer, grpc.Channel]]:
+    with _served(role, RpcConfig()) as (server, _, _):
+        opened = channel(server.address, RpcConfig())
+        yield server, opened
+        opened.close()
+
+
+def test_health_is_told_per_service(held: _Held) -> None:
+    with _connected(held) as (server, opened):
+        for service in ("", "ochredb.proto.v1.Log", "ochredb.proto.v1.Query"):
+            assert probe(opened, _WAIT_S, service)
+        assert not probe(opened, _WAIT_S, "ochredb.proto.v1.Compactor")
+        server.set_serving(False)
+        assert not probe(opened, _WAIT_S)
+        server.set_serving(True)
+        assert probe(opened, _WAIT_S)
+    with channel("127.0.0.1:1", RpcConfig()) as opened:
+        assert not probe(opened, 1.0)
+
+
+def test_tools_can_list_the_services(held: _Held) -> None:
+    with _connected(held) as (_, opened):
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(opened)
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        answer = next(stub.ServerReflectionInfo(iter([ask])))
+    assert {service.name for service in answer.list_services_response.service} == {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "ochredb.proto.v1.Log",
+        "ochredb.proto.v1.Query",
+    }
+
+
+# -- large answers
+
+
+class _Large:
+    """A query role with much to say."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self.records = Records(
+            ids=[f"id-{row}" for row in range(3_000)],
+            documents=[None if row % 7 == 0 else "größe " * (row % 50) for row in range(3_000)],
+            uris=[None] * 3_000,
+            metadatas=[b'{"n":%d}' % row if row % 2 else None for row in range(3_000)],
+            embeddings=rng.standard_normal((3_000, 64), np.float32),
+        )
+        self.records.documents = ["x" * 3_000_000, *(self.records.documents or [])[1:]]
+
+    def get(self, _collection_id: str, _request: GetRequest, *, cancel: Cancel) -> Records:
+        return self.records
+
+    def query(self, _collection_id: str, _request: QueryRequest, *, cancel: Cancel) -> QueryAnswer:
+        distances = np.sort(np.random.default_rng(2).random(3_000, np.float32))
+        distances[-2:] = np.inf, np.nan
+        splits = [0, 1_000, 1_000, 3_000]
+        return QueryAnswer(
+            self.records.split(splits), [distances[:1_000], distances[:0], distances[1_000:]]
+        )
+
+
+def test_answers_beyond_the_limit_of_a_message() -> None:
+    """A single document is beyond it too."""
+    role = _Large()
+    config = RpcConfig(message_bytes_max=200_000, chunk_bytes=50_000)
+    with _served(role, config) as (_, _, query):
+        found = query.get("c", GetRequest(fields=Field.DOCUMENT), cancel=Cancel())
+        assert found.embeddings is not None
+        assert role.records.embeddings is not None
+        assert np.array_equal(found.embeddings, role.records.embeddings)
+        assert found.ids == role.records.ids
+        assert found.documents == role.records.documents
+        assert found.uris == role.records.uris
+        assert found.metadatas == role.records.metadatas
+        request = QueryRequest(embeddings=np.ones((3, 64), np.float32))
+        answer, expected = (
+            query.query("c", request, cancel=Cancel()),
+            role.query("c", request, cancel=Cancel()),
+        )
+        assert [each.ids for each in answer.records] == [each.ids for each in expected.records]
+        for got, wanted in zip(answer.distances, expected.distances, strict=True):
+            assert got.tobytes() == wanted.tobytes()
