@@ -74,6 +74,8 @@ class RpcServer:
         self._handlers: dict[str, tuple[Handler, BoundedPool]] = {}
         self._services: list[str] = []
         self._health_pool = ThreadPoolExecutor(2, thread_name_prefix="rpc-health")
+        # Reflection, and refusals.
+        self._other_pool = ThreadPoolExecutor(4, thread_name_prefix="rpc-other")
         self._health = health.HealthServicer(
             experimental_non_blocking=True, experimental_thread_pool=self._health_pool
         )
@@ -98,9 +100,7 @@ class RpcServer:
         """Listen; returns the port. Raises Unavailable if the address cannot be had."""
         config = self._config
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        # What is not of a pool of ours: reflection, and refusals.
-        others = ThreadPoolExecutor(4, thread_name_prefix="rpc-other")
-        server = grpc.server(others, handlers=[_Handlers(self)], options=_options(config))
+        server = grpc.server(self._other_pool, handlers=[_Handlers(self)], options=_options(config))
         health_pb2_grpc.add_HealthServicer_to_server(
             _Health(self._health, self._health_pool), server
         )
@@ -160,7 +160,7 @@ class RpcServer:
 
     def _end(self, server: grpc.Server, grace_s: float | None) -> None:
         server.stop(grace_s).wait()
-        for pool in (*self._pools.values(), self._health_pool):
+        for pool in (*self._pools.values(), self._health_pool, self._other_pool):
             pool.shutdown(wait=False)
 
     # -- one call
