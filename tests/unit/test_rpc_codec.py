@@ -40,7 +40,8 @@ from ochredb.where_parse import DEPTH_MAX, combine, parse_where
 
 from .kernel import ROOT
 
-_text = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+_characters = st.characters(exclude_categories=["Cs"])
+_text = st.text(_characters, max_size=8)
 _integers = st.one_of(st.integers(-(2**63), 2**63 - 1), strategies.integers)
 _floats = st.one_of(st.floats(allow_nan=False), strategies.floats)
 _scalars = st.one_of(_text, _integers, _floats, st.booleans())
@@ -129,7 +130,7 @@ def test_filters_that_are_none() -> None:
 # -- columns
 
 
-@given(st.lists(st.one_of(st.none(), st.text(st.characters(exclude_categories=("Cs",))))))
+@given(st.lists(st.one_of(st.none(), st.text(_characters))))
 def test_strings_come_back(values: list[str | None]) -> None:
     assert strings_from_bytes(*strings_to_bytes(values)) == values
 

@@ -16,6 +16,7 @@ import pytest
 
 from ochredb import crash_points
 from ochredb.cancel import Cancel
+from ochredb.checksum import xxh3
 from ochredb.errors import DeadlineExceeded, OutcomeUnknown, Unavailable
 from ochredb.proto.v1 import log_pb2 as pb
 from ochredb.rpc import operations as codec
@@ -53,7 +54,7 @@ def test_the_bytes_of_the_caller_are_what_the_log_holds(
         monkeypatch.setattr("ochredb.fragment.pa.ipc.new_stream", _must_not_be_called, raising=True)
         message = pb.AppendRequest(collection_id=collection, operations=pb.Operations())
         message.operations.fragment = sent
-        message.operations.checksum = codec.xxh3(sent)
+        message.operations.checksum = xxh3(sent)
         calls = Calls(channel(remote.server.address, RpcConfig()), RpcConfig())
         calls.unary(remote.log._stub.Append, message, Cancel(), writes=True)
         calls.channel.close()
