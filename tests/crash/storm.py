@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ochredb.catalog.database import SqliteSession
 from ochredb.catalog.jobs import Jobs
+from ochredb.catalog.sqlite import SqliteSession
 from ochredb.processes import is_gone
 from ochredb.testing.history import check
 from ochredb_node.node import Node, NodeConfig

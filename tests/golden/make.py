@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from ochredb.cancel import Cancel
-from ochredb.catalog.database import SqliteSession
+from ochredb.catalog.sqlite import SqliteSession
 from ochredb.configuration import resolve
 from ochredb.fragment import encode
 from ochredb.ids import IdSource

@@ -29,7 +29,7 @@ def become_next_release(scratch: Path) -> int:
     scratch: a new directory, for the steps.
     """
     version = schema.FORMAT_VERSION + 1
-    shutil.copytree(migrate._STEPS, scratch)
+    shutil.copytree(migrate.STEPS, scratch)
     (scratch / "versions" / "9999_next.py").write_text(
         "from alembic import op\n"
         "import sqlalchemy as sa\n"
@@ -38,11 +38,11 @@ def become_next_release(scratch: Path) -> int:
         '    op.create_table("next", sa.Column("id", sa.Text, primary_key=True))\n'
         f'    op.execute("UPDATE store SET format_version = {version}")\n'
     )
-    migrate._STEPS = scratch
+    migrate.STEPS = scratch
     migrate.FORMAT_VERSION = version  # type: ignore[attr-defined]
     return version
 
 
 def _head() -> str:
-    files = sorted(path.name for path in (migrate._STEPS / "versions").glob("[0-9]*.py"))
+    files = sorted(path.name for path in (migrate.STEPS / "versions").glob("[0-9]*.py"))
     return files[-1].partition("_")[0]

@@ -164,7 +164,7 @@ def test_an_old_store_answers_the_same_and_lives_on(version: str, tmp_path: Path
 @pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """This process is of the release after this one."""
-    monkeypatch.setattr(migrate, "_STEPS", migrate._STEPS)
+    monkeypatch.setattr(migrate, "STEPS", migrate.STEPS)
     monkeypatch.setattr(migrate, "FORMAT_VERSION", FORMAT_VERSION)
     return become_next_release(tmp_path / "steps")
 

@@ -115,7 +115,7 @@ MUTANTS = [
                 "in session.all(_DUE, cutoff_us=cutoff_us, limit=limit):",
                 "in by_age(session, cutoff_us, limit):",
             ),
-            ("if not session.all(_DUE, cutoff_us=cutoff_us, limit=1):", "if False:"),
+            ("if not session.all(_ANY_DUE, cutoff_us=cutoff_us, limit=1):", "if False:"),
             by_age=_due_by_age,
         ),
     ),
@@ -200,8 +200,8 @@ MUTANTS = [
         lambda: mutated(
             VersionTable._advance,
             (
-                "session.run(_TRIM, collection=collection, floor=new.indexed_offset)",
-                "session.run(_TRIM, collection=collection, floor=new.indexed_offset + 3)",
+                "session.later(_TRIM, collection=collection, floor=new.indexed_offset)",
+                "session.later(_TRIM, collection=collection, floor=new.indexed_offset + 3)",
             ),
         ),
     ),
@@ -221,13 +221,16 @@ MUTANTS = [
     Mutant(
         "a drop keeps its references",
         lambda: mutated(
-            object_table.release_collection,
-            ("session.run(_RELEASE_COLLECTION, collection=collection)", "pass"),
+            object_table.release_collections,
+            ("session.run_many(_RELEASE_COLLECTION, holders)", "pass"),
         ),
     ),
     Mutant(
         "two let go of one object, and neither is the last",  # Likewise.
-        lambda: mutated(object_table._lock, ("session.one(_STATE, key=key)", "pass")),
+        lambda: mutated(
+            object_table.lock,
+            ('session.each(_LOCK, [{"key": key} for key in sorted(set(keys))])', "pass"),
+        ),
         POSTGRESQL | {"inline_bytes_max": 0},
     ),
     Mutant(

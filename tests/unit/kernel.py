@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import orjson
+import sqlalchemy
 
 from ochredb.cancel import Cancel
 from ochredb.catalog.logs import BacklogLimits
+from ochredb.catalog.statement import Statement
 from ochredb.clock import SystemClock
 from ochredb.configuration import resolve
 from ochredb.ids import IdSource
@@ -132,6 +134,11 @@ def rows_of_view(view: View) -> list[dict[str, Any]]:
     pairs = zip(hits.segments.tolist(), hits.rows.tolist(), strict=True)
     seqs = [int(view.segments[number].segment.seqs[row]) for number, row in pairs]
     return rows_of(Project(ALL_FIELDS).run(view, hits), seqs)
+
+
+def sql(text: str) -> Statement:
+    """A statement in plain SQL, for a session of any database."""
+    return Statement(sqlalchemy.text(text))
 
 
 class ManualClock:

@@ -19,8 +19,8 @@ from ochredb.backup import BackupManifest, Damage, backup, check, restore
 from ochredb.backup.archive import silent
 from ochredb.backup.source import Source, Started
 from ochredb.backup.take import take
-from ochredb.catalog.database import SqliteSession
 from ochredb.catalog.pins import PinTable
+from ochredb.catalog.sqlite import SqliteSession
 from ochredb.errors import Corrupt, InvalidArgument, NotFound, OchreError
 from ochredb.parts import deleted, writer
 from ochredb.types import Op

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Table, select
 
+from ochredb.catalog.database import Session
 from ochredb.catalog.schema import metadata
+from ochredb.catalog.statement import Statement
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts.manifest import Manifest
 from ochredb.types import Op
@@ -29,16 +31,15 @@ from .kernel import (
 _STEPS = ("add", "add", "delete", "update", "fold", "compact", "collect", "sweep", "drop", "wait")
 
 
-def _rows(connection: sqlite3.Connection, table: str) -> list[dict[str, Any]]:
-    cursor = connection.execute(f"SELECT * FROM {table}")
-    names = [item[0] for item in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
+def _rows(session: Session, table: Table) -> list[dict[str, Any]]:
+    names = [column.name for column in table.columns]
+    rows = session.all(Statement(select(table)))
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _check(node: Node) -> None:
     with node.database.read() as session:
-        connection = session.connection  # type: ignore[attr-defined]
-        tables = {table.name: _rows(connection, table.name) for table in metadata.sorted_tables}
+        tables = {table.name: _rows(session, table) for table in metadata.sorted_tables}
     objects = {row["key"]: row for row in tables["objects"]}
     held = {row["key"] for row in tables["object_references"]}
     for key in held:

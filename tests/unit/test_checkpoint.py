@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.migrate import CATALOG_NAME, open_directory
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.clock import SystemClock
 from ochredb.ids import IdSource
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, func, insert, select
 
-from ochredb.catalog.database import SqliteDatabase, SqliteSession
 from ochredb.catalog.migrate import CATALOG_NAME, open_directory, open_memory
+from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
 from ochredb.catalog.statement import Statement
 from ochredb.clock import SystemClock
 from ochredb.errors import OutcomeUnknown, StorageFull, Unavailable
@@ -182,7 +182,7 @@ def test_connections_do_not_grow_with_the_number_of_threads(file: SqliteDatabase
 
 _WRITER = """
     import sys
-    from ochredb.catalog.database import SqliteDatabase
+    from ochredb.catalog.sqlite import SqliteDatabase
     from tests.unit.test_database import _add, _count
 
     database = SqliteDatabase(sys.argv[1] + "/ochredb.sqlite3",

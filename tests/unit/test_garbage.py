@@ -31,6 +31,7 @@ from .kernel import (
     object_keys,
     operations,
     running_node,
+    sql,
 )
 
 
@@ -72,8 +73,7 @@ class TestGarbage:
     def _referenced(self, node: Node) -> set[str]:
         keys: set[str] = set()
         with node.database.read() as session:
-            connection = session.connection  # type: ignore[attr-defined]
-            keys.update(key for (key,) in connection.execute("SELECT key FROM object_references"))
+            keys.update(key for (key,) in session.all(sql("SELECT key FROM object_references")))
         return keys
 
     def test_a_fragment_object_outlives_its_compaction_by_the_grace(
@@ -240,9 +240,8 @@ class TestGarbage:
         add_rows(node, collection, 0, 5)
         (key,) = object_keys(node)
         with node.database.write() as session:
-            connection = session.connection  # type: ignore[attr-defined]
-            connection.execute(
-                "INSERT INTO object_references VALUES (?, 'fragment', 'other', 1)", (key,)
+            session.run(
+                sql(f"INSERT INTO object_references VALUES ('{key}', 'fragment', 'other', 1)")
             )
         node.namespace.delete_collection("default_tenant", "default_database", "records")
         clock.advance(1_000)

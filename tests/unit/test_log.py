@@ -39,6 +39,7 @@ from .kernel import (
     object_keys,
     operations,
     running_node,
+    sql,
     submit,
     unexpected,
 )
@@ -485,8 +486,7 @@ def test_a_long_log_is_read_in_pages_without_holes(
     log = _log(node, collection)
     assert [first for first, _ in log] == [1, 2, 4, 5, 7, 8, 10, 11]
     with node.database.write() as session:
-        connection = session.connection  # type: ignore[attr-defined]
-        connection.execute("DELETE FROM fragments WHERE start = 7")
+        session.run(sql("DELETE FROM fragments WHERE start = 7"))
     forget_recent(node)
     with pytest.raises(Gone, match="offset 7"):
         _log(node, collection)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.logs import AppendRequest
 from ochredb.errors import (
     InvalidArgument,
@@ -31,6 +29,7 @@ from .kernel import (
     object_keys,
     operations,
     running_node,
+    sql,
     submit,
 )
 from .test_log import SlowFirstFlush
@@ -185,9 +184,8 @@ def test_log_time_never_goes_back(tmp_path: Path) -> None:
         append(node, collection, _add("a"))
         clock.advance(-1_000)
         append(node, collection, _add("b"))
-        connection = sqlite3.connect(tmp_path / "ochredb.sqlite3")
-        rows = connection.execute("SELECT time_us FROM fragments ORDER BY start").fetchall()
-        connection.close()
+        with node.database.read() as session:
+            rows = session.all(sql("SELECT time_us FROM fragments ORDER BY start"))
         assert rows == sorted(rows)
 
 
@@ -197,4 +195,3 @@ def test_a_dropped_collection_takes_no_more(node: Node) -> None:
     node.namespace.delete_collection("default_tenant", "default_database", "records")
     with pytest.raises(NotFound):
         append(node, collection, _add("a"))
-    assert isinstance(node.database, SqliteDatabase)

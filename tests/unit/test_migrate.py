@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, inspect
 
-from ochredb.catalog.database import SqliteSession
 from ochredb.catalog.migrate import CATALOG_NAME, open_directory, open_memory
 from ochredb.catalog.schema import FORMAT_VERSION, metadata
 from ochredb.catalog.seal import SEAL_FILE
+from ochredb.catalog.sqlite import SqliteSession
 from ochredb.clock import SystemClock
 from ochredb.errors import InvalidArgument, Unavailable
 from ochredb.ids import IdSource

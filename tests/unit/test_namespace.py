@@ -15,7 +15,7 @@ from ochredb.errors import AlreadyExists, InvalidArgument, NotFound
 from ochredb.types import CollectionInfo, Op
 from ochredb_node.node import Node
 
-from .kernel import add_rows, append, make_collection, operations, running_node
+from .kernel import add_rows, append, make_collection, operations, running_node, sql
 
 
 @pytest.fixture
@@ -200,9 +200,8 @@ class TestDrops:
         """Tables in which any column still names the collection."""
         found = set()
         with node.database.read() as session:
-            connection = session.connection  # type: ignore[attr-defined]
             for table in metadata.sorted_tables:
-                for row in connection.execute(f"SELECT * FROM {table.name}"):
+                for row in session.all(sql(f"SELECT * FROM {table.name}")):
                     if collection in row:
                         found.add(table.name)
         return found

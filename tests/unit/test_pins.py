@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ochredb.catalog.database import Session, SqliteSession
+from ochredb.catalog.database import Session
 from ochredb.catalog.pins import PINS_MAX, PinTable
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.errors import Exhausted, NotFound
 from ochredb_node.node import Node
 
-from .kernel import ManualClock, add_rows, make_collection, object_keys, running_node
+from .kernel import ManualClock, add_rows, make_collection, object_keys, running_node, sql
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def _pins(node: Node) -> PinTable:
 
 
 def _keys(session: Session, condition: str) -> set[str]:
-    assert isinstance(session, SqliteSession)
-    rows = session.connection.execute(f"SELECT key FROM object_references WHERE {condition}")
-    return {key for (key,) in rows}
+    return {
+        key for (key,) in session.all(sql(f"SELECT key FROM object_references WHERE {condition}"))
+    }
 
 
 def _offset(session: Session) -> int:
-    assert isinstance(session, SqliteSession)
-    return int(session.connection.execute("SELECT max(next_offset) FROM logs").fetchone()[0])
+    (row,) = session.all(sql("SELECT max(next_offset) FROM logs"))
+    return int(row[0])
 
 
 def test_what_a_pin_keeps_outlives_the_grace_period_and_goes_with_the_pin(
@@ -118,9 +119,11 @@ def test_pins_are_not_without_number(node: Node) -> None:
 def test_a_failed_take_leaves_nothing(node: Node) -> None:
     with _pins(node).take("same", "me", 60.0):
         pass
-    with pytest.raises(Exception, match="UNIQUE"), _pins(node).take("same", "me", 60.0):
-        pass
-    assert node.sqlite._reading == 0
+    for _ in range(20):  # More than there may be connections to a server.
+        with pytest.raises(Exception, match=r"(?i)unique"), _pins(node).take("same", "me", 60.0):
+            pass
+    if isinstance(node.database, SqliteDatabase):
+        assert node.database._reading == 0
     add_rows(node, make_collection(node), 0, 1)
 
 
@@ -130,16 +133,15 @@ def test_a_write_right_after_the_pin_is_neither_shown_nor_kept(
     collection = make_collection(node)
     add_rows(node, collection, 0, 3)
     before = object_keys(node)
-    write = node.database.write
+    write = node.database.write_beside
 
     @contextlib.contextmanager
-    def write_and_more(name: str) -> Iterator[Session]:
-        with write(name) as session:
-            yield session
-        monkeypatch.setattr(node.database, "write", write)
+    def write_and_more(name: str, views: contextlib.ExitStack) -> Iterator[tuple[Session, Session]]:
+        with write(name, views) as sessions:
+            yield sessions
         add_rows(node, collection, 3, 3)
 
-    monkeypatch.setattr(node.database, "write", write_and_more)
+    monkeypatch.setattr(node.database, "write_beside", write_and_more)
     with _pins(node).take("p", "me", 60.0) as state:
         assert object_keys(node) > before
         assert _keys(state, "kind != 'pin'") == before

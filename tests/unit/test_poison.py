@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ochredb.cancel import Cancel
-from ochredb.catalog.database import SqliteSession
 from ochredb.errors import Corrupt, NewerFormat
 from ochredb.fragment import decode, encode, encode_batch
 from ochredb.parts.arrays import read_directory
@@ -36,6 +35,7 @@ from .kernel import (
     object_keys,
     operations,
     running_node,
+    sql,
 )
 from .poisoned import adds, append_bytes, bad_offsets, batch, not_utf8, stream, vectors
 
@@ -283,8 +283,7 @@ def test_wrong_checksums_and_exhausted_memory_are_no_poison(
     monkeypatch.undo()
     assert node.quarantine.table.list() == []
     with node.database.write() as session:
-        assert isinstance(session, SqliteSession)
-        session.connection.execute("UPDATE fragments SET checksum = 0")
+        session.run(sql("UPDATE fragments SET checksum = 0"))
     for _ in range(2):
         with pytest.raises(Corrupt, match="fails its checksum"):
             node.compactor.compact_now(collection)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ochredb.catalog.core import bindparam, insert, select, update, upsert
-from ochredb.catalog.database import Session
+from ochredb.catalog.database import Aborted, Session
 from ochredb.catalog.migrate import open_memory
 from ochredb.catalog.schema import collection_keys, jobs, pins
 from ochredb.catalog.statement import Statement
@@ -193,7 +193,7 @@ def test_a_deadlock_ends_one_of_the_two(world: World) -> None:
     assert world.catalog.deadlocks == 1
     outcomes = one + other
     assert outcomes.count("done") == 1
-    assert [type(item) for item in outcomes if item != "done"] == [Unavailable]
+    assert [type(item) for item in outcomes if item != "done"] == [Aborted]
 
 
 def test_sqlite_has_one_writer_whose_changes_nobody_sees_before_the_commit() -> None:

@@ -19,9 +19,9 @@ from typing import Protocol
 import orjson
 
 from ochredb.catalog import shrink
-from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.pins import PinTable
 from ochredb.catalog.quarantine import QuarantineTable
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.configuration import index_settings
 from ochredb.errors import Conflict, Gone, NotFound, OchreError
 from ochredb.replay import read_operations

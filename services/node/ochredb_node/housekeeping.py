@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable
 
 from ochredb.ages import Ages
-from ochredb.catalog.database import Database, SqliteDatabase
+from ochredb.catalog.database import Database
 from ochredb.catalog.logs import LogTable
 from ochredb.catalog.pins import PinTable
 from ochredb.catalog.repeats import KEYS_KEPT_S
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.clock import Clock
 from ochredb.plan import cost
 from ochredb.storage.base import LocalStore
@@ -68,8 +69,7 @@ class Housekeeping:
         """Raises NewerFormat once a newer OchreDB has migrated the catalog, and other errors."""
         if not self._is_read_only:
             self._reserve.take_back()
-        if isinstance(self._database, SqliteDatabase):
-            self._database.check_format()
+        self._database.check_format()
         was_read = self._query is not None and self._query.trim()
         self._tidy(not was_read and self._since_append_s() > _IDLE_AFTER_S)
         if self._is_read_only:

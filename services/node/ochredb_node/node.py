@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ochredb.ages import Ages
 from ochredb.cancel import Cancel
-from ochredb.catalog.database import Database, SqliteDatabase
+from ochredb.catalog.database import Database
 from ochredb.catalog.jobs import Jobs
 from ochredb.catalog.logs import LogTable
 from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.objects import ObjectTable
 from ochredb.catalog.pins import PinTable
 from ochredb.catalog.quarantine import QuarantineTable
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import InvalidArgument, Unavailable, Unimplemented

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ochredb.catalog.copies import CollectionState
-from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.logs import BacklogLimits, LogTable
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
 from ochredb.configuration import IndexSettings

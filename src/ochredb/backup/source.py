@@ -15,9 +15,9 @@ from typing import Protocol
 from ochredb.ages import Ages
 from ochredb.backup.archive import CHUNK_BYTES, size_and_checksum
 from ochredb.catalog.copies import copy_state
-from ochredb.catalog.database import SqliteDatabase
 from ochredb.catalog.migrate import open_directory
 from ochredb.catalog.pins import PinTable
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.clock import Clock, SystemClock
 from ochredb.crash_points import reach
 from ochredb.errors import InvalidArgument, NotFound, Unavailable

@@ -29,7 +29,7 @@ from ochredb.backup.checks import Check, checks_of
 from ochredb.backup.counting import Counter
 from ochredb.backup.source import Source, Started, open_store
 from ochredb.catalog.copies import Contents, check_copy, contents, prune
-from ochredb.catalog.database import SqliteDatabase
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.clock import Clock, SystemClock
 from ochredb.crash_points import reach
 from ochredb.errors import Corrupt, Gone, InvalidArgument, NotFound, OchreError, Unavailable

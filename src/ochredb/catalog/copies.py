@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ochredb.catalog.core import bindparam, delete, exists, or_, select, update
-from ochredb.catalog.database import Session, SqliteDatabase, SqliteSession
+from ochredb.catalog.database import Session
 from ochredb.catalog.schema import (
     FORMAT_VERSION,
     collections,
@@ -29,6 +29,7 @@ from ochredb.catalog.schema import (
     version_parts,
     versions,
 )
+from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
 from ochredb.catalog.statement import Statement
 from ochredb.errors import Corrupt, InvalidArgument, Unavailable, newer_message
 from ochredb.parts.manifest import Manifest

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         select,
         update,
     )
-    from sqlalchemy.dialects.sqlite import insert as upsert
+    from sqlalchemy.dialects.postgresql import insert as upsert
 
     __all__ = [
         "BigInteger",
@@ -74,7 +74,8 @@ else:
         return Recorded("name", name)
 
 
-_ELSEWHERE = {"upsert": ("sqlalchemy.dialects.sqlite", "insert")}
+# Both dialects compile this one's ON CONFLICT; that of the other is for SQLite alone.
+_ELSEWHERE = {"upsert": ("sqlalchemy.dialects.postgresql", "insert")}
 _lock = threading.RLock()  # A table may be made once only.
 
 

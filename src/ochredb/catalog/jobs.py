@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ochredb.catalog.core import bindparam, delete, exists, insert, select, update
-from ochredb.catalog.database import Database, Session
+from ochredb.catalog.core import bindparam, delete, exists, select, update, upsert
+from ochredb.catalog.database import Database, Session, whole
 from ochredb.catalog.schema import jobs, logs
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
@@ -21,7 +21,7 @@ _GET = Statement(
     .where(*_here)
     .with_for_update()
 )
-_INSERT = Statement(insert(jobs))
+_INSERT = Statement(upsert(jobs).on_conflict_do_nothing())
 _TAKE = Statement(
     update(jobs)
     .where(*_here)
@@ -41,6 +41,10 @@ _END = Statement(
     update(jobs)
     .where(*_here, jobs.c.fence == bindparam("held_fence"))
     .values(until_us=0, attempts=bindparam("new_attempts"), last_error=bindparam("error"))
+)
+# In this order too, whoever locks several.
+_LOCK_ALL = Statement(
+    select(jobs.c.kind).order_by(jobs.c.collection, jobs.c.kind).with_for_update()
 )
 _FORGET_ERRORS = Statement(
     update(jobs).where(jobs.c.last_error.is_not(None)).values(last_error=None)
@@ -70,6 +74,7 @@ class Jobs:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._db, self._clock = database, clock
 
+    @whole
     def acquire(
         self,
         collection: str,
@@ -87,7 +92,7 @@ class Jobs:
             until = now + int(ttl_s * 1e6)
             row = session.one(_GET, job_collection=collection, job_kind=kind)
             if row is None:
-                session.run(
+                inserted = session.run(
                     _INSERT,
                     collection=collection,
                     kind=kind,
@@ -97,7 +102,8 @@ class Jobs:
                     attempts=1,
                     last_error=None,
                 )
-                return Lease(collection, kind, owner, 1)
+                # Else somebody else was first, just now.
+                return Lease(collection, kind, owner, 1) if inserted else None
             # None is given for longer than its ttl: then the clock was set back meanwhile.
             left_us = row[2] - now
             running = 0 < left_us <= 2 * int(ttl_s * 1e6)
@@ -114,6 +120,7 @@ class Jobs:
             )
             return Lease(collection, kind, owner, fence)
 
+    @whole
     def renew(self, lease: Lease, ttl_s: float) -> bool:
         """Extend the lease; False if it has been taken over."""
         with self._db.write("lease-renew") as session:
@@ -129,6 +136,7 @@ class Jobs:
                 > 0
             )
 
+    @whole
     def end(self, lease: Lease, error: str | None = None) -> None:
         """Give the lease back; `error` is kept for whoever looks."""
         with self._db.write("lease-end") as session:
@@ -141,9 +149,11 @@ class Jobs:
                 error=error,
             )
 
+    @whole
     def tidy(self) -> None:
         """Forget the texts of errors, which may name records, and jobs on dropped collections."""
         with self._db.write("jobs-tidy") as session:
+            session.all(_LOCK_ALL)
             session.run(_FORGET_ERRORS)
             session.run(_FORGET_DROPPED)
 

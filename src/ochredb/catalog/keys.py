@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ochredb.catalog.core import BindParameter, bindparam, delete, select, update, upsert
-from ochredb.catalog.database import Database, Session
+from ochredb.catalog.database import Database, Session, whole
 from ochredb.catalog.schema import collection_keys, logs
 from ochredb.catalog.statement import Statement
 from ochredb.errors import Conflict, NotFound
@@ -49,12 +49,10 @@ class MetadataKeys:
         self, session: Session, collection: str, revision: int, keys: Iterable[tuple[str, str]]
     ) -> list[Known]:
         """Insert the (key, type) pairs that are not known; `committed` makes them known."""
-        new = []
-        for key, kind in keys:
-            known = (collection, revision, key, kind)
-            if known not in self._known:
-                session.run(_INSERT, collection=collection, key=key, type=kind)
-                new.append(known)
+        named = [(collection, revision, key, kind) for key, kind in keys]
+        new = [known for known in named if known not in self._known]
+        for _, _, key, kind in new:
+            session.later(_INSERT, collection=collection, key=key, type=kind)
         return new
 
     def committed(self, inserted: Iterable[Known]) -> None:
@@ -65,6 +63,7 @@ class MetadataKeys:
         with self._db.read() as session:
             return {(key, kind) for key, kind in session.all(_ALL, collection=collection)}
 
+    @whole
     def forget(self, collection: str, next_offset: int, unused: Iterable[tuple[str, str]]) -> None:
         """Forget keys that no record had when the log ended before `next_offset`.
 

@@ -23,7 +23,7 @@ from ochredb.catalog.core import (
     select,
     update,
 )
-from ochredb.catalog.database import Database, Session
+from ochredb.catalog.database import Database, Session, check_key, whole
 from ochredb.catalog.fragment_rows import FragmentPlace
 from ochredb.catalog.keys import Known, MetadataKeys
 from ochredb.catalog.schema import (
@@ -225,6 +225,7 @@ class LogTable:
             raise NotFound(f"Collection [{collection}] does not exist.")
         return row[0] - 1, row[1], row[2], int(row[3])
 
+    @whole
     def append(self, requests: list[AppendRequest]) -> list[Appended | OchreError]:
         """Commit one flush; each request succeeds or is refused alone.
 
@@ -238,6 +239,9 @@ class LogTable:
             now = self._clock.now_us()
             introduced: set[str] = set()
             inserted: list[Known] = []
+            names = sorted({request.collection for request in requests})
+            if len(names) > 1:  # All logs before any object.
+                session.each(_LOCK, [{"collection": name} for name in names])
             for i in order:
                 try:
                     results[i] = self._append_one(session, requests[i], now, introduced, inserted)
@@ -266,6 +270,10 @@ class LogTable:
         if row is None:
             raise NotFound(f"Collection [{request.collection}] does not exist.")
         _, dimension, next_offset, indexed_offset, tail_bytes, time_us, revision = row
+        if self._db.key_bytes_max is not None:
+            check_key(self._db, "Idempotency-Key", request.request_id)
+            for key, _ in request.key_types:
+                check_key(self._db, "metadata key", key)
         repeated = self._repeated(session, request)
         if repeated is not None:
             return repeated
@@ -301,7 +309,7 @@ class LogTable:
                 number=first,
             )
         log_time = max(now, time_us)
-        session.run(
+        session.later(
             _INSERT_FRAGMENT,
             collection=request.collection,
             start=first,
@@ -317,7 +325,7 @@ class LogTable:
             checksum=request.checksum,
             time_us=log_time,
         )
-        session.run(
+        session.later(
             _ADVANCE,
             log=request.collection,
             new_next=last + 1,
@@ -328,7 +336,7 @@ class LogTable:
         mark.acknowledge(session, request.collection, last + 1)
         inserted += self.keys.insert(session, request.collection, revision, request.key_types)
         if request.request_hash is not None:
-            session.run(
+            session.later(
                 _INSERT_IDEMPOTENT,
                 collection=request.collection,
                 key=request.request_id,
@@ -369,6 +377,7 @@ class LogTable:
             return None
         return repeats.by_name(session, collection, repeats.named(request_id))
 
+    @whole
     def record_nothing(self, collection: str, key: str, request_hash: bytes) -> Appended:
         """Bind a client's key to a request that found nothing to do: an empty range of offsets.
 
@@ -388,8 +397,9 @@ class LogTable:
         first = repeats.by_key(session, collection, key, request_hash)
         if first is not None:
             return first
+        check_key(self._db, "Idempotency-Key", key)
         nothing = Appended(row[2], row[2] - 1)
-        session.run(
+        session.later(
             _INSERT_IDEMPOTENT,
             collection=collection,
             key=key,
@@ -425,6 +435,7 @@ class LogTable:
             for start, stop, payload, key, byte_start, byte_stop, checksum in rows
         ]
 
+    @whole
     def replace_fragment(
         self, collection: str, place: FragmentPlace, payload: bytes, checksum: int
     ) -> None:
@@ -469,6 +480,7 @@ class LogTable:
         with self._db.read() as session:
             return session.one(_ANY) is not None
 
+    @whole
     def expire_idempotency(self, retention_s: float) -> None:
         """Forget client keys older than the retention."""
         cutoff = self._clock.now_us() - int(retention_s * 1e6)

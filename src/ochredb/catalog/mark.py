@@ -15,9 +15,10 @@ import os
 import struct
 
 from ochredb.catalog.core import bindparam, select
-from ochredb.catalog.database import Database, Session, SqliteSession
+from ochredb.catalog.database import Database, Session
 from ochredb.catalog.schema import logs
 from ochredb.catalog.seal import NO_MARK
+from ochredb.catalog.sqlite import SqliteSession
 from ochredb.catalog.statement import Statement
 from ochredb.checksum import xxh3
 from ochredb.errors import Corrupt

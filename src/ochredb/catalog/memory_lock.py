@@ -11,7 +11,7 @@ import _thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ochredb.catalog.database import SqliteSession
+    from ochredb.catalog.sqlite import SqliteSession
 
 # How often this thread has taken it; the oldest Pythons only say whether it has.
 _NAMES = ("_recursion_count", "_is_owned")

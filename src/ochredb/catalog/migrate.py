@@ -2,7 +2,7 @@
 
 All steps of a migration are one SQL transaction: a crash at any moment leaves the old format or the
 new one. The format's number is in the row of `store` and, for processes that have the catalog open
-meanwhile, in SQLite's `user_version` (`database.py`).
+meanwhile, in SQLite's `user_version` (`sqlite.py`).
 Raises InvalidArgument for a catalog of a newer OchreDB or a file that is not a catalog.
 """
 
@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ochredb.catalog.core import select
-from ochredb.catalog.database import Session, SqliteDatabase, SqliteSession
+from ochredb.catalog.database import Session
 from ochredb.catalog.mark import check_mark
 from ochredb.catalog.schema import FORMAT_VERSION, store
 from ochredb.catalog.seal import Seal
+from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
 from ochredb.catalog.statement import Statement, sqlalchemy_dialect
 from ochredb.clock import Clock
 from ochredb.crash_points import reach
@@ -29,7 +30,7 @@ from ochredb.storage import files
 
 CATALOG_NAME = "ochredb.sqlite3"
 _PAGE_BYTES = 8192
-_STEPS = Path(__file__).parent / "migrations"
+STEPS = Path(__file__).parent / "migrations"
 _STORE = Statement(select(store.c.store_id, store.c.format_version))
 _INSERT_STORE = Statement(store.insert())
 
@@ -43,7 +44,7 @@ def open_memory(clock: Clock, ids: IdSource) -> tuple[SqliteDatabase, str]:
         connection = session.connection  # type: ignore[attr-defined]
         for table in metadata.sorted_tables:
             _create_table(connection, table)
-        store_id = _insert_store(session, clock, ids)
+        store_id = insert_store(session, clock, ids)
     return database, store_id
 
 
@@ -194,7 +195,7 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
             _prepare(path)
             engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=NullPool)
             config = Config()
-            config.set_main_option("script_location", str(_STEPS))
+            config.set_main_option("script_location", str(STEPS))
             with engine.connect() as sql:
                 sql.exec_driver_sql("BEGIN IMMEDIATE")
                 config.attributes["connection"] = sql
@@ -204,7 +205,7 @@ def _migrate(root: str, path: str, clock: Clock, ids: IdSource) -> str:
                 assert isinstance(connection, sqlite3.Connection)
                 session = SqliteSession(connection)
                 row = session.one(_STORE)
-                store_id = str(row[0]) if row else _insert_store(session, clock, ids)
+                store_id = str(row[0]) if row else insert_store(session, clock, ids)
                 reach("migration.committing")
                 sql.commit()
                 reach("migration.committed")
@@ -250,7 +251,7 @@ def _locked(path: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _insert_store(session: Session, clock: Clock, ids: IdSource) -> str:
+def insert_store(session: Session, clock: Clock, ids: IdSource) -> str:
     store_id = ids.uuid7()
     session.run(
         _INSERT_STORE, store_id=store_id, format_version=FORMAT_VERSION, created_us=clock.now_us()

@@ -5,7 +5,7 @@ Messages are those of rest-contract section 3; official clients match their text
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,17 @@ import orjson
 
 from ochredb.catalog import mark
 from ochredb.catalog import objects as object_table
-from ochredb.catalog.core import BindParameter, bindparam, delete, func, insert, select, update
-from ochredb.catalog.database import Database, Row, Session
+from ochredb.catalog.core import (
+    BindParameter,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+    upsert,
+)
+from ochredb.catalog.database import Database, Row, Session, check_key, whole
 from ochredb.catalog.schema import (
     collection_keys,
     collections,
@@ -56,7 +65,7 @@ _offset: BindParameter[Any] = bindparam("offset")
 _GET_TENANT = Statement(
     select(tenants.c.name, tenants.c.resource_name).where(tenants.c.name == _name)
 )
-_INSERT_TENANT = Statement(insert(tenants))
+_INSERT_TENANT = Statement(upsert(tenants).on_conflict_do_nothing())
 _SET_RESOURCE = Statement(
     update(tenants).where(tenants.c.name == _name).values(resource_name=bindparam("resource"))
 )
@@ -71,6 +80,7 @@ _LOCK_DATABASE = Statement(
     .where(databases.c.tenant == _tenant, databases.c.name == _name)
     .with_for_update()
 )
+_LOCK_DATABASES = Statement(select(databases.c.id).order_by(databases.c.id).with_for_update())
 _LIST_DATABASES = Statement(
     select(databases.c.id, databases.c.name, databases.c.tenant)
     .where(databases.c.tenant == _tenant)
@@ -78,7 +88,7 @@ _LIST_DATABASES = Statement(
     .limit(_limit)
     .offset(_offset)
 )
-_INSERT_DATABASE = Statement(insert(databases))
+_INSERT_DATABASE = Statement(upsert(databases).on_conflict_do_nothing())
 _DELETE_DATABASE = Statement(delete(databases).where(databases.c.id == _id))
 
 _JOINED = (
@@ -169,6 +179,7 @@ class Namespace:
         self._db, self._clock, self._ids = database, clock, ids
         self._reserve = reserve or Reserve()
 
+    @whole
     def ensure_defaults(self) -> None:
         """Create the default tenant and database in a new store. Any number may call at once."""
         with self._db.read() as session:
@@ -187,11 +198,12 @@ class Namespace:
 
     # -- tenants and databases
 
+    @whole
     def create_tenant(self, name: str) -> None:
+        check_key(self._db, "name", name)
         with self._db.write("tenant-create") as session:
-            if session.one(_GET_TENANT, name=name):
+            if session.run(_INSERT_TENANT, name=name, resource_name=None) == 0:
                 raise AlreadyExists(f"Tenant [{name}] already exists")
-            session.run(_INSERT_TENANT, name=name, resource_name=None)
 
     def get_tenant(self, name: str) -> dict[str, Any]:
         with self._db.read() as session:
@@ -200,18 +212,20 @@ class Namespace:
             raise NotFound(f"Tenant [{name}] not found")
         return {"name": row[0], "resource_name": row[1]}
 
+    @whole
     def set_resource_name(self, name: str, resource_name: str) -> None:
         with self._db.write("tenant-update") as session:
             if session.run(_SET_RESOURCE, name=name, resource=resource_name) == 0:
                 raise NotFound(f"Tenant [{name}] not found")
 
+    @whole
     def create_database(self, tenant: str, name: str) -> None:
         with self._db.write("database-create") as session:
             if session.one(_GET_TENANT, name=tenant) is None:
                 raise NotFound(f"Tenant [{tenant}] not found")
-            if session.one(_GET_DATABASE, tenant=tenant, name=name):
+            database_id = self._ids.uuid7()
+            if session.run(_INSERT_DATABASE, id=database_id, tenant=tenant, name=name) == 0:
                 raise AlreadyExists(f"Database [{name}] already exists")
-            session.run(_INSERT_DATABASE, id=self._ids.uuid7(), tenant=tenant, name=name)
 
     def get_database(self, tenant: str, name: str) -> DatabaseInfo:
         with self._db.read() as session:
@@ -232,17 +246,18 @@ class Namespace:
         """Drop it and all of its collections."""
         self._reserve.freeing(lambda: self._delete_database(tenant, name))
 
+    @whole
     def _delete_database(self, tenant: str, name: str) -> None:
         with self._db.write("database-drop") as session:
             row = session.one(_LOCK_DATABASE, tenant=tenant, name=name)
             if row is None:
                 raise NotFound(f"Database [{name}] not found")
-            for (collection,) in session.all(_IDS_OF_DATABASE, id=row[0]):
-                self._drop(session, collection)
+            self._drop(session, session.all(_IDS_OF_DATABASE, id=row[0]))
             session.run(_DELETE_DATABASE, id=row[0])
 
     # -- collections
 
+    @whole
     def create_collection(
         self,
         tenant: str,
@@ -340,6 +355,7 @@ class Namespace:
             row = session.one(_COUNT, tenant=tenant, database=database)
         return int(row[0]) if row else 0
 
+    @whole
     def update_collection(
         self,
         collection_id: str,
@@ -351,6 +367,10 @@ class Namespace:
     ) -> CollectionInfo:
         """Rename, replace the metadata, and change configuration and schema; None = unchanged."""
         with self._db.write("collection-update") as session:
+            if new_name is not None:
+                row = session.one(_GET_BY_ID, id=collection_id)
+                if row is not None:  # Two that take one name wait for each other.
+                    session.one(_LOCK_DATABASE, tenant=row[2], name=row[3])
             session.one(LOCK_LOG, collection=collection_id)
             row = session.one(_GET_BY_ID, id=collection_id)
             if row is None:
@@ -381,32 +401,39 @@ class Namespace:
         """Drop it, its log and its references; returns its id."""
         return self._reserve.freeing(lambda: self._delete_collection(tenant, database, name))
 
+    @whole
     def _delete_collection(self, tenant: str, database: str, name: str) -> str:
         with self._db.write("collection-drop") as session:
             row = session.one(_GET_BY_NAME, tenant=tenant, database=database, name=name)
-            if row is None:
+            dropped = [] if row is None else self._drop(session, [(row[0],)])
+            if not dropped:  # Or somebody else was quicker.
                 raise NotFound(f"Collection [{name}] does not exist")
-            self._drop(session, row[0])
-            return str(row[0])
+            return dropped[0]
 
     def reset(self) -> None:
         """Drop everything through the catalog; objects are collected as garbage later."""
         self._reserve.freeing(self._reset)
 
+    @whole
     def _reset(self) -> None:
         with self._db.write("reset") as session:
-            for (collection,) in session.all(_ALL_IDS):
-                self._drop(session, collection)
+            session.all(_LOCK_DATABASES)  # Nobody creates a collection meanwhile.
+            self._drop(session, session.all(_ALL_IDS))
             session.run(_DELETE_DATABASES)
             session.run(_DELETE_TENANTS)
             self._insert_defaults(session)
 
-    def _drop(self, session: Session, collection_id: str) -> None:
-        session.one(LOCK_LOG, collection=collection_id)
+    def _drop(self, session: Session, rows: Sequence[Row]) -> list[str]:
+        """Drop collections by their ids; returns those that were still there."""
+        named = [{"collection": collection} for (collection,) in sorted(rows)]
+        locked = session.each(LOCK_LOG, named)  # All of them, before any of their objects.
+        found = [one for one, log in zip(named, locked, strict=True) if log]
         mark.forget(session)
-        object_table.release_collection(session, collection_id, self._clock.now_us())
+        dropped = [one["collection"] for one in found]
+        object_table.release_collections(session, dropped, self._clock.now_us())
         for statement in _DROPS:
-            session.run(statement, collection=collection_id)
+            session.run_many(statement, found)
+        return dropped
 
     def _by_name(
         self, session: Session, tenant: str, database: str, name: str

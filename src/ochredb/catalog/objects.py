@@ -23,7 +23,7 @@ from ochredb.catalog.core import (
     update,
     upsert,
 )
-from ochredb.catalog.database import Database, Row, Session
+from ochredb.catalog.database import Database, Session, whole
 from ochredb.catalog.schema import objects, parts, references, version_parts, versions
 from ochredb.catalog.statement import Statement
 from ochredb.errors import Conflict
@@ -31,7 +31,8 @@ from ochredb.errors import Conflict
 _key: BindParameter[Any] = bindparam("key")
 _INSERT = Statement(upsert(objects).on_conflict_do_nothing())
 _INSERT_REFERENCE = Statement(insert(references))
-_STATE = Statement(select(objects.c.state).where(objects.c.key == _key).with_for_update())
+_LOCK = Statement(select(objects.c.state).where(objects.c.key == _key).with_for_update())
+_STATE = Statement(select(objects.c.state).where(objects.c.key == _key))
 _REVIVE = Statement(
     update(objects).where(objects.c.key == bindparam("object_key")).values(unreferenced_us=None)
 )
@@ -72,21 +73,33 @@ _DELETE_VERSION_PARTS = Statement(
 _DELETE_VERSIONS = Statement(
     delete(versions).where(versions.c.collection == bindparam("collection"))
 )
-_DUE = Statement(
+# A pin that is taken while the last reference goes keeps an object that has a stamp.
+_due = (
     select(objects.c.key)
-    .where(objects.c.unreferenced_us <= bindparam("cutoff_us"), objects.c.state == "live")
+    .where(
+        objects.c.unreferenced_us <= bindparam("cutoff_us"),
+        objects.c.state == "live",
+        ~exists().where(references.c.key == objects.c.key),
+    )
     .order_by(objects.c.unreferenced_us)
     .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)
 )
+_DUE = Statement(_due.with_for_update(of=objects, skip_locked=True))
+_ANY_DUE = Statement(_due)
 _AHEAD = Statement(
     select(objects.c.key)
     .where(objects.c.unreferenced_us > bindparam("ahead_us"), objects.c.state == "live")
     .limit(1)
 )
+_LOCK_AHEAD = Statement(
+    select(objects.c.key)
+    .where(objects.c.unreferenced_us > bindparam("ahead_us"), objects.c.state == "live")
+    .order_by(objects.c.key)
+    .with_for_update()
+)
 _STAMP_ANEW = Statement(
     update(objects)
-    .where(objects.c.unreferenced_us > bindparam("ahead_us"), objects.c.state == "live")
+    .where(objects.c.key == bindparam("object_key"))
     .values(unreferenced_us=bindparam("now_us"))
 )
 _REFERENCED = Statement(select(references.c.key).where(references.c.key == _key).limit(1))
@@ -119,24 +132,50 @@ class Swept(Conflict):
 
 def introduce(session: Session, sizes: Iterable[tuple[str, int]]) -> None:
     """Insert the rows of new objects. Raises Swept if a sweep took one of them for an orphan."""
-    for key, size in sizes:
+    for key, size in sorted(sizes):  # A sweep may insert rows for the same keys, in this order.
         inserted = session.run(_INSERT, key=key, size=size, state="live", unreferenced_us=None)
         if inserted == 0:
-            row = session.one(_STATE, key=key)
+            row = session.one(_LOCK, key=key)
             if row is None or row[0] != "live":
                 raise Swept(f"object {key} was swept: write it again under a new key")
+
+
+def lock(session: Session, keys: Iterable[str]) -> None:
+    """Lock rows of objects, in the order in which everybody does.
+
+    First of all of a transaction that refers to some and lets go of others, as its parts would each
+    begin anew. And before references go: of two that let go of one object the second must see the
+    first. Else neither is the last under READ COMMITTED, and the object stays for ever.
+    """
+    session.each(_LOCK, [{"key": key} for key in sorted(set(keys))])
 
 
 def refer(
     session: Session, keys: Iterable[str], *, kind: str, collection: str, number: int
 ) -> None:
     """Keep objects alive. Raises Conflict if one of them is being deleted."""
-    for key in sorted(keys):  # Whoever locks several rows of objects does so by key.
-        row = session.one(_STATE, key=key)
-        if row is None or row[0] != "live":
+    ordered = sorted(keys)
+    locked = session.each(_LOCK, [{"key": key} for key in ordered])
+    for key, rows in zip(ordered, locked, strict=True):
+        if not rows or rows[0][0] != "live":
             raise Conflict(f"object {key} is being deleted")
-        session.run(_INSERT_REFERENCE, key=key, kind=kind, collection=collection, number=number)
-        session.run(_REVIVE, object_key=key)
+    holder = {"kind": kind, "collection": collection, "number": number}
+    session.run_many(_INSERT_REFERENCE, [{"key": key, **holder} for key in ordered])
+    session.run_many(_REVIVE, [{"object_key": key} for key in ordered])
+
+
+def held(
+    session: Session, *, kind: str, collection: str, number_max: int, number_min: int = 0
+) -> list[str]:
+    """The keys that references of one holder kind keep, by their numbers; sorted."""
+    rows = session.all(
+        _KEYS_HELD,
+        kind=kind,
+        collection=collection,
+        number_min=number_min,
+        number_max=number_max,
+    )
+    return sorted(key for (key,) in rows)
 
 
 def release(
@@ -149,47 +188,38 @@ def release(
     number_min: int = 0,
 ) -> None:
     """Drop references of one holder kind, by their numbers; stamp what nobody keeps any more."""
-    held = {
-        "kind": kind,
-        "collection": collection,
-        "number_min": number_min,
-        "number_max": number_max,
-    }
-    keys = session.all(_KEYS_HELD, **held)
+    numbers = {"number_min": number_min, "number_max": number_max}
+    keys = held(session, kind=kind, collection=collection, **numbers)
     if not keys:
         return
-    _lock(session, keys)
-    session.run(_RELEASE, **held)
-    for (key,) in keys:
-        session.run(_STAMP, object_key=key, now_us=now_us)
+    lock(session, keys)
+    session.run(_RELEASE, kind=kind, collection=collection, **numbers)
+    _stamp(session, keys, now_us)
 
 
 def release_one(
     session: Session, key: str, *, kind: str, collection: str, number: int, now_us: int
 ) -> None:
     """Drop one reference; stamp the object if nobody else keeps it."""
+    lock(session, [key])
     session.run(_RELEASE_ONE, key=key, kind=kind, collection=collection, number=number)
-    session.run(_STAMP, object_key=key, now_us=now_us)
+    _stamp(session, [key], now_us)
 
 
-def release_collection(session: Session, collection: str, now_us: int) -> None:
-    """Drop every reference of a collection together with its versions and parts."""
-    keys = session.all(_KEYS_OF_COLLECTION, collection=collection)
-    _lock(session, keys)
-    session.run(_RELEASE_COLLECTION, collection=collection)
-    for (key,) in keys:
-        session.run(_STAMP, object_key=key, now_us=now_us)
+def release_collections(session: Session, collections: Sequence[str], now_us: int) -> None:
+    """Drop every reference of collections together with their versions and parts."""
+    holders = [{"collection": collection} for collection in collections]
+    rows = session.each(_KEYS_OF_COLLECTION, holders)
+    keys = sorted({key for found in rows for (key,) in found})
+    lock(session, keys)
+    session.run_many(_RELEASE_COLLECTION, holders)
+    _stamp(session, keys, now_us)
     for statement in (_DELETE_PARTS, _DELETE_VERSION_PARTS, _DELETE_VERSIONS):
-        session.run(statement, collection=collection)
+        session.run_many(statement, holders)
 
 
-def _lock(session: Session, keys: Iterable[Row]) -> None:
-    """Before references go: of two that let go of one object the second must see the first.
-
-    Else neither is the last under READ COMMITTED, and the object stays for ever.
-    """
-    for (key,) in sorted(keys):
-        session.one(_STATE, key=key)
+def _stamp(session: Session, keys: Iterable[str], now_us: int) -> None:
+    session.run_many(_STAMP, [{"object_key": key, "now_us": now_us} for key in keys])
 
 
 class ObjectTable:
@@ -202,15 +232,16 @@ class ObjectTable:
         """Whether there are objects to mark or to stamp anew, or marked ones to delete."""
         with self._db.read() as session:
             return (
-                session.one(_DUE, cutoff_us=cutoff_us, limit=1) is not None
+                session.one(_ANY_DUE, cutoff_us=cutoff_us, limit=1) is not None
                 or session.one(_DELETING, limit=1) is not None
                 or session.one(_AHEAD, ahead_us=ahead_us) is not None
             )
 
+    @whole
     def mark_due(self, cutoff_us: int, limit: int) -> list[str]:
         """Mark objects unreferenced since `cutoff_us` as deleting; returns their keys."""
         with self._db.read() as session:
-            if not session.all(_DUE, cutoff_us=cutoff_us, limit=1):
+            if not session.all(_ANY_DUE, cutoff_us=cutoff_us, limit=1):
                 return []
         marked = []
         with self._db.write("gc-mark") as session:
@@ -221,30 +252,35 @@ class ObjectTable:
                     marked.append(key)
         return marked
 
+    @whole
     def stamp_anew(self, ahead_us: int, now_us: int) -> None:
         """Give stamps that lie after `ahead_us`, from before the clock was set back, another."""
         with self._db.read() as session:
             if session.one(_AHEAD, ahead_us=ahead_us) is None:
                 return
         with self._db.write("gc-stamp-anew") as session:
-            session.run(_STAMP_ANEW, ahead_us=ahead_us, now_us=now_us)
+            ahead = session.all(_LOCK_AHEAD, ahead_us=ahead_us)
+            stamps = [{"object_key": key, "now_us": now_us} for (key,) in ahead]
+            session.run_many(_STAMP_ANEW, stamps)
 
     def deleting(self, limit: int) -> list[str]:
         """Keys marked by this or an earlier process and not yet forgotten."""
         with self._db.read() as session:
             return [key for (key,) in session.all(_DELETING, limit=limit)]
 
+    @whole
     def forget(self, keys: Sequence[str]) -> None:
         """Remove the rows of objects that are gone from the store."""
         if keys:
             with self._db.write("gc-forget") as session:
-                session.run_many(_FORGET, [{"key": key} for key in keys])
+                session.run_many(_FORGET, [{"key": key} for key in sorted(keys)])
 
     def known(self, keys: Sequence[str]) -> set[str]:
         """Those of `keys` that have a row, unless it says that the object was swept."""
         with self._db.read() as session:
-            rows = [(key, session.one(_STATE, key=key)) for key in keys]
-        return {key for key, row in rows if row is not None and row[0] != "swept"}
+            found = session.each(_STATE, [{"key": key} for key in keys])
+        pairs = zip(keys, found, strict=True)
+        return {key for key, rows in pairs if rows and rows[0][0] != "swept"}
 
     def count(self) -> int:
         with self._db.read() as session:
@@ -257,19 +293,22 @@ class ObjectTable:
             row = session.one(_COUNT_UNREFERENCED)
         return int(row[0]) if row else 0
 
+    @whole
     def condemn(self, keys: Sequence[str], now_us: int) -> list[str]:
         """Insert `swept` rows for orphans; returns those that nobody has introduced meanwhile."""
         condemned = []
         with self._db.write("sweep-condemn") as session:
-            for key in keys:
+            for key in sorted(keys):
                 inserted = session.run(
                     _INSERT, key=key, size=0, state="swept", unreferenced_us=now_us
                 )
+                # Not locked: who introduced it may wait for another key of this sweep.
                 row = None if inserted else session.one(_STATE, key=key)
                 if inserted or (row is not None and row[0] == "swept"):
                     condemned.append(key)
         return condemned
 
+    @whole
     def forget_swept(self, cutoff_us: int) -> None:
         """Remove the rows of what was swept so long ago that no writer can still be asleep."""
         with self._db.write("sweep-forget") as session:

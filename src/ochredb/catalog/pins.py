@@ -16,6 +16,7 @@ from ochredb.ages import Ages
 from ochredb.catalog import objects as object_table
 from ochredb.catalog.core import (
     BindParameter,
+    Text,
     bindparam,
     delete,
     exists,
@@ -25,7 +26,7 @@ from ochredb.catalog.core import (
     select,
     update,
 )
-from ochredb.catalog.database import Database, Session
+from ochredb.catalog.database import Aborted, Database, Session, whole
 from ochredb.catalog.schema import pins, references
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
@@ -35,7 +36,7 @@ KIND = "pin"
 _RENEWED_WITHIN_S = 600.0  # Longer than any pin's ttl.
 PINS_MAX = 8  # At once: each keeps garbage from being collected.
 
-_pin: BindParameter[Any] = bindparam("pin")
+_pin: BindParameter[Any] = bindparam("pin", type_=Text)
 _COUNT = Statement(select(func.count()).select_from(pins))
 _INSERT = Statement(insert(pins))
 _PIN_ALL = Statement(
@@ -47,6 +48,7 @@ _PIN_ALL = Statement(
     )
 )
 _GET = Statement(select(pins.c.until_us).where(pins.c.id == _pin))
+_LOCK = Statement(select(pins.c.until_us).where(pins.c.id == _pin).with_for_update())
 _RENEW = Statement(update(pins).where(pins.c.id == _pin).values(until_us=bindparam("new_until")))
 _DELETE = Statement(delete(pins).where(pins.c.id == _pin))
 _EXPIRED = Statement(select(pins.c.id).where(pins.c.until_us <= bindparam("now_us")))
@@ -98,14 +100,15 @@ class PinTable:
         The pin outlives the block. Raises Exhausted if too many are held. Cost: one transaction
         that inserts a row for each object of the store, about 2.5 microseconds each.
         """
-        with contextlib.ExitStack() as stack:
-            with self._db.write("pin-take") as session:
-                # Opened while nobody else can commit, and before this transaction does: it sees
-                # what this transaction reads, without the pin.
-                state = stack.enter_context(self._db.read_consistent())
-                state.one(_COUNT)  # Its first statement is what its view is of.
-                # Of backups that died; nobody else may be there to do it.
-                self._release_expired(session)
+        # Of backups that died; nobody else may be there to do it.
+        self.release_expired()
+        with contextlib.ExitStack() as views:
+            yield self._take(pin, owner, ttl_s, views)
+
+    @whole
+    def _take(self, pin: str, owner: str, ttl_s: float, views: contextlib.ExitStack) -> Session:
+        try:
+            with self._db.write_beside("pin-take", views) as (session, state):
                 row = session.one(_COUNT)
                 if row is not None and row[0] >= PINS_MAX:
                     raise Exhausted(f"{row[0]} backups run or have not expired yet; retry later")
@@ -113,8 +116,12 @@ class PinTable:
                 until = now + int(ttl_s * 1e6)
                 session.run(_INSERT, id=pin, owner=owner, created_us=now, until_us=until)
                 session.run(_PIN_ALL, pin=pin)
-            yield state
+        except Aborted:
+            views.close()
+            raise
+        return state
 
+    @whole
     def renew(self, pin: str, ttl_s: float) -> None:
         """Push the expiry out. Raises NotFound for a pin that was released."""
         with self._db.write("pin-renew") as session:
@@ -139,6 +146,7 @@ class PinTable:
         with self._db.read() as session:
             return [Pin(*row) for row in session.all(_HELD)]
 
+    @whole
     def release(self, pin: str) -> None:
         """End a pin; what only it kept becomes garbage. One that has ended is no error."""
         with self._db.write("pin-release") as session:
@@ -146,16 +154,17 @@ class PinTable:
 
     def release_expired(self) -> None:
         """End the pins of holders that did not renew them in time."""
-        now = self._expired_us()
         with self._db.read() as session:
-            if session.one(_EXPIRED, now_us=now) is None:
-                return
-        with self._db.write("pin-expire") as session:
-            self._release_expired(session)
+            expired = session.all(_EXPIRED, now_us=self._expired_us())
+        for (pin,) in expired:  # Each for itself: the objects of all are in no order.
+            self._expire(pin)
 
-    def _release_expired(self, session: Session) -> None:
-        for (pin,) in session.all(_EXPIRED, now_us=self._expired_us()):
-            self._release(session, pin)
+    @whole
+    def _expire(self, pin: str) -> None:
+        with self._db.write("pin-expire") as session:
+            row = session.one(_LOCK, pin=pin)
+            if row is not None and row[0] <= self._expired_us():  # Not renewed meanwhile.
+                self._release(session, pin)
 
     def _expired_us(self) -> int:
         """Now; after the clock was set ahead as before, for as long as holders may take to renew.

@@ -13,7 +13,7 @@ from typing import Any
 
 from ochredb.catalog import objects as object_table
 from ochredb.catalog.core import BindParameter, bindparam, delete, insert, select
-from ochredb.catalog.database import Database, Session
+from ochredb.catalog.database import Database, Session, whole
 from ochredb.catalog.schema import quarantine
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
@@ -118,6 +118,7 @@ class QuarantineTable:
             raise NotFound(f"nothing of collection {collection} is in quarantine at offset {start}")
         return _quarantined(row)
 
+    @whole
     def drop(self, collection: str, start: int) -> Quarantined:
         """Forget a row and its bytes; they are the last copy. Raises NotFound."""
         with self._db.write("quarantine-drop") as session:

@@ -22,9 +22,9 @@ import threading
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from ochredb.catalog.database import SqliteDatabase, SqliteSession
 from ochredb.catalog.migrate import CATALOG_NAME
 from ochredb.catalog.schema import FORMAT_VERSION
+from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
 from ochredb.errors import Forbidden, InvalidArgument, Unavailable, newer_message
 
 _COPY_ATTEMPTS_MAX = 10

@@ -36,6 +36,12 @@ class SqliteSession:
         text, literals = statement.compiled(DIALECT)
         return self.connection.execute(text, literals | params if literals else params).rowcount
 
+    def each(self, statement: Statement, params: Sequence[dict[str, Any]]) -> list[list[Row]]:
+        return [self.all(statement, **some) for some in params]
+
+    def later(self, statement: Statement, **params: Any) -> None:
+        self.run(statement, **params)
+
     def run_many(self, statement: Statement, params: Sequence[dict[str, Any]]) -> None:
         text, literals = statement.compiled(DIALECT)
         self.connection.executemany(text, [literals | p for p in params] if literals else params)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from ochredb.catalog.database import SqliteDatabase, SqliteSession
+from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
 from ochredb.crash_points import reach
 
 _CUT_WAIT_MS = 200  # For readers: writers wait as long.

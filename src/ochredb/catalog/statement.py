@@ -26,7 +26,11 @@ Compiled = tuple[str, dict[str, Any]]
 """SQL text, and the values of its literal parameters."""
 
 TEXTS_PATH = Path(__file__).parent / "compiled.json"
-_DIALECTS = ("sqlite",)  # Those whose texts come with the package.
+# Those whose texts come with the package, and how their drivers spell parameters.
+_DIALECTS = {
+    "sqlite": ("sqlalchemy.dialects.sqlite", "named"),
+    "postgresql": ("sqlalchemy.dialects.postgresql.psycopg", "pyformat"),
+}
 _statements: list[Statement] = []
 
 
@@ -74,8 +78,8 @@ def _shipped() -> dict[str, dict[str, Compiled]]:
 @cache
 def sqlalchemy_dialect(name: str) -> Dialect:
     """SQLAlchemy's own object for a dialect; parameters are named."""
-    module = importlib.import_module(f"sqlalchemy.dialects.{name}")
-    dialect: Dialect = module.dialect(paramstyle="named")
+    module, paramstyle = _DIALECTS[name]
+    dialect: Dialect = importlib.import_module(module).dialect(paramstyle=paramstyle)
     return dialect
 
 

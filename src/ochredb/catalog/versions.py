@@ -14,7 +14,7 @@ from typing import Any
 from ochredb.catalog import objects as object_table
 from ochredb.catalog import quarantine, repeats
 from ochredb.catalog.core import BindParameter, bindparam, delete, func, insert, select, update
-from ochredb.catalog.database import Database, Session
+from ochredb.catalog.database import Database, Session, whole
 from ochredb.catalog.jobs import Lease, holds
 from ochredb.catalog.quarantine import Quarantined
 from ochredb.catalog.schema import fragments, logs, parts, references, version_parts, versions
@@ -192,6 +192,7 @@ class VersionTable:
             row = session.one(_COLLECTION_OF, part=part_id)
         return None if row is None else str(row[0])
 
+    @whole
     def commit(
         self,
         lease: Lease,
@@ -212,6 +213,7 @@ class VersionTable:
             version, indexed = int(row[0]), int(row[1])
             new = build(version, indexed, _parts(session, collection, version))
             assert indexed <= new.indexed_offset < row[2], "a version covers what was appended"
+            self._take_objects(session, collection, version - 1, new)
             self._insert(session, collection, version + 1, new)
             self._drop_up_to(session, collection, version - 1)
             self._advance(session, collection, version + 1, indexed, new)
@@ -223,6 +225,7 @@ class VersionTable:
             found = session.one(_REPLACED, cutoff_us=cutoff_us, ahead_us=ahead_us, limit=1)
             return found is not None
 
+    @whole
     def release_replaced(self, cutoff_us: int, limit: int, ahead_us: int = _NEVER_US) -> int:
         """Forget versions that were replaced before `cutoff_us`; returns of how many collections.
 
@@ -235,32 +238,49 @@ class VersionTable:
         if not found:
             return 0
         with self._db.write("release-replaced") as session:
-            for (collection,) in found:
-                row = session.one(_LOCK, collection=collection)
-                if row is None:
+            locked = session.each(_LOCK, [{"collection": name} for (name,) in found])
+            replaced: list[tuple[str, int]] = []
+            keys: list[str] = []
+            for (collection,), rows in zip(found, locked, strict=True):
+                if not rows:
                     continue
-                created = session.one(_CREATED, collection=collection, version=row[0])
+                created = session.one(_CREATED, collection=collection, version=rows[0][0])
                 if created is not None and not cutoff_us < created[0] <= ahead_us:
-                    self._drop_up_to(session, collection, row[0] - 1)
+                    replaced.append((collection, rows[0][0] - 1))
+                    keys += _kept_up_to(session, *replaced[-1])
+            object_table.lock(session, keys)
+            for collection, version_max in replaced:
+                self._drop_up_to(session, collection, version_max)
         return len(found)
 
-    def _insert(self, session: Session, collection: str, version: int, new: NewVersion) -> None:
+    def _take_objects(
+        self, session: Session, collection: str, version_max: int, new: NewVersion
+    ) -> None:
+        """Introduce the new objects, and lock all others that the commit is about to touch."""
         object_table.introduce(session, new.new_objects)
+        keys = [item.object_key for item in new.quarantined if item.object_key is not None]
+        keys += _objects_of(new.parts)
+        keys += _kept_up_to(session, collection, version_max)
+        keys += object_table.held(
+            session, kind="fragment", collection=collection, number_max=new.indexed_offset
+        )
+        object_table.lock(session, keys)
+
+    def _insert(self, session: Session, collection: str, version: int, new: NewVersion) -> None:
         quarantine.record(session, new.quarantined, self._clock.now_us())
         for manifest in new.new_parts:
-            session.run(
+            session.later(
                 _INSERT_PART, id=manifest.id, collection=collection, manifest=manifest.to_json()
             )
-        session.run(
+        session.later(
             _INSERT_VERSION,
             collection=collection,
             version=version,
             indexed_offset=new.indexed_offset,
             created_us=self._clock.now_us(),
         )
-        keys: list[str] = []
         for position, part in enumerate(new.parts):
-            session.run(
+            session.later(
                 _INSERT_VERSION_PART,
                 collection=collection,
                 version=version,
@@ -270,19 +290,18 @@ class VersionTable:
                 deleted_key=part.deleted_key,
                 deleted_count=part.deleted_count,
             )
-            keys += [item.key for item in part.manifest.objects]
-            if part.deleted_key is not None:
-                keys.append(part.deleted_key)
+        keys = _objects_of(new.parts)
         object_table.refer(session, keys, kind="version", collection=collection, number=version)
 
     def _drop_up_to(self, session: Session, collection: str, version_max: int) -> None:
         """Forget old versions and what only they kept."""
-        used = session.all(_OLD_PARTS, collection=collection, version_max=version_max)
-        session.run(_DELETE_OLD_VERSIONS, collection=collection, version_max=version_max)
-        session.run(_DELETE_OLD_VERSION_PARTS, collection=collection, version_max=version_max)
-        for (part,) in used:
-            if session.one(_PART_IS_USED, part=part) is None:
-                session.run(_DELETE_PART, part=part)
+        old = {"collection": collection, "version_max": version_max}
+        were_used = [{"part": part} for (part,) in session.all(_OLD_PARTS, **old)]
+        session.later(_DELETE_OLD_VERSIONS, **old)
+        session.later(_DELETE_OLD_VERSION_PARTS, **old)
+        are_used = session.each(_PART_IS_USED, were_used)
+        pairs = zip(were_used, are_used, strict=True)
+        session.run_many(_DELETE_PART, [part for part, rows in pairs if not rows])
         object_table.release(
             session,
             kind="version",
@@ -297,7 +316,7 @@ class VersionTable:
         """Move the log's row on, and trim the log below the new indexed offset."""
         if new.indexed_offset > indexed:
             repeats.keep_names(session, collection, new.indexed_offset, self._clock.now_us())
-            session.run(_TRIM, collection=collection, floor=new.indexed_offset)
+            session.later(_TRIM, collection=collection, floor=new.indexed_offset)
             object_table.release(
                 session,
                 kind="fragment",
@@ -306,7 +325,7 @@ class VersionTable:
                 now_us=self._clock.now_us(),
             )
         row = session.one(_TAIL_BYTES, collection=collection, indexed=new.indexed_offset)
-        session.run(
+        session.later(
             _COMMIT,
             log=collection,
             new_version=version,
@@ -315,6 +334,17 @@ class VersionTable:
             new_tail_bytes=int(row[0]) if row else 0,
             new_unsettled=new.unsettled_rows,
         )
+
+
+def _objects_of(version_parts: Sequence[VersionPart]) -> list[str]:
+    """The keys of all objects that these parts consist of."""
+    keys = [item.key for part in version_parts for item in part.manifest.objects]
+    return keys + [part.deleted_key for part in version_parts if part.deleted_key is not None]
+
+
+def _kept_up_to(session: Session, collection: str, version_max: int) -> list[str]:
+    """The keys of the objects that old versions keep."""
+    return object_table.held(session, kind="version", collection=collection, number_max=version_max)
 
 
 def _parts(session: Session, collection: str, version: int) -> list[VersionPart]:

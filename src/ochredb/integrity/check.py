@@ -20,7 +20,7 @@ from ochredb.backup.checks import BlocksCheck, Check, WholeCheck, checks_of
 from ochredb.backup.source import Backups, open_store
 from ochredb.catalog import facts
 from ochredb.catalog.copies import check_copy, contents
-from ochredb.catalog.database import SqliteDatabase
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.checksum import BLOCK_BYTES
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import Corrupt, InvalidArgument, NotFound, OchreError

@@ -19,7 +19,7 @@ import alembic.command  # noqa: F401  So that the children need not.
 
 from ochredb.backup import backup, check, restore
 from ochredb.backup.archive import read_manifest
-from ochredb.catalog.database import SqliteSession
+from ochredb.catalog.sqlite import SqliteSession
 from ochredb.errors import InvalidArgument
 from ochredb.parts.manifest import Manifest
 from ochredb.testing.model import canonical

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ochredb.catalog import database, logs, objects, versions
+from ochredb.catalog import logs, objects, sqlite, versions
 from ochredb.catalog.statement import Statement
 from ochredb.storage import files
 
@@ -38,14 +38,14 @@ def _unsynced_names() -> None:
 
 
 def _unsynced_commits() -> None:
-    connect = database.SqliteDatabase._connect
+    connect = sqlite.SqliteDatabase._connect
 
-    def carelessly(self: Any, *, query_only: bool) -> database.SqliteSession:
+    def carelessly(self: Any, *, query_only: bool) -> sqlite.SqliteSession:
         session = connect(self, query_only=query_only)
         session.connection.execute("PRAGMA synchronous=OFF")
         return session
 
-    database.SqliteDatabase._connect = carelessly  # type: ignore[method-assign]
+    sqlite.SqliteDatabase._connect = carelessly  # type: ignore[method-assign]
 
 
 def _hasty_answers() -> None:
@@ -61,12 +61,16 @@ def _without(skipped: Statement) -> Callable[[], None]:
     """A transaction that lacks one of its statements."""
 
     def put() -> None:
-        run = database.SqliteSession.run
+        run, run_many = sqlite.SqliteSession.run, sqlite.SqliteSession.run_many
 
         def all_but_one(self: Any, statement: Statement, **params: Any) -> int:
             return 0 if statement is skipped else run(self, statement, **params)
 
-        database.SqliteSession.run = all_but_one  # type: ignore[method-assign]
+        def none_of_one(self: Any, statement: Statement, params: Any) -> None:
+            run_many(self, statement, [] if statement is skipped else params)
+
+        sqlite.SqliteSession.run = all_but_one  # type: ignore[method-assign]
+        sqlite.SqliteSession.run_many = none_of_one  # type: ignore[method-assign]
 
     return put
 

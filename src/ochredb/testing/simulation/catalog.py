@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ochredb.catalog.database import Row, Session
+from ochredb.catalog.database import Aborted, Row, Session
 from ochredb.catalog.statement import Statement
 from ochredb.errors import OutcomeUnknown, Unavailable
 from ochredb.testing.simulation.scheduler import Process, Scheduler, Task
@@ -28,6 +28,7 @@ from ochredb.testing.simulation.statements import Key, StatementPlan, TableInfo,
 
 Dialect = Literal["postgresql", "sqlite"]
 _LOCK_TIMEOUT_S = 60.0
+_ATTEMPTS_MAX = 6
 _WRITER: Key = ("the only writer",)
 
 
@@ -62,6 +63,10 @@ class CatalogFaults:
 
 class ConnectionLost(Exception):
     """What a driver raises inside a block: the transaction is rolled back, nothing was changed."""
+
+
+class Deadlock(ConnectionLost):
+    """Likewise, of one of two transactions that wait for each other."""
 
 
 class SimulatedCatalog:
@@ -168,7 +173,7 @@ class SimulatedCatalog:
             if other is transaction:
                 self.deadlocks += 1
                 self.end(transaction)
-                raise ConnectionLost("deadlock detected")
+                raise Deadlock("deadlock detected")
             other = other.waits_for
         task = self.scheduler.current
         assert task is not None
@@ -340,6 +345,12 @@ class SimulatedSession:
         assert self._transaction is not None, "a session that reads cannot write"
         return self._catalog.write(self._transaction, statement, params)
 
+    def each(self, statement: Statement, params: Sequence[dict[str, Any]]) -> list[list[Row]]:
+        return [self.all(statement, **some) for some in params]
+
+    def later(self, statement: Statement, **params: Any) -> None:
+        self.run(statement, **params)
+
     def run_many(self, statement: Statement, params: Sequence[dict[str, Any]]) -> None:
         for some in params:
             self.run(statement, **some)
@@ -359,6 +370,9 @@ class _SnapshotSession(SimulatedSession):
 
 class SimulatedDatabase:
     """`ochredb.catalog.database.Database` of one process."""
+
+    is_local = False
+    key_bytes_max = None
 
     def __init__(self, catalog: SimulatedCatalog, process: Process) -> None:
         self._catalog = catalog
@@ -399,6 +413,20 @@ class SimulatedDatabase:
             catalog.end(transaction)
             self._open.remove(transaction)
 
+    @contextlib.contextmanager
+    def write_beside(
+        self, name: str, views: contextlib.ExitStack
+    ) -> Iterator[tuple[Session, Session]]:
+        with self.write(name) as session:
+            yield session, views.enter_context(self.read_consistent())
+
+    def repeat(self, attempt: int) -> bool:
+        self._catalog.scheduler.sleep(self._catalog.rng.uniform(0.0, 0.05 * attempt))
+        return attempt < _ATTEMPTS_MAX
+
+    def check_format(self) -> None:
+        """There is one release."""
+
     def close(self) -> None:
         """Nothing is kept open."""
 
@@ -409,7 +437,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except ConnectionLost as error:
-        raise Unavailable(f"the catalog is unavailable: {error}") from error
+        kind = Aborted if isinstance(error, Deadlock) else Unavailable
+        raise kind(f"the catalog is unavailable: {error}") from error
 
 
 def _rows(source: sqlite3.Connection, query: tuple[str, dict[str, Any]], params: Any) -> list[Row]:

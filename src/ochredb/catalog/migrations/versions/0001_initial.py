@@ -7,19 +7,21 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from ochredb.catalog.migrations.types import TEXT, Kind
+
 revision = "0001"
 down_revision = None
 
 
-def _key(name: str, kind: type[sa.types.TypeEngine[Any]] = sa.Text) -> sa.Column[Any]:
+def _key(name: str, kind: Kind = TEXT) -> sa.Column[Any]:
     return sa.Column(name, kind, primary_key=True)
 
 
-def _must(name: str, kind: type[sa.types.TypeEngine[Any]] = sa.Text) -> sa.Column[Any]:
+def _must(name: str, kind: Kind = TEXT) -> sa.Column[Any]:
     return sa.Column(name, kind, nullable=False)
 
 
-def _may(name: str, kind: type[sa.types.TypeEngine[Any]] = sa.Text) -> sa.Column[Any]:
+def _may(name: str, kind: Kind = TEXT) -> sa.Column[Any]:
     return sa.Column(name, kind)
 
 

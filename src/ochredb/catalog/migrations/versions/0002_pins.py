@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from ochredb.catalog.migrations.types import TEXT
+
 revision = "0002"
 down_revision = "0001"
 
@@ -13,8 +15,8 @@ def upgrade() -> None:
     """Add the table; a crash may have left it behind, so it may be there."""
     op.create_table(
         "pins",
-        sa.Column("id", sa.Text, primary_key=True),
-        sa.Column("owner", sa.Text, nullable=False),
+        sa.Column("id", TEXT, primary_key=True),
+        sa.Column("owner", TEXT, nullable=False),
         sa.Column("created_us", sa.BigInteger, nullable=False),
         sa.Column("until_us", sa.BigInteger, nullable=False),
         if_not_exists=True,

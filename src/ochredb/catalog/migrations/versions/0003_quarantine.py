@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from ochredb.catalog.migrations.types import TEXT
+
 revision = "0003"
 down_revision = "0002"
 
@@ -14,12 +16,12 @@ def upgrade() -> None:
     op.drop_table("quarantine", if_exists=True)
     op.create_table(
         "quarantine",
-        sa.Column("collection", sa.Text, primary_key=True),
+        sa.Column("collection", TEXT, primary_key=True),
         sa.Column("start", sa.BigInteger, primary_key=True),
         sa.Column("stop", sa.BigInteger, nullable=False),
-        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("reason", TEXT, nullable=False),
         sa.Column("payload", sa.LargeBinary),
-        sa.Column("object_key", sa.Text),
+        sa.Column("object_key", TEXT),
         sa.Column("checksum", sa.BigInteger, nullable=False),
         sa.Column("time_us", sa.BigInteger, nullable=False),
     )
