@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ochredb.clock import SystemClock
 from ochredb.rpc.channel import channel
@@ -58,5 +62,12 @@ def connected(
         query.close()
 
 
-def with_port(config: RpcConfig, port: int) -> RpcConfig:
-    return replace(config, port=port)
+def probe(opened: grpc.Channel, service: str = "") -> bool:
+    """Whether the server says that it serves; `service` "" is the process as a whole."""
+    stub: Any = health_pb2_grpc.HealthStub(opened)
+    request = health_pb2.HealthCheckRequest(service=service)
+    try:
+        reply = stub.Check(request, timeout=30)
+    except grpc.RpcError:
+        return False
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)

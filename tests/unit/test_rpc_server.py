@@ -27,7 +27,6 @@ from ochredb.errors import (
 from ochredb.peers import GetRequest, Log, LogReader, Query, QueryRequest
 from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
-from ochredb.rpc.health import probe
 from ochredb.rpc.log_client import LogClient
 from ochredb.rpc.query_client import QueryClient
 from ochredb.rpc.server import RpcServer
@@ -36,7 +35,7 @@ from ochredb_log.grpc import LogServicer
 from ochredb_query.grpc import QueryServicer
 
 from .kernel import operations
-from .rpc_kernel import connected
+from .rpc_kernel import connected, probe
 
 _WAIT_S = 30.0
 _ONE = operations(Op.ADD, ["a"], [[1.0]])
@@ -207,8 +206,8 @@ def test_writes_that_wait_leave_reads_and_health_alone(
         with pytest.raises(Unavailable, match="not held"):  # A read.
             query.indexing_status("c")
         with channel(server.address, config) as opened:
-            assert probe(opened, _WAIT_S)
-            assert probe(opened, _WAIT_S, "ochredb.proto.v1.Log")
+            assert probe(opened)
+            assert probe(opened, "ochredb.proto.v1.Log")
         assert held.begun.acquire(blocking=False) is False, "two at once"
         held.go_on.set()
         assert [each.result(_WAIT_S) for each in writes] == [Appended(1, 1)] * 5
@@ -332,7 +331,7 @@ def test_calls_without_the_token_are_refused(held: _Held) -> None:
                 with pytest.raises(Unavailable, match="no valid token"):
                     log_.append_evaluated("c", lambda: _ONE, cancel=Cancel())
         with channel(server.address, RpcConfig()) as opened:
-            assert probe(opened, _WAIT_S)
+            assert probe(opened)
     assert len(held.cancels) == 2
 
 
@@ -347,14 +346,14 @@ def _connected(role: Any) -> Iterator[tuple[RpcServer, grpc.Channel]]:
 def test_health_is_told_per_service(held: _Held) -> None:
     with _connected(held) as (server, opened):
         for service in ("", "ochredb.proto.v1.Log", "ochredb.proto.v1.Query"):
-            assert probe(opened, _WAIT_S, service)
-        assert not probe(opened, _WAIT_S, "ochredb.proto.v1.Compactor")
+            assert probe(opened, service)
+        assert not probe(opened, "ochredb.proto.v1.Compactor")
         server.set_serving(False)
-        assert not probe(opened, _WAIT_S)
+        assert not probe(opened)
         server.set_serving(True)
-        assert probe(opened, _WAIT_S)
+        assert probe(opened)
     with channel("127.0.0.1:1", RpcConfig()) as opened:
-        assert not probe(opened, 1.0)
+        assert not probe(opened)
 
 
 def test_tools_can_list_the_services(held: _Held) -> None:
