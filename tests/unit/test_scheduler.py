@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from ochredb.catalog.versions import VersionPart
-from ochredb.parts.manifest import Manifest
+from ochredb.parts.manifest import Manifest, ObjectInfo
 from ochredb.types import PendingWork
 from ochredb_compactor.config import CompactorConfig
 from ochredb_compactor.scheduler import (
     GRAPH_COMPONENTS_MIN,
     GRAPH_PART_ROWS_MAX,
+    OBJECT_BYTES_MAX,
     MergePlan,
     compaction_due,
     merge_plan,
@@ -25,7 +26,9 @@ from .kernel import ManualClock, add_rows, make_collection, running_node
 DIMENSION = 128
 
 
-def _part(name: str, rows: int, *, labels: int = 0, dead: int = 0) -> VersionPart:
+def _part(
+    name: str, rows: int, *, labels: int = 0, dead: int = 0, row_bytes: int = 0
+) -> VersionPart:
     manifest = Manifest(
         id=name,
         rows=rows,
@@ -33,7 +36,7 @@ def _part(name: str, rows: int, *, labels: int = 0, dead: int = 0) -> VersionPar
         graph_labels=labels,
         seq_min=1,
         seq_max=rows,
-        objects=(),
+        objects=(ObjectInfo(name, rows * row_bytes, 0), ObjectInfo(f"{name}/small", 8, 0)),
         sections={},
     )
     return VersionPart(manifest=manifest, deleted=None, deleted_key=None, deleted_count=dead)
@@ -48,9 +51,10 @@ class Collection:
     rewritten_rows: int = 0
     graph_rewrites: int = 0
     names: int = 0
+    row_bytes: int = 0
 
     def arrive(self, rows: int) -> None:
-        self.parts.append(_part(self._name(), rows))
+        self.parts.append(_part(self._name(), rows, row_bytes=self.row_bytes))
 
     def _name(self) -> str:
         self.names += 1
@@ -71,7 +75,7 @@ class Collection:
         self.rewritten_rows += live
         self.parts = [part for part in self.parts if part not in inputs]
         if live:
-            self.parts.append(_part(self._name(), live, labels=labels))
+            self.parts.append(_part(self._name(), live, labels=labels, row_bytes=self.row_bytes))
 
     def settle(self, *, idle: bool) -> None:
         for _ in range(100):
@@ -291,3 +295,18 @@ def test_tails_come_in_short_statements_and_none_is_left_out(
         monkeypatch.setattr(node.database, "read", Counting)
         assert {work.collection for work in node.logs.tails(1, 1 << 40, 0)} == names
         assert sizes == [200, 200, 5]
+
+
+@pytest.mark.parametrize("row_bytes", [100, 12_288, 3_000_000, 300_000_000])
+def test_no_merge_makes_an_object_that_is_too_large(row_bytes: int) -> None:
+    collection = Collection(row_bytes=row_bytes)
+    rng = random.Random(3)
+    rows_max = OBJECT_BYTES_MAX // row_bytes
+    for _ in range(400):
+        collection.arrive(min(rows_max, rng.choice((3, 300, 16_000))))
+        collection.settle(idle=rng.random() < 0.2)
+        assert max(part.manifest.rows for part in collection.parts) <= rows_max
+    collection.settle(idle=True)
+    rows = sum(part.manifest.rows for part in collection.parts)
+    # Most parts are half full at least; those below a graph's worth are merged in tiers.
+    assert len(collection.parts) <= 2 * rows / rows_max + 25

@@ -18,6 +18,8 @@ from ochredb_compactor.config import CompactorConfig
 GRAPH_COMPONENTS_MIN = 640_000  # rows x dimension from which a graph beats a scan (0.1 ms).
 GRAPH_ROWS_MIN = 2_000
 GRAPH_PART_ROWS_MAX = 4_000_000
+# Of the objects that a merge writes: one in S3 has 5 GiB at most (decision 0032).
+OBJECT_BYTES_MAX = 4 << 30
 # Each growth rewrites the part: under load grow by this share, and by no fewer components than a
 # scan of which takes some tenths of a millisecond; when writes pause by the smaller share. Fewer
 # flat rows than that stay flat, and are scanned.
@@ -64,12 +66,18 @@ def compaction_due(
 def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
     """The next merge that is due, or None. idle: no write is going on, so finish what is left."""
     graphs = [part for part in parts if part.manifest.has_graph]
-    flats = [part for part in parts if not part.manifest.has_graph]
+    every_flat = [part for part in parts if not part.manifest.has_graph]
+    flats = _fitting(every_flat)
     for part in graphs:
         if _dead_share(part) > (DEAD_SHARE_MAX_IDLE if idle else DEAD_SHARE_MAX):
             return MergePlan((part.manifest.id,), None, _wants_graph([part]))
     target = max(
-        (part for part in graphs if part.manifest.graph_labels < GRAPH_PART_ROWS_MAX),
+        (
+            part
+            for part in graphs
+            if part.manifest.graph_labels < GRAPH_PART_ROWS_MAX
+            and _largest_bytes(part) + sum(map(_largest_bytes, flats)) <= OBJECT_BYTES_MAX
+        ),
         key=lambda part: part.manifest.rows,
         default=None,
     )
@@ -78,7 +86,7 @@ def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
             return MergePlan(_ids(flats), None, True)
     elif flats and _may_grow(target, flats, idle):
         return MergePlan(_ids([target, *flats]), target.manifest.id, True)
-    for part in flats:
+    for part in every_flat:
         if part.manifest.rows >= TIER_ROWS_MIN and _dead_share(part) > DEAD_SHARE_MAX:
             return MergePlan((part.manifest.id,), None, False)
     if idle and _live(flats) < (1.0 - DEAD_SHARE_MAX_IDLE) * _rows(flats):
@@ -146,6 +154,22 @@ def _may_grow(target: VersionPart, flats: Sequence[VersionPart], idle: bool) -> 
         return rows >= GROW_SHARE_IDLE * target.live_rows
     enough = rows * target.manifest.dimension >= GROW_COMPONENTS_MIN
     return enough and rows >= GROW_SHARE * target.live_rows
+
+
+def _fitting(parts: Sequence[VersionPart]) -> list[VersionPart]:
+    """Those that one part can hold: of many that are too large together, the smaller ones."""
+    left = OBJECT_BYTES_MAX
+    chosen = set()
+    for part in sorted(parts, key=_largest_bytes):
+        left -= _largest_bytes(part)
+        if left >= 0:
+            chosen.add(part.manifest.id)
+    return [part for part in parts if part.manifest.id in chosen]
+
+
+def _largest_bytes(part: VersionPart) -> int:
+    """Of its objects. No object of a part merged of several is larger than these together."""
+    return max((item.size for item in part.manifest.objects), default=0)
 
 
 def _wants_graph(parts: Sequence[VersionPart]) -> bool:
