@@ -53,15 +53,25 @@ class Call:
 
 @dataclass
 class Script:
-    """What becomes of each call in turn; afterwards all succeed."""
+    """What becomes of each call in turn; afterwards all succeed.
 
-    steps: list[Exception] = field(default_factory=list)
+    A number: it is answered after so many seconds, if it is not given up before.
+    """
+
+    steps: list[Exception | float] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
 
-    def outcome(self, call: Call) -> Appended:
+    def outcome(self, call: Call, cancel: Cancel | None = None, world: Any = None) -> Appended:
         self.calls.append(call)
-        if self.steps:
-            raise self.steps.pop(0)
+        step = self.steps.pop(0) if self.steps else None
+        if isinstance(step, Exception):
+            raise step
+        if step is not None:
+            world.calls.append(call.address)
+            try:
+                world.wait(step, cancel)
+            except OchreError as error:  # As a client says it.
+                raise OutcomeUnknown(f"{error}; the write may have happened") from None
         return Appended(1, 1)
 
     @property
@@ -82,9 +92,11 @@ class FakeLog:
         *,
         idempotency_key: str | None = None,
         request_id: str | None = None,
+        cancel: Cancel | None = None,
         **_more: Any,
     ) -> Appended:
-        return self._script.outcome(Call(self._address, idempotency_key, request_id))
+        call = Call(self._address, idempotency_key, request_id)
+        return self._script.outcome(call, cancel, self._world)
 
     def submit(
         self,
@@ -93,16 +105,17 @@ class FakeLog:
         *,
         idempotency_key: str | None = None,
         request_id: str | None = None,
+        cancel: Cancel,
         deliver: Callable[[Appended | BaseException], None],
-        **_more: Any,
     ) -> None:
         assert self._world is not None
 
         def answer() -> None:
             assert self._world is not None
             self._world.clock.sleep(0.001)
+            call = Call(self._address, idempotency_key, request_id)
             try:
-                deliver(self._script.outcome(Call(self._address, idempotency_key, request_id)))
+                deliver(self._script.outcome(call, cancel, self._world))
             except OchreError as error:
                 deliver(error)
 
@@ -200,9 +213,11 @@ class TestRepeats:
         clock = ManualClock()
 
         class Slow(Script):
-            def outcome(self, call: Call) -> Appended:
+            def outcome(
+                self, call: Call, cancel: Cancel | None = None, world: Any = None
+            ) -> Appended:
                 clock.advance(20.0)
-                return super().outcome(call)
+                return super().outcome(call, cancel, world)
 
         log = _routed(Slow([lost(), lost(), lost()]))
         one = Operations(op=Op.DELETE, ids=["a"])
@@ -235,25 +250,28 @@ class TestEvaluated:
         assert script.calls[0].request_id == script.calls[1].request_id is not None
 
 
+def _in(world: World, script: Script, budget: RetryBudget | None = None) -> RoutedLog:
+    """In the simulation, where time passes."""
+    nodes: Nodes[Any] = Nodes(
+        world.membership,
+        lambda address: FakeLog(script, address, world),
+        clock=world.clock,
+        rng=world.rng,
+    )
+    return RoutedLog(
+        nodes,
+        budget=budget or RetryBudget(world.clock),
+        ids=IdSource(world.clock, world.rng),
+        clock=world.clock,
+    )
+
+
 class TestSubmit:
     """The same without a thread that waits."""
 
-    def _submit(
-        self, world: World, script: Script, names: str = NAMES
-    ) -> tuple[Appended | BaseException, float]:
+    def _submit(self, world: World, script: Script) -> tuple[Appended | BaseException, float]:
         """The outcome, and the seconds until it was told."""
-        nodes: Nodes[Any] = Nodes(
-            world.membership,
-            lambda address: FakeLog(script, address, world),
-            clock=world.clock,
-            rng=world.rng,
-        )
-        log = RoutedLog(
-            nodes,
-            budget=RetryBudget(world.clock),
-            ids=IdSource(world.clock, world.rng),
-            clock=world.clock,
-        )
+        log = _in(world, script)
         outcomes: list[Appended | BaseException] = []
         log.submit(
             COLLECTION,
@@ -304,6 +322,73 @@ class TestSubmit:
         def work(world: World) -> None:
             outcome, _ = self._submit(world, Script(list(steps)))
             assert type(outcome) is told
+
+        simulate(NAMES, work)
+
+    def test_a_node_that_does_not_answer_is_given_up(self) -> None:
+        def work(world: World) -> None:
+            script = Script([1e6])
+            outcome, seconds = self._submit(world, script)
+            assert outcome == Appended(1, 1)
+            assert script.asked == [FIRST, SECOND]
+            assert len({call.request_id for call in script.calls}) == 1
+            assert 8.0 <= seconds < 8.1
+
+        simulate(NAMES, work)
+
+
+class Spent(RetryBudget):
+    """Without a token."""
+
+    def take(self) -> bool:
+        return False
+
+
+class TestPatience:
+    def _append(self, world: World, log: RoutedLog, timeout_s: float = 30.0) -> Appended:
+        one = Operations(op=Op.DELETE, ids=["a"])
+        return log.append(COLLECTION, one, cancel=Cancel(timeout_s, world.clock))
+
+    def test_a_node_that_does_not_answer_is_given_up_and_passed_over(self) -> None:
+        def work(world: World) -> None:
+            script = Script([1e6])
+            log = _in(world, script)
+            assert self._append(world, log) == Appended(1, 1)
+            assert script.asked == [FIRST, SECOND]
+            assert script.calls[0].request_id == script.calls[1].request_id
+            assert world.clock.monotonic_s() == pytest.approx(8.0)
+            self._append(world, log)
+            assert script.asked == [FIRST, SECOND, SECOND]
+
+        simulate(NAMES, work)
+
+    def test_without_a_token_it_is_waited_for(self) -> None:
+        """All nodes are slow because the catalog is: an answer is on its way."""
+
+        def work(world: World) -> None:
+            script = Script([20.0])
+            log = _in(world, script, Spent(world.clock))
+            assert self._append(world, log) == Appended(1, 1)
+            assert script.asked == [FIRST]
+            assert world.clock.monotonic_s() == pytest.approx(20.0)
+
+        simulate(NAMES, work)
+
+    def test_one_that_answers_in_time_is_left_alone(self) -> None:
+        def work(world: World) -> None:
+            script = Script([7.9])
+            assert self._append(world, _in(world, script)) == Appended(1, 1)
+            world.clock.sleep(60.0)
+            assert script.asked == [FIRST]
+            assert world.cancelled == []
+
+        simulate(NAMES, work)
+
+    def test_the_deadline_of_the_request_ends_all(self) -> None:
+        def work(world: World) -> None:
+            with pytest.raises(OutcomeUnknown):
+                self._append(world, _in(world, Script([1e6, 1e6])), timeout_s=10.0)
+            assert world.clock.monotonic_s() == pytest.approx(10.0)
 
         simulate(NAMES, work)
 

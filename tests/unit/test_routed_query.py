@@ -341,6 +341,29 @@ class TestHedges:
 
         simulate(NAMES, work)
 
+    def test_no_answer_for_long_is_a_failure_whatever_is_usual(self) -> None:
+        """Nothing is known yet, and no hedge was earned."""
+
+        def work(world: World) -> None:
+            query = world.query()
+            world.behave = _only({FIRST: Behaviour(seconds=1e6)})
+            assert world.count(query) == SECOND
+            assert world.clock.monotonic_s() == pytest.approx(2.001)
+
+        simulate(NAMES, work)
+
+    def test_calls_that_all_take_long_are_not_taken_for_failures(self) -> None:
+        def work(world: World) -> None:
+            query = world.query(hedge_share=0.0)
+            world.behave = lambda _address: Behaviour(seconds=1.5)
+            for _ in range(WARM):
+                world.count(query)
+            world.behave = lambda _address: Behaviour(seconds=4.0)
+            world.count(query)
+            assert len(world.calls) == WARM + 1
+
+        simulate(NAMES, work)
+
     def test_a_lone_node_is_asked_alone(self) -> None:
         def work(world: World) -> None:
             query = world.query()

@@ -31,6 +31,8 @@ class RoutingConfig:
 
     pause_s: before the second pass; doubles with each up to `pause_s_max`, times a half to one and
         a half.
+    read_patience_s, write_patience_s: after so long without an answer another node is asked as if
+        the first had failed; a read that is as usual may take three times what most do.
     hedge_share: of the requests that may be sent to a second node too.
     hedge_delay_s_min: a request that takes less is not hedged, whatever the others take.
     """
@@ -39,6 +41,8 @@ class RoutingConfig:
     pass_nodes_max: int = 3
     pause_s: float = 0.1
     pause_s_max: float = 1.0
+    read_patience_s: float = 2.0
+    write_patience_s: float = 8.0
     hedge_share: float = 0.05
     hedge_delay_s_min: float = 0.01
 
@@ -49,8 +53,9 @@ class RoutingConfig:
             raise ValueError("hedge_share must be between 0 and 1")
         if not 0 < self.pause_s <= self.pause_s_max:
             raise ValueError("pause_s must be above 0 and at most pause_s_max")
-        if self.hedge_delay_s_min <= 0:
-            raise ValueError("hedge_delay_s_min must be above 0")
+        for name in ("read_patience_s", "write_patience_s", "hedge_delay_s_min"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0")
 
 
 class Attempts(Generic[T]):
@@ -87,11 +92,14 @@ class Attempts(Generic[T]):
         if node in self._left:
             self._left.remove(node)
 
-    def after(self, error: OchreError) -> tuple[Node[T], float]:
-        """The next node, and the seconds to wait before it is asked. Raises `error`."""
+    def after(self, error: OchreError, *, is_paid: bool = False) -> tuple[Node[T], float]:
+        """The next node, and the seconds to wait before it is asked. Raises `error`.
+
+        is_paid: the budget's token has been taken.
+        """
         self._nodes.refresh()
         self._cancel.check()
-        if self._made >= self._config.attempts_max or not self._budget.take():
+        if self._made >= self._config.attempts_max or not (is_paid or self._budget.take()):
             raise error
         self._made += 1
         delay_s = 0.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ochredb.cancel import Cancel
+from ochredb.clock import Clock
 from ochredb.cluster.budget import RetryBudget, TokenBucket
 from ochredb.cluster.nodes import Node
 from ochredb.cluster.timer import Helpers, Timer
@@ -31,6 +32,7 @@ _LOOK_AGAIN_S_MIN = 0.1
 class Hedging:
     """What the hedges of one process share. `bucket` earns a share of a token for each request."""
 
+    clock: Clock
     timer: Timer
     helpers: Helpers
     bucket: TokenBucket
@@ -54,7 +56,7 @@ class Race(Generic[T, R]):
         self._first_cancel = cancel.child()
         self._second_cancel: Cancel | None = None
         self._second_ended: threading.Event | None = None  # There is a second call.
-        self._delay_s = 0.0
+        self._delay_s = self._failed_at_s = 0.0
         self._is_over = False
         self._won: list[R | OchreError] = []  # What the second call ended in, if it came first.
 
@@ -63,12 +65,14 @@ class Race(Generic[T, R]):
         """Whether the second node was asked."""
         return self._second_ended is not None
 
-    def run(self, delay_s: float) -> R:
-        """The first answer; the second node is asked after `delay_s`.
+    def run(self, delay_s: float, patience_s: float) -> R:
+        """The first answer; the second node is asked after `delay_s`, if a hedge may be made.
 
+        patience_s: after so long the first has failed for now, and the second is the next attempt.
         Raises what the call at the first node raised if neither has an answer.
         """
         self._delay_s = delay_s
+        self._failed_at_s = self._hedging.clock.monotonic_s() + patience_s
         self._look_later(delay_s)
         try:
             answer = self._call_at(self._first, self._first_cancel)
@@ -123,7 +127,7 @@ class Race(Generic[T, R]):
     def _may_hedge(self) -> bool:
         if self._second.is_open or self._second.is_exhausted:
             return False
-        if self._first.is_open:  # Found silent meanwhile: this is the next attempt, not a hedge.
+        if self._first.is_open or self._hedging.clock.monotonic_s() >= self._failed_at_s:
             return self._hedging.budget.take()
         return self._hedging.bucket.take()
 

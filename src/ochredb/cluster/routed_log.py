@@ -25,6 +25,7 @@ from ochredb.peers import Log
 from ochredb.types import Appended, Operations
 
 R = TypeVar("R")
+Delivery = Callable[[Appended | BaseException], None]
 
 _DECIDED = (*ANSWERS, Conflict)
 """Refused under the log's lock, where the name is looked up first: no attempt was applied, and none
@@ -50,8 +51,42 @@ class _Doubt:
         return self._unknown
 
 
+class _Patience:
+    """Ends an attempt that nobody answers, once the budget pays for another. Until then it waits:
+    where all nodes are slow for one reason, going from one to the next would not help.
+    """
+
+    def __init__(self, cancel: Cancel, timer: Timer, budget: RetryBudget, after_s: float) -> None:
+        """cancel: the request's; the attempt's own is a child of it."""
+        self.cancel = cancel.child()
+        self.has_ended = False  # And the token is taken.
+        self._timer, self._budget, self._after_s = timer, budget, after_s
+        self._is_over = False
+        self._look_later()
+
+    def over(self) -> None:
+        """The attempt has ended by itself."""
+        self._is_over = True
+
+    def blame(self, error: OchreError) -> OchreError:
+        """What the node is to be told that the attempt failed with."""
+        if not self.has_ended:
+            return error
+        return Unavailable(f"no answer to a write in {self._after_s:g} s", unreachable=True)
+
+    def _look_later(self) -> None:
+        self._timer.call_later(self._after_s, self._due, lambda: self._is_over)
+
+    def _due(self) -> None:
+        if self._budget.take():
+            self.has_ended = True
+            self.cancel.cancel()
+        else:
+            self._look_later()
+
+
 class RoutedLog:
-    """Thread-safe."""
+    """Thread-safe. Adds about 10 microseconds to a call."""
 
     def __init__(
         self,
@@ -87,14 +122,14 @@ class RoutedLog:
         return self._write(
             collection_id,
             cancel,
-            lambda log: log.append(
+            lambda log, own: log.append(
                 collection_id,
                 operations,
                 idempotency_key=idempotency_key,
                 request_hash=request_hash,
                 request_id=name,
                 expect_last_offset=expect_last_offset,
-                cancel=cancel,
+                cancel=own,
             ),
         )
 
@@ -106,22 +141,22 @@ class RoutedLog:
         idempotency_key: str | None = None,
         request_id: str | None = None,
         cancel: Cancel,
-        deliver: Callable[[Appended | BaseException], None],
+        deliver: Delivery,
     ) -> None:
         name = self._name(idempotency_key, request_id)
 
-        def submit(log: Log, deliver: Callable[[Appended | BaseException], None]) -> None:
+        def submit(log: Log, own: Cancel, told: Delivery) -> None:
             log.submit(
                 collection_id,
                 operations,
                 idempotency_key=idempotency_key,
                 request_id=name,
-                cancel=cancel,
-                deliver=deliver,
+                cancel=own,
+                deliver=told,
             )
 
         attempts = Attempts(self._nodes, collection_id, cancel, self._budget, self._config)
-        _Submission(attempts, self._timer, submit, deliver).begin()
+        _Submission(attempts, self._timer, lambda: self._patience(cancel), submit, deliver).begin()
 
     def append_evaluated(
         self,
@@ -143,7 +178,7 @@ class RoutedLog:
                 failures.append(error)
                 raise
 
-        def attempt(log: Log) -> Appended:
+        def attempt(log: Log, own: Cancel) -> Appended:
             try:
                 return log.append_evaluated(
                     collection_id,
@@ -151,7 +186,7 @@ class RoutedLog:
                     idempotency_key=idempotency_key,
                     request_hash=request_hash,
                     request_id=name,
-                    cancel=cancel,
+                    cancel=own,
                 )
             except BaseException:
                 if failures:  # Nothing was appended, and another log would not help.
@@ -167,14 +202,14 @@ class RoutedLog:
         return self._write(
             collection_id,
             Cancel(clock=self._clock),
-            lambda log: log.record_nothing(collection_id, key, request_hash),
+            lambda log, _own: log.record_nothing(collection_id, key, request_hash),
         )
 
     def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
         return self._write(
             collection_id,
             Cancel(clock=self._clock),
-            lambda log: log.repeated(collection_id, key, request_hash),
+            lambda log, _own: log.repeated(collection_id, key, request_hash),
         )
 
     # -- routing
@@ -183,20 +218,24 @@ class RoutedLog:
         """A client's key is name enough."""
         return request_id if idempotency_key is not None else request_id or self._ids.uuid7()
 
-    def _write(self, collection_id: str, cancel: Cancel, call: Callable[[Log], R]) -> R:
+    def _patience(self, cancel: Cancel) -> _Patience:
+        return _Patience(cancel, self._timer, self._budget, self._config.write_patience_s)
+
+    def _write(self, collection_id: str, cancel: Cancel, call: Callable[[Log, Cancel], R]) -> R:
         attempts = Attempts(self._nodes, collection_id, cancel, self._budget, self._config)
         doubt = _Doubt()
         node = attempts.first()
         while True:
+            patience = self._patience(cancel)
             node.trying()
             try:
-                answer = call(node.client)
+                answer = call(node.client, patience.cancel)
             except OchreError as error:
-                node.failed(error)
+                node.failed(patience.blame(error))
                 if not doubt.may_repeat(error):
                     raise doubt.told(error) from error.__cause__
                 try:
-                    node, delay_s = attempts.after(error)
+                    node, delay_s = attempts.after(error, is_paid=patience.has_ended)
                 except OchreError as last:
                     raise doubt.told(last) from last.__cause__
             except BaseException as error:
@@ -205,6 +244,8 @@ class RoutedLog:
             else:
                 node.succeeded()
                 return answer
+            finally:
+                patience.over()
             if delay_s:
                 self._clock.sleep(delay_s)
 
@@ -223,44 +264,37 @@ class _Submission:
         self,
         attempts: Attempts[Log],
         timer: Timer,
-        submit: Callable[[Log, Callable[[Appended | BaseException], None]], None],
-        deliver: Callable[[Appended | BaseException], None],
+        patience: Callable[[], _Patience],
+        submit: Callable[[Log, Cancel, Delivery], None],
+        deliver: Delivery,
     ) -> None:
-        self._attempts, self._timer = attempts, timer
+        """patience: begins that with an attempt."""
+        self._attempts, self._timer, self._patience = attempts, timer, patience
         self._submit, self._deliver = submit, deliver
         self._doubt = _Doubt()
 
     def begin(self) -> None:
         """The first attempt. Raises what can be refused at once."""
-        node = self._attempts.first()
-        node.trying()
+        attempt = _Attempt(self, self._attempts.first(), self._patience())
         try:
-            self._submit(node.client, self._told_by(node))
+            attempt.begin(self._submit)
         except Unavailable as error:
-            self._failed(node, error)
+            attempt.told(error)
         except BaseException as error:
-            node.failed(error)
+            attempt.end(error)
             raise
 
-    def _again(self, node: Node[Log]) -> None:
-        node.trying()
+    def again(self, node: Node[Log]) -> None:
+        attempt = _Attempt(self, node, self._patience())
         try:
-            self._submit(node.client, self._told_by(node))
+            attempt.begin(self._submit)
         except BaseException as error:
-            self._failed(node, error)
+            attempt.told(error)
 
-    def _told_by(self, node: Node[Log]) -> Callable[[Appended | BaseException], None]:
-        def told(outcome: Appended | BaseException) -> None:
-            if isinstance(outcome, BaseException):
-                self._failed(node, outcome)
-            else:
-                node.succeeded()
-                self._deliver(outcome)
+    def succeeded(self, appended: Appended) -> None:
+        self._deliver(appended)
 
-        return told
-
-    def _failed(self, node: Node[Log], error: BaseException) -> None:
-        node.failed(error)
+    def failed(self, error: BaseException, *, is_paid: bool) -> None:
         if not isinstance(error, OchreError):
             self._deliver(error)
             return
@@ -268,9 +302,34 @@ class _Submission:
             self._deliver(self._doubt.told(error))
             return
         try:
-            other, delay_s = self._attempts.after(error)
+            other, delay_s = self._attempts.after(error, is_paid=is_paid)
         except OchreError as last:
             self._deliver(self._doubt.told(last))
             return
         # Not here: this may be the caller's thread, or one that carries the answers of others.
-        self._timer.call_later(delay_s, lambda: self._again(other))
+        self._timer.call_later(delay_s, lambda: self.again(other))
+
+
+class _Attempt:
+    """Of a submission, at one node."""
+
+    def __init__(self, submission: _Submission, node: Node[Log], patience: _Patience) -> None:
+        self._submission, self._node, self._patience = submission, node, patience
+
+    def begin(self, submit: Callable[[Log, Cancel, Delivery], None]) -> None:
+        self._node.trying()
+        submit(self._node.client, self._patience.cancel, self.told)
+
+    def told(self, outcome: Appended | BaseException) -> None:
+        """Told once."""
+        if isinstance(outcome, BaseException):
+            self.end(outcome)
+            self._submission.failed(outcome, is_paid=self._patience.has_ended)
+        else:
+            self._patience.over()
+            self._node.succeeded()
+            self._submission.succeeded(outcome)
+
+    def end(self, error: BaseException) -> None:
+        self._patience.over()
+        self._node.failed(self._patience.blame(error) if isinstance(error, OchreError) else error)

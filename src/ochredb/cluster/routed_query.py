@@ -49,6 +49,7 @@ class RoutedQuery:
         self._config = config or RoutingConfig()
         self._latencies: defaultdict[str, Latencies] = defaultdict(Latencies)
         self._hedging = Hedging(
+            clock,
             Timer(clock),
             Helpers(),
             TokenBucket(
@@ -137,13 +138,15 @@ class RoutedQuery:
         call: Callable[[Query, Cancel], R],
     ) -> R:
         """One attempt, with a hedge if it takes long and there is somebody to ask."""
-        latencies = self._latencies[method]
+        config, latencies = self._config, self._latencies[method]
         second, usual_s = attempts.spare(), latencies.p95_s
         started_s = self._clock.monotonic_s()
-        if second is not None and usual_s is not None:
+        if second is not None:
             race = Race(self._hedging, node, second, call, cancel)
+            patience_s = max(config.read_patience_s, 3.0 * (usual_s or 0.0))
+            delay_s = max(usual_s or patience_s, config.hedge_delay_s_min)
             try:
-                answer = race.run(max(usual_s, self._config.hedge_delay_s_min))
+                answer = race.run(delay_s, patience_s)
             finally:
                 if race.has_hedge:
                     attempts.skip(second)

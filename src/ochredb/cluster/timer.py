@@ -18,6 +18,7 @@ from ochredb.clock import Clock
 log = logging.getLogger("ochredb.cluster")
 
 _HELPERS_MAX = 8
+_VOID_AT_ONCE = 2
 
 
 class Timer:
@@ -38,11 +39,14 @@ class Timer:
     ) -> None:
         """Have `call`, which must be quick, called in the timer's thread, but not after `close`.
 
-        is_void: whether nobody wants that any more. It is asked now and then, so that the thread
-            need not wake for each of the many calls that turn out to be unnecessary.
+        is_void: whether nobody wants that any more, as of most calls. It is asked now and then, so
+            that the thread need not wake for each, and they take no memory until they are due.
         """
         due_s = self._clock.monotonic_s() + delay_s
         with self._lock:
+            for _ in range(_VOID_AT_ONCE):  # Or those of long delays would pile up.
+                if self._heap and self._heap[0][3]():
+                    heapq.heappop(self._heap)
             heapq.heappush(self._heap, (due_s, next(self._numbers), call, is_void))
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="ochredb-timer", daemon=True)
@@ -88,12 +92,12 @@ class Helpers:
     def __init__(self, threads_max: int = _HELPERS_MAX) -> None:
         self._threads_max = threads_max
         self._lock = threading.Lock()
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._closed = False
 
-    def run(self, work: Callable[[], None]) -> bool:
+    def run(self, work: Callable[[], object]) -> bool:
         """Whether a thread does it; False if all are busy."""
         with self._lock:
             if self._closed:
