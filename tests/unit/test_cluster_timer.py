@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ochredb.cluster.timer import Helpers, Timer
 from ochredb.testing.simulation.threads import SimulatedEvent
 
@@ -12,8 +14,12 @@ def test_calls_come_in_the_order_in_which_they_are_due() -> None:
     def work(world: World) -> None:
         timer, clock = Timer(world.clock), world.clock
         made: list[tuple[str, float]] = []
+
+        def note(name: str) -> None:
+            made.append((name, clock.monotonic_s()))
+
         for name, delay_s in (("c", 3.0), ("a", 1.0), ("b", 2.0)):
-            timer.call_later(delay_s, lambda name=name: made.append((name, clock.monotonic_s())))  # type: ignore[misc]
+            timer.call_later(delay_s, partial(note, name))
         clock.sleep(10.0)
         assert made == [("a", 1.0), ("b", 2.0), ("c", 3.0)]
 
@@ -38,9 +44,7 @@ def test_what_nobody_wants_any_more_neither_wakes_the_thread_nor_takes_memory() 
         done: set[int] = set()
         for number in range(10_000):
             timer.call_later(
-                8.0,
-                lambda: world.calls.append("made"),
-                lambda number=number: number in done,  # type: ignore[misc]
+                8.0, lambda: world.calls.append("made"), partial(done.__contains__, number)
             )
             world.clock.sleep(0.001)
             done.add(number)
