@@ -146,11 +146,13 @@ def test_bugs_are_internal_and_logged(
 def test_a_long_message_and_a_large_detail_fit_into_a_trailer(
     failing: tuple[_Failing, QueryClient],
 ) -> None:
-    failure = Exhausted("ö" * 100_000, retry_after_s=7.0, everything="x" * 100_000)
+    failure = Exhausted("🦀" * 100_000, retry_after_s=7.0, everything="x" * 100_000)
     raised = _raised(failing, failure)
     assert isinstance(raised, Exhausted)
-    assert str(raised) == "ö" * 1_000
+    assert str(raised) == "🦀" * 500
     assert raised.detail == {"retry_after_s": 7.0}
+    failure = Exhausted("🦀" * 100_000, retry_after_s=7.0, more="x" * 1_900)
+    assert _raised(failing, failure).detail == failure.detail
 
 
 def test_whom_the_other_side_could_not_reach_is_not_unreachable_here(

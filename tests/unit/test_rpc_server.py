@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -34,8 +36,8 @@ from ochredb.types import Appended, Field, Op, Operations, QueryAnswer, Records
 from ochredb_log.grpc import LogServicer
 from ochredb_query.grpc import QueryServicer
 
-from .kernel import operations
-from .rpc_kernel import connected, probe
+from .kernel import make_collection, operations, running_node
+from .rpc_kernel import connected, probe, serving
 
 _WAIT_S = 30.0
 _ONE = operations(Op.ADD, ["a"], [[1.0]])
@@ -419,3 +421,38 @@ def test_answers_beyond_the_limit_of_a_message() -> None:
         assert [each.ids for each in answer.records] == [each.ids for each in expected.records]
         for got, wanted in zip(answer.distances, expected.distances, strict=True):
             assert got.tobytes() == wanted.tobytes()
+
+
+def test_calls_that_end_at_any_moment_leave_nothing_behind(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    """Writes and reads, cancelled or out of time at random: no thread stays, no write is lost."""
+    rng = random.Random(7)
+    with running_node(str(tmp_path / "store")) as node, serving(node) as remote:
+        collection = make_collection(node)
+
+        def call(number: int, cancel: Cancel) -> str | None:
+            """The name of what was acknowledged."""
+            try:
+                if number % 2:
+                    remote.query.get(collection, GetRequest(), cancel=cancel)
+                    return None
+                name = f"id-{number}"
+                remote.log.append(collection, operations(Op.ADD, [name], [[1.0]]), cancel=cancel)
+            except (OutcomeUnknown, DeadlineExceeded, Cancelled):
+                return None
+            return name
+
+        acknowledged = set()
+        for _ in range(6):
+            cancels = [Cancel(rng.uniform(0.0005, 0.05)) for _ in range(50)]
+            calls = [threads.submit(call, rng.randrange(10**9), cancel) for cancel in cancels]
+            for cancel in rng.sample(cancels, 25):
+                threading.Event().wait(rng.uniform(0, 0.002))
+                cancel.cancel()
+            acknowledged |= {each.result(_WAIT_S) for each in calls}
+        for pool in remote.server._pools.values():
+            assert pool.wait_idle(_WAIT_S)
+        found = remote.query.get(collection, GetRequest(), cancel=Cancel()).ids
+        assert acknowledged - {None} <= set(found)
+        assert len(found) == node.logs.snapshot(collection).last_offset

@@ -28,8 +28,8 @@ from ochredb.proto.v1.common_pb2 import Failure
 
 FAILURE_KEY = "ochredb-failure-bin"
 UNREACHABLE = "unreachable"
-# Trailers above some 8 KiB are refused by the other side.
-_MESSAGE_CHARS_MAX = 1_000
+# Trailers above 8 KiB may be refused by the other side; these travel in base64.
+_MESSAGE_BYTES_MAX = 2_000
 _DETAIL_BYTES_MAX = 2_000
 _SUMMARY_CHARS_MAX = 200
 
@@ -72,10 +72,14 @@ def encode(error: OchreError) -> bytes:
         detail_json = orjson.dumps(kept, default=str)
     failure = Failure(
         classes=classes or [Internal.__name__],
-        message=str(error)[:_MESSAGE_CHARS_MAX],
+        message=_cut(str(error)),
         detail_json=detail_json,
     )
     return failure.SerializeToString()
+
+
+def _cut(message: str) -> str:
+    return message.encode(errors="replace")[:_MESSAGE_BYTES_MAX].decode(errors="ignore")
 
 
 def decode(data: bytes) -> OchreError:
@@ -87,8 +91,9 @@ def decode(data: bytes) -> OchreError:
 
 
 def summary(error: OchreError) -> str:
-    """For the status line, which tools show."""
-    return f"{type(error).__name__}: {error}"[:_SUMMARY_CHARS_MAX]
+    """For the status line, which tools show; in ASCII: all else would take three times as much."""
+    text = f"{type(error).__name__}: {error}"[:_SUMMARY_CHARS_MAX]
+    return text.encode("ascii", "replace").decode()
 
 
 def of_call(call: Any, cancel: Cancel, *, writes: bool) -> OchreError:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -23,7 +25,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ochredb.cancel import Cancel
+from ochredb.cancel import Cancel, Cancelled
 from ochredb.clock import Clock
 from ochredb.errors import (
     Exhausted,
@@ -55,6 +57,15 @@ class Servicer(Protocol):
 
     service: ClassVar[str]
     pools: ClassVar[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """work: the servicer's. slow_s: calls that take longer are logged."""
+
+    name: str
+    slow_s: float
+    work: Callable[..., Any]
 
 
 class RpcServer:
@@ -191,31 +202,31 @@ class RpcServer:
         self, method: MethodDescriptor, work: Callable[..., Any], pool: BoundedPool
     ) -> Callable[..., Any]:
         run: Callable[..., Any] = self._stream if method.server_streaming else self._unary
-        return _in_pool(partial(run, method.name, work), pool)
+        # What a compactor is asked for takes as long as it takes.
+        slow_s = math.inf if pool.kind == "compactor" else _SLOW_S
+        return _in_pool(partial(run, _Method(method.name, slow_s, work)), pool)
 
-    def _unary(
-        self, name: str, work: Callable[..., Any], request: Any, context: grpc.ServicerContext
-    ) -> Any:
+    def _unary(self, method: _Method, request: Any, context: grpc.ServicerContext) -> Any:
         cancel = self._cancel(context)
         started_s = self._clock.monotonic_s()
         try:
-            return work(request, cancel)
+            return method.work(request, cancel)
         except BaseException as error:
-            self._fail(name, context, cancel, error)
+            self._fail(method, context, cancel, error)
         finally:
-            self._note(name, cancel, started_s)
+            self._note(method, cancel, started_s)
 
     def _stream(
-        self, name: str, work: Callable[..., Any], request: Any, context: grpc.ServicerContext
+        self, method: _Method, request: Any, context: grpc.ServicerContext
     ) -> Iterator[Any]:
         cancel = self._cancel(context)
         started_s = self._clock.monotonic_s()
         try:
-            yield from work(request, cancel)
+            yield from method.work(request, cancel)
         except Exception as error:
-            self._fail(name, context, cancel, error)
+            self._fail(method, context, cancel, error)
         finally:
-            self._note(name, cancel, started_s)
+            self._note(method, cancel, started_s)
 
     def _cancel(self, context: grpc.ServicerContext) -> Cancel:
         remaining_s: float | None = context.time_remaining()
@@ -230,21 +241,23 @@ class RpcServer:
         return cancel
 
     def _fail(
-        self, name: str, context: grpc.ServicerContext, cancel: Cancel, error: BaseException
+        self, method: _Method, context: grpc.ServicerContext, cancel: Cancel, error: BaseException
     ) -> None:
         failure = failures.of_exception(error)
         if isinstance(failure, Internal):
-            log.exception("%s failed: request_id=%s", name, cancel.request_id)
-        elif failure.kind.http >= 500:
-            log.warning("%s failed: request_id=%s error=%s", name, cancel.request_id, failure)
+            log.exception("%s failed: request_id=%s", method.name, cancel.request_id)
+        elif failure.kind.http >= 500 and not isinstance(failure, Cancelled):
+            log.warning(
+                "%s failed: request_id=%s error=%s", method.name, cancel.request_id, failure
+            )
         _abort(context, failure)
 
-    def _note(self, name: str, cancel: Cancel, started_s: float) -> None:
+    def _note(self, method: _Method, cancel: Cancel, started_s: float) -> None:
         duration_s = self._clock.monotonic_s() - started_s
-        if duration_s > _SLOW_S:
+        if duration_s > method.slow_s:
             log.warning(
                 "slow call: method=%s duration_ms=%.0f request_id=%s",
-                name, duration_s * 1e3, cancel.request_id,
+                method.name, duration_s * 1e3, cancel.request_id,
             )  # fmt: skip
 
 
