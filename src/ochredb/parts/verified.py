@@ -17,7 +17,7 @@ from ochredb.checksum import BLOCK_BYTES, block_checksums, xxh3
 from ochredb.errors import Corrupt
 from ochredb.parts.columns import BytesColumn, Rows
 from ochredb.parts.manifest import ObjectInfo
-from ochredb.storage.base import LocalStore
+from ochredb.storage.base import LocalStore, MapsPartly, Partly
 from ochredb.types import Bools
 
 
@@ -31,7 +31,8 @@ class VerifiedObject:
     def __init__(self, store: LocalStore, info: ObjectInfo, *, salvage: bool = False) -> None:
         self.key, self._store = info.key, store
         self._was_refetched = False
-        self.view = store.map(info.key)
+        self._partly = _partly(store, info, salvage)
+        self.view = store.map(info.key) if self._partly is None else self._partly.view
         if self.view.nbytes != info.size:
             if not salvage:
                 raise Corrupt(f"{info.key} has {self.view.nbytes} bytes instead of {info.size}")
@@ -43,6 +44,7 @@ class VerifiedObject:
             # size = data + 8 bytes for each started block of data.
             blocks = -(-info.size // (BLOCK_BYTES + 8))
             self.data_bytes, self._block_bytes = info.size - 8 * blocks, BLOCK_BYTES
+            self._fetch([(self.data_bytes, info.size)])
             table = self.view[self.data_bytes :]
             self._expected = np.frombuffer(table, np.uint64)
             if xxh3(table) != info.checksum and not self._refetched(table, info.checksum):
@@ -72,6 +74,7 @@ class VerifiedObject:
         if not 0 <= start <= stop <= self.data_bytes:
             raise Corrupt(f"{self.key}: a section lies outside of the object")
         if not self.is_complete:
+            self._fetch([(start, stop)])
             with self._lock:
                 self._verify_blocks(start // self._block_bytes, -(-stop // self._block_bytes))
         return self.view[start:stop]
@@ -79,7 +82,8 @@ class VerifiedObject:
     def verify_ranges(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         """Check the blocks of many ranges [starts[i], stops[i]), and one more that was not yet.
 
-        So an object that is read here and there becomes complete, and checking for that ends.
+        So an object that is read here and there becomes complete, and checking for that ends; but
+        of one that is far away only what is asked for is fetched.
         Cost: 10 µs and, for what was not checked before, 25 µs per block.
         """
         if len(starts) and not 0 <= int(starts.min()) <= int(stops.max()) <= self.data_bytes:
@@ -89,12 +93,17 @@ class VerifiedObject:
         lasts = (stops[filled] - 1) // self._block_bytes
         # Most ranges lie in one block, which most often was checked before.
         open_ranges = (firsts != lasts) | ~self._verified[firsts]
+        pairs = list(zip(firsts[open_ranges].tolist(), lasts[open_ranges].tolist(), strict=True))
+        if self._partly is not None:
+            size = self._block_bytes
+            self._fetch(
+                [(first * size, min((last + 1) * size, self.data_bytes)) for first, last in pairs]
+            )
         with self._lock:
-            for first, last in zip(
-                firsts[open_ranges].tolist(), lasts[open_ranges].tolist(), strict=True
-            ):
+            for first, last in pairs:
                 self._verify_blocks(first, last + 1)
-            self._verify_blocks(self._first_unverified, self._first_unverified + 1)
+            if self._partly is None:
+                self._verify_blocks(self._first_unverified, self._first_unverified + 1)
 
     def _verify_blocks(self, first: int, last: int) -> None:
         """Check blocks [first, last) unless that was done; the lock is held."""
@@ -124,7 +133,15 @@ class VerifiedObject:
         if self._was_refetched:
             return False
         self._was_refetched = True
-        return self._store.refetch(self.key, self.view)
+        if not self._store.refetch(self.key, self.view):
+            return False
+        self._partly = None  # The view shows all of it now.
+        return True
+
+    def _fetch(self, ranges: list[tuple[int, int]]) -> None:
+        """Have bytes [start, stop) of each range there."""
+        if (partly := self._partly) is not None:
+            partly.fetch(ranges)
 
     @property
     def block_bytes(self) -> int:
@@ -133,6 +150,7 @@ class VerifiedObject:
     def wrong_blocks(self) -> Bools:
         """bool[blocks]: which fail their checksums. Looks at all of them, the first time."""
         if self._wrong is None:
+            self._fetch([(0, self.data_bytes)])
             data = self.view[: self.data_bytes]
             self._wrong = block_checksums(data, self._block_bytes) != self._expected
         return self._wrong
@@ -140,6 +158,12 @@ class VerifiedObject:
     def forget_pages(self) -> None:
         """Let go of resident pages (they stay in the page cache): after a pass over everything."""
         self._store.forget_pages(self.view)
+
+
+def _partly(store: LocalStore, info: ObjectInfo, salvage: bool) -> Partly | None:
+    if salvage or not info.has_table or not isinstance(store, MapsPartly):
+        return None
+    return store.map_partly(info.key, info.size)
 
 
 def _resized(view: memoryview, size: int) -> memoryview:

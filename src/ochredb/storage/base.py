@@ -107,6 +107,37 @@ class Downloads(Protocol):
         """
         ...
 
+    def download_ranges(
+        self, key: str, size: int, ranges: Sequence[tuple[int, int]], take: Take
+    ) -> None:
+        """Bytes [start, stop) of each range, some at a time, into `take`, as above.
+
+        Raises NotFound, Unavailable, and Corrupt if the object has not this size.
+        """
+        ...
+
+
+class Partly(Protocol):
+    """A mapped object of which only what is read is fetched. Thread-safe."""
+
+    @property
+    def view(self) -> memoryview:
+        """Of the whole object; only what was fetched may be used of it."""
+        ...
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Have bytes [start, stop) of each range there. Raises NotFound, Unavailable, Corrupt."""
+        ...
+
+
+@runtime_checkable
+class MapsPartly(Protocol):
+    """A store whose objects are far away."""
+
+    def map_partly(self, key: str, size: int) -> Partly | None:
+        """An object of this size; None: `map` it, which brings all of it."""
+        ...
+
 
 class Mappable(Protocol):
     """A store whose objects can be used in place, without copying them into the heap."""

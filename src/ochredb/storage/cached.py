@@ -35,6 +35,7 @@ from ochredb.ids import IdSource
 from ochredb.storage import files
 from ochredb.storage.base import Downloads, ObjectStore, StoredObject, byte_views, check_key
 from ochredb.storage.local_copies import LocalCopies, name_of
+from ochredb.storage.partial import PartialObject
 from ochredb.storage.space import is_full
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ochredb.storage")
 
+_PARTLY_BYTES_MIN = 8 << 20  # Below it one request brings everything.
 _KEPT_PREFIXES = ("parts/",)  # Kept as they are created: who writes a part opens it next.
 
 
@@ -81,6 +83,9 @@ class CachedStore:
         self._loads: dict[str, Future[memoryview]] = {}
         # What is mapped now, kept or not: the object that a view keeps its mapping by.
         self._shown: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self._partial: weakref.WeakValueDictionary[str, PartialObject] = (
+            weakref.WeakValueDictionary()
+        )
         self._hits = self._misses = self._fetched_bytes = self._damaged = self._uncached = 0
         self._copies = LocalCopies(directory, bytes_max, clock, ids, self._shown.__contains__)
 
@@ -134,6 +139,7 @@ class CachedStore:
         with self._lock:
             self._shown.pop(name, None)
             self._loads.pop(name, None)  # Whoever fetches it now does not keep it.
+            self._partial.pop(name, None)
         self._copies.drop(name)
 
     def map(self, key: str) -> memoryview:
@@ -167,6 +173,49 @@ class CachedStore:
             with self._lock:
                 if self._loads.get(name) is load:
                     del self._loads[name]
+
+    def map_partly(self, key: str, size: int) -> PartialObject | None:
+        """Fetched block by block; None if it is here already, or small, or there is no place."""
+        store = self.store
+        if size < _PARTLY_BYTES_MIN or not isinstance(store, Downloads):
+            return None
+        check_key(key)
+        name = name_of(key)
+        with self._lock:
+            found = self._partial.get(name)
+            if found is not None or name in self._copies or name in self._shown:
+                return found
+
+        def download(ranges: list[tuple[int, int]], take: Take) -> None:
+            store.download_ranges(key, size, ranges, take)
+            with self._lock:
+                self._fetched_bytes += sum(stop - start for start, stop in ranges)
+
+        if not self._copies.reserve(size):
+            return None
+        try:
+            made = PartialObject(self._copies, size, download, lambda: self._completed(name))
+        except OSError as error:
+            self._copies.release(size)
+            log.warning("no place in the cache: %s", error.strerror)
+            return None
+        with self._lock:
+            self._misses += 1
+            return self._partial.setdefault(name, made)
+
+    def _completed(self, name: str) -> None:
+        """All of an object has been fetched: from now on it is a copy."""
+        with self._lock:
+            partial = self._partial.pop(name, None)
+        if partial is None:
+            return  # It was deleted.
+        try:
+            partial.keep(name)
+        except OSError as error:
+            log.warning("cannot keep a copy in the cache: %s", error.strerror)
+            return
+        with self._lock:
+            self._shown.setdefault(name, partial.view.obj)
 
     def scratch(self, pieces: Iterable[Piece]) -> memoryview:
         def make_room(error: OSError) -> bool:
@@ -405,8 +454,6 @@ class _Fetched:
 
     def _take_to_file(self, place: int, piece: memoryview) -> None:
         try:
-            while piece.nbytes:
-                written = os.pwrite(self._descriptor, piece, place)
-                piece, place = piece[written:], place + written
+            files.write_at(self._descriptor, piece, place)
         except OSError as error:
             raise self._copies.failed(error) from error

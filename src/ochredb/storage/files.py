@@ -66,6 +66,13 @@ def write_all(descriptor: int, views: Sequence[memoryview]) -> None:
             written -= len(view)
 
 
+def write_at(descriptor: int, view: memoryview, place: int) -> None:
+    """Write a one-dimensional view of bytes from byte `place` on."""
+    while view.nbytes:
+        written = os.pwrite(descriptor, view, place)
+        view, place = view[written:], place + written
+
+
 def read_range(descriptor: int, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of a file that is at least `stop` bytes long."""
     chunks = []

@@ -125,6 +125,36 @@ class S3Store:
         check_key(key)
         return self._fetch(key, 0, None, begin)
 
+    def download_ranges(
+        self, key: str, size: int, ranges: Sequence[tuple[int, int]], take: Take
+    ) -> None:
+        """See `base.Downloads`."""
+        check_key(key)
+
+        def opened(found: int) -> Take:
+            if found != size:
+                raise Corrupt(f"{key} has {found} bytes instead of {size}", key=key)
+            return take
+
+        pieces = [
+            (first, min(first + _RANGE_BYTES, stop))
+            for start, stop in ranges
+            for first in range(start, stop, _RANGE_BYTES)
+        ]
+        others: list[Future[int | None]] = []
+        try:
+            for first, end in pieces[1:]:
+                others.append(self._pool().submit(self._fetch_range, key, first, end, opened))
+            for first, end in pieces[:1]:
+                self._fetch_range(key, first, end, opened)
+            for other in others:
+                other.result()
+        except BaseException:
+            for other in others:
+                other.cancel()
+            wait(others)  # What still runs would write to what the caller gives up.
+            raise
+
     def list(self, prefix: str, *, after: str = "") -> Iterator[StoredObject]:
         """See `ObjectStore`. One round trip per 1,000 objects. The endpoint must list in byte
         order, as S3 does (its directory buckets do not)."""
