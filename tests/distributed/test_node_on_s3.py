@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from ochredb.errors import InvalidArgument, Unavailable
 from ochredb.ids import IdSource
+from ochredb.integrity.check import check_store
 from ochredb.storage.cached import CachedStore
 from ochredb.storage.s3 import S3Config, S3Store
 from ochredb.types import Op
@@ -21,6 +23,7 @@ from ochredb_node.config import NodeConfig
 from ochredb_node.node import Node
 from tests.components.ceph import CephServer
 from tests.components.s3_faults import S3Faults
+from tests.distributed.served import Served
 from tests.distributed.test_s3_store import config_of
 from tests.unit.kernel import (
     ManualClock,
@@ -134,6 +137,26 @@ def test_a_restart_answers_from_its_cache_and_mends_it(
         assert node.open_parts.take_damaged() == {}
 
 
+def test_a_check_looks_into_the_bucket_and_not_into_the_cache(
+    ceph: CephServer, bucket: str, clock: ManualClock, tmp_path: Path
+) -> None:
+    s3 = config_of(ceph, bucket)
+    with node_on(tmp_path, s3, clock) as node:
+        collection = make_collection(node)
+        work(node, collection, 1)
+        expected = all_rows(node, collection)
+        assert check_store(node.backups, clock).findings == ()
+        (key,) = [key for key in object_keys(node) if key.startswith("parts/")]
+        client = ceph.client()
+        name = {"Bucket": bucket, "Key": f"one/deployment/{key}"}
+        content = bytearray(client.get_object(**name)["Body"].read())
+        content[len(content) // 2] ^= 1
+        client.put_object(**name, Body=bytes(content))
+        found = check_store(node.backups, clock).findings
+        assert [finding.place for finding in found] == [key]
+        assert all_rows(node, collection) == expected
+
+
 def test_another_stores_objects_are_refused(
     ceph: CephServer, bucket: str, clock: ManualClock, tmp_path: Path
 ) -> None:
@@ -159,3 +182,37 @@ def test_a_cache_is_needed_and_the_bucket_must_be_there(
     with pytest.raises(InvalidArgument, match="cache_path"):
         Node(config, clock=clock).start(background=False)
     assert S3Store(absent, clock, IdSource()).config.bucket == "absent-bucket"
+
+
+def test_the_command_serves_from_s3_and_shows_its_cache(
+    ceph: CephServer, bucket: str, tmp_path: Path
+) -> None:
+    served = Served(
+        tmp_path / "log",
+        *("--path", str(tmp_path / "data"), "--object-store-url", f"s3://{bucket}/a/b"),
+        *("--s3-endpoint", ceph.url, "--compactor-workers", "0"),
+        environment={
+            "OCHREDB_S3_ACCESS_KEY_ID": ceph.access_key,
+            "OCHREDB_S3_SECRET_ACCESS_KEY": ceph.secret_key,
+        },
+    )
+    try:
+        made = served.call("POST", "/collections", {"name": "records"})
+        ids = [f"id-{number}" for number in range(700)]
+        vectors = [[float(number), 1.0] for number in range(700)]
+        path = f"/collections/{made['id']}"
+        served.call("POST", f"{path}/add", {"ids": ids, "embeddings": vectors})
+        until_s = time.monotonic() + 30
+        while not served.metric("ochredb_cache_used_bytes") and time.monotonic() < until_s:
+            time.sleep(0.1)
+        answer = served.call(
+            "POST", f"{path}/query", {"query_embeddings": [[333.2, 1.0]], "n_results": 2}
+        )
+        assert answer["ids"] == [["id-333", "id-334"]]
+        assert served.metric("ochredb_cache_hits_total") > 0
+        assert served.metric("ochredb_cache_damaged_total") == 0
+    finally:
+        status = served.stop()
+    assert status == 0
+    listed = ceph.client().list_objects_v2(Bucket=bucket)["Contents"]
+    assert all(item["Key"].startswith("a/b/") for item in listed)

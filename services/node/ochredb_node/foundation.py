@@ -19,13 +19,14 @@ from ochredb.clock import Clock
 from ochredb.crash_points import reach
 from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from ochredb.ids import IdSource
-from ochredb.storage.base import LocalStore
+from ochredb.storage.base import LocalStore, ObjectStore
 from ochredb.storage.directory import DirectoryStore, ReadOnlyDirectoryStore
 from ochredb.storage.memory import MemoryStore
 from ochredb.storage.open_directory import check_directory, claim_alone, refuse_network
 from ochredb.storage.space import Reserve
 
 if TYPE_CHECKING:
+    from ochredb.storage.cached import CachedStore
     from ochredb.storage.s3_config import S3Config
     from ochredb_node.config import NodeConfig
 
@@ -57,12 +58,21 @@ class Catalog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foundation:
-    """A catalog and its store, open. store_name: where the objects are, for messages."""
+    """A catalog and its store, open. store_name: where the objects are, for messages.
+
+    cache: `store`, if it keeps copies of what is stored elsewhere.
+    """
 
     catalog: Catalog
     store: LocalStore
     store_name: str
+    cache: CachedStore | None = None
     close_store: Callable[[], None] = lambda: None
+
+    @property
+    def objects(self) -> ObjectStore:
+        """What is stored itself: checks and backups must not be told what a copy of it holds."""
+        return self.store if self.cache is None else self.cache.store
 
     def check_store_id(self, has_collections: Callable[[], bool]) -> None:
         """Refuse a catalog paired with another store's objects: a sweep would delete them.
@@ -169,13 +179,15 @@ def _with_s3(catalog: Catalog, config: NodeConfig, s3: S3Config, ids: IdSource) 
     objects = S3Store(s3, catalog.clock, ids)
     try:
         objects.check(writes=not catalog.is_read_only)
-        store = CachedStore(objects, config.cache_path, config.cache_bytes, catalog.clock, ids)
+        cache = CachedStore(objects, config.cache_path, config.cache_bytes, catalog.clock, ids)
     except BaseException:
         objects.close()
         raise
 
     def close() -> None:
-        store.close()
+        cache.close()
         objects.close()
 
-    return Foundation(catalog=catalog, store=store, store_name=s3.place, close_store=close)
+    return Foundation(
+        catalog=catalog, store=cache, store_name=s3.place, cache=cache, close_store=close
+    )

@@ -282,7 +282,7 @@ class Node:
         return Backups(
             self.config.path,
             self.sqlite,
-            self.store,
+            self.foundation.objects,
             self.foundation.catalog.store_id,
             self.clock,
             self.ids,

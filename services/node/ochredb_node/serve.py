@@ -14,7 +14,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ from ochredb_node.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from ochredb.rpc.server import RpcServer
+    from ochredb.storage.cached import CachedStore
 
 log = logging.getLogger("ochredb.node")
 
@@ -201,6 +202,8 @@ class Process:
                 "Vectors inserted into graphs.",
                 lambda: node.compactor.graph_insertions,
             )
+        if node.foundation.cache is not None:
+            _publish_cache(metrics, node.foundation.cache)
         if supervisor is not None:
             metrics.gauge(
                 "ochredb_compactor_workers",
@@ -212,3 +215,24 @@ class Process:
                 "Worker processes that had to be started again.",
                 lambda: supervisor.restarts,
             )
+
+
+def _publish_cache(metrics: Metrics, cache: CachedStore) -> None:
+    metrics.gauge(
+        "ochredb_cache_used_bytes",
+        "Bytes of local copies of objects.",
+        lambda: cache.used_bytes,
+    )
+
+    def counted(name: str) -> Callable[[], float]:
+        return lambda: float(getattr(cache.counters, name))
+
+    for name, help_text in (
+        ("hits", "Objects that were there."),
+        ("misses", "Objects that had to be fetched."),
+        ("fetched_bytes", "Bytes fetched."),
+        ("evictions", "Copies that made room for others."),
+        ("damaged", "Copies thrown away because they were damaged."),
+        ("uncached", "Objects that found no place on the disk."),
+    ):
+        metrics.counter(f"ochredb_cache_{name}_total", help_text, counted(name))
