@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ochredb.types import Appended
@@ -57,19 +57,30 @@ class Recorder:
 
 
 class Actor:
-    """One thread's operations, over whatever `call` reaches."""
+    """One thread's operations, over whatever `call` reaches.
 
-    def __init__(self, recorder: Recorder, rng: random.Random, name: str, call: Call) -> None:
+    collections: names of those that all actors share.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        rng: random.Random,
+        name: str,
+        call: Call,
+        collections: tuple[str, ...] = COLLECTIONS,
+    ) -> None:
         self._recorder, self._rng, self._name, self._call = recorder, rng, name, call
+        self.collections = collections
         self._written = 0
         self._ids: dict[str, str] = {}  # By name.
         self.offsets: Callable[[], Appended | None] = lambda: None
 
-    def has_opened(self, names: tuple[str, ...] = COLLECTIONS) -> bool:
-        return all(name in self._ids for name in names)
+    def has_opened(self, *names: str) -> bool:
+        return all(name in self._ids for name in names or self.collections)
 
-    def open_collections(self, names: tuple[str, ...] = COLLECTIONS) -> None:
-        for name in names:
+    def open_collections(self, *names: str) -> None:
+        for name in names or self.collections:
             body = {"name": name, "get_or_create": True}
             with self._recorder.operation(kind="name", verb="create", name=name) as done:
                 status, answer = self._ask("POST", f"{DATABASE}/collections", body, done)
@@ -86,8 +97,12 @@ class Actor:
             done["error"] = answer
         return status, answer
 
-    def write(self, names: tuple[str, ...] = COLLECTIONS) -> None:
-        rng, name = self._rng, self._rng.choice(names)
+    def id_of(self, name: str) -> str:
+        """Of a collection that was opened."""
+        return self._ids[name]
+
+    def write(self, *names: str) -> None:
+        rng, name = self._rng, self._rng.choice(names or self.collections)
         self._written += 1
         if rng.random() < 0.25:
             verb, body = "delete", self._deletion()
@@ -130,15 +145,13 @@ class Actor:
             if status < 300 and verb == "delete":
                 done["deleted"] = answer["deleted"]
 
-    def read(self, names: tuple[str, ...] = COLLECTIONS) -> None:
-        self.ask(*self.pick_read(names))
+    def read(self, *names: str) -> None:
+        self.ask(*self.pick_read(*names))
 
-    def pick_read(
-        self, names: tuple[str, ...] = COLLECTIONS
-    ) -> tuple[str, str, str, dict[str, Any]]:
+    def pick_read(self, *names: str) -> tuple[str, str, str, dict[str, Any]]:
         """The arguments of `ask`."""
         rng = self._rng
-        collection = self._ids[rng.choice(names)]
+        collection = self._ids[rng.choice(names or self.collections)]
         path = f"{DATABASE}/collections/{collection}"
         body: dict[str, Any]
         verb = rng.choice(("get", "get", "get", "query", "count", "last_offset"))
@@ -178,10 +191,10 @@ class Actor:
 
     def churn(self, name: str) -> None:
         """A collection's whole life; this actor is the only one that drops this name."""
-        self.open_collections((name,))
+        self.open_collections(name)
         for _ in range(self._rng.randint(1, 6)):
-            self.write((name,))
-            self.read((name,))
+            self.write(name)
+            self.read(name)
         with self._recorder.operation(
             kind="name", verb="drop", name=name, collection=self._ids[name]
         ) as done:
@@ -194,7 +207,7 @@ class Actor:
             if status != 200:
                 return
             done["collection"] = self._ids[name] = answer["id"]
-        self.read((name,))
+        self.read(name)
 
 
 def unfinished(history: str) -> list[dict[str, Any]]:
@@ -212,10 +225,13 @@ def unfinished(history: str) -> list[dict[str, Any]]:
 
 
 class Connection:
-    """To either of the servers; another one after each failure."""
+    """To one of the servers ("host:port"); to another one after each failure."""
 
-    def __init__(self, ports: list[int], rng: random.Random) -> None:
-        self._ports, self._rng = ports, rng
+    def __init__(
+        self, addresses: Sequence[str], rng: random.Random, *, timeout_s: float = 60.0
+    ) -> None:
+        self._addresses, self._timeout_s = addresses, timeout_s
+        self._turn = rng.randrange(len(addresses))
         self._connection: http.client.HTTPConnection | None = None
         self.last_write: tuple[str, str, Any, str] | None = None
         self.last_status: int | None = None  # None: no answer came.
@@ -238,15 +254,19 @@ class Connection:
             self.last_status = response.status
             return response.status, answer
         except (OSError, http.client.HTTPException, ValueError) as error:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self.close()
             raise Gone(repr(error)) from error
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _connected(self) -> http.client.HTTPConnection:
         while self._connection is None:
-            port = self._rng.choice(self._ports)
-            made = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            self._turn = (self._turn + 1) % len(self._addresses)
+            address = self._addresses[self._turn]
+            made = http.client.HTTPConnection(address, timeout=self._timeout_s)
             try:
                 made.connect()
                 self._connection = made

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ochredb.testing.server_process import ONE_THREAD
+
 
 class Nursery:
     """`python -m module`, which calls `serve`. Thread-safe."""
@@ -33,6 +35,7 @@ class Nursery:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                env={**os.environ, **ONE_THREAD},
                 cwd=Path(__file__).resolve().parents[2],
             )
 

@@ -148,7 +148,7 @@ class Storm:
             stop=self._stop,
             seed=self.plan.seed,
             port=slot.port,
-            ports=[server.port for server in self._slots if server.role == "server"],
+            addresses=[f"127.0.0.1:{slot.port}" for slot in self._slots if slot.role == "server"],
         )
         slot.pid = answer["pid"]
         self.report.starts += 1

@@ -140,7 +140,7 @@ def client(order: dict[str, Any]) -> None:
     def work(number: int) -> None:
         name = f"{order['name']}.{number}"
         rng = random.Random(f"{order['seed']}/{name}")
-        connection = Connection(order["ports"], rng)
+        connection = Connection(order["addresses"], rng)
         actor = Actor(recorder, rng, name, connection.call)
         opened = False
         again: list[Callable[[], None]] = []
