@@ -47,7 +47,7 @@ define check_compiler
 endef
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv with everything of requirements.lock and this project, editable.
 
@@ -148,9 +148,28 @@ damage: $(READY) ## 300 random mutilations: an error or the right answer, and ch
 damage-long: $(READY) ## The same, 5,000 of them, half an hour and more.
 	OCHREDB_DAMAGE_CASES=5000 $(RUN)/python -m pytest -q -s tests/damage
 
-.PHONY: components
+.PHONY: components cluster test-distributed partitions storm-cluster-long
+.PHONY: differential-long
 components: ## Install PostgreSQL, Ceph, Redis and nftables by apt-get, where they are missing.
 	@tests/components/install.sh
+
+cluster: $(READY) components ## A cluster of real processes on this machine, until ctrl-C.
+	@$(RUN)/python -m tests.distributed.cluster
+
+test-distributed: $(READY) $(PEER_READY) components ## Suites, storm and failures on a cluster.
+	$(RUN)/python -m pytest -q --durations 10 tests/distributed
+	@$(MAKE) --no-print-directory partitions
+
+partitions: $(READY) components ## Hosts in namespaces, cut off from one another.
+	tests/distributed/in_namespace.sh $(RUN)/python -m pytest -q \
+	  tests/distributed/test_partitions.py
+
+storm-cluster-long: $(READY) components ## Ten minutes of storm over a cluster.
+	OCHREDB_STORM_S=600 $(RUN)/python -m pytest -q -s tests/distributed/test_storm.py
+
+differential-long: $(READY) components ## 2,000 random operations, on a cluster and embedded.
+	OCHREDB_DIFFERENTIAL_STEPS=2000 $(RUN)/python -m pytest -q -s \
+	  tests/distributed/test_differential.py
 
 conformance: $(READY) $(PEER_READY) ## The official client's own tests against our server, 5 min.
 	$(RUN)/python tests/conformance/against_ochredb.py --python .venv-peer/bin/python
@@ -171,6 +190,10 @@ bench-quick: $(READY) $(PEER_READY) ## The same with 5,000 records, a minute or 
 
 $(BENCH_SIZES): bench-%: $(READY) $(PEER_READY)
 	$(RUN)/python bench/run.py --size $*
+
+.PHONY: bench-cluster
+bench-cluster: $(READY) components ## What the distributed form costs, on this machine; 5 min.
+	$(RUN)/python bench/cluster.py
 
 bench-report: $(READY) ## Tables, pictures and the README's figures anew from bench/results.
 	$(RUN)/python bench/run.py --write-up-only
