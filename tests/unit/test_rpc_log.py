@@ -247,3 +247,20 @@ def test_a_log_node_is_killed_in_the_middle_of_a_write(
     with running_node(str(path)) as node:
         assert ids_of(node, collection) == ["a", "b"]
         assert node.logs.snapshot(collection).last_offset == 2
+
+
+def test_a_log_node_that_is_frozen_is_given_up_before_the_deadline(tmp_path: Path) -> None:
+    """Its kernel still acknowledges what it is sent; it owes signs of life."""
+    path = tmp_path / "store"
+    with running_node(str(path)) as node:
+        collection = make_collection(node)
+    frozen = _LogNode(path)
+    config = RpcConfig(keepalive_s=0.5, keepalive_timeout_s=0.5)
+    with connected(frozen.address, config) as (log, _):
+        assert _write(log, collection) == Appended(1, 2)
+        frozen.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(OutcomeUnknown) as caught:
+            log.append(collection, _add("c"), request_id="other", cancel=Cancel(40))
+        assert caught.value.detail == {"unreachable": True}
+        frozen.process.send_signal(signal.SIGCONT)
+    frozen.end()

@@ -14,11 +14,7 @@ def channel(address: str, config: RpcConfig) -> grpc.Channel:
     channel that shall show renewed ones is made anew. Raises OSError if they cannot be read.
     """
     options: list[tuple[str, str | int]] = [
-        *message_options(config),
-        ("grpc.keepalive_time_ms", int(config.keepalive_s * 1e3)),
-        ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1e3)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
+        *connection_options(config),
         ("grpc.initial_reconnect_backoff_ms", 100),
         # In spite of its name, how long one attempt may take at least.
         ("grpc.min_reconnect_backoff_ms", int(config.connect_timeout_s * 1e3)),
@@ -43,9 +39,16 @@ def channel(address: str, config: RpcConfig) -> grpc.Channel:
     return grpc.secure_channel(address, credentials, options)
 
 
-def message_options(config: RpcConfig) -> list[tuple[str, str | int]]:
+def connection_options(config: RpcConfig) -> list[tuple[str, str | int]]:
     """What both sides of a connection agree on."""
+    keepalive_timeout_ms = int(config.keepalive_timeout_s * 1e3)
     return [
+        ("grpc.keepalive_time_ms", int(config.keepalive_s * 1e3)),
+        ("grpc.keepalive_timeout_ms", keepalive_timeout_ms),
+        # Another ping, of which keepalive waits for the end; a minute by default.
+        ("grpc.http2.ping_timeout_ms", keepalive_timeout_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_send_message_length", config.message_bytes_max),
         ("grpc.max_receive_message_length", config.message_bytes_max),
     ]

@@ -41,7 +41,7 @@ class RpcConfig:
     read_threads: int = 16
     compactor_threads: int = 4
     waiting_max: int = 256
-    keepalive_s: float = 20.0
+    keepalive_s: float = 10.0
     keepalive_timeout_s: float = 5.0
     connect_timeout_s: float = 2.0
     reconnect_s_max: float = 1.0

@@ -36,7 +36,7 @@ from ochredb.errors import (
 )
 from ochredb.rpc import failures
 from ochredb.rpc.calls import REQUEST_ID_KEY, TOKEN_KEY, bearer
-from ochredb.rpc.channel import message_options
+from ochredb.rpc.channel import connection_options
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.pools import BoundedPool
 from ochredb.rpc.tls import server_credentials
@@ -319,12 +319,8 @@ def _abort(context: grpc.ServicerContext, failure: OchreError) -> None:
 
 def _options(config: RpcConfig) -> list[tuple[str, str | int]]:
     return [
-        *message_options(config),
+        *connection_options(config),
         ("grpc.so_reuseport", 0),
-        ("grpc.keepalive_time_ms", int(config.keepalive_s * 1e3)),
-        ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1e3)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
         # Clients of the same cluster ask as often as its settings say.
         ("grpc.http2.min_ping_interval_without_data_ms", int(config.keepalive_s * 500)),
     ]
