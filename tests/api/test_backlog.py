@@ -14,7 +14,7 @@ import pytest
 from pybase64 import b64encode_as_string
 
 import ochredb
-from ochredb.catalog.logs import BacklogLimits
+from ochredb.catalog.appends import BacklogLimits
 from ochredb.testing.server_process import ochredb_server
 
 BATCH = 10_000

@@ -18,17 +18,21 @@ import ochredb.parts.verified
 import ochredb.priority
 import ochredb.recent
 import ochredb.tail
+import ochredb_compactor.attempts
 import ochredb_compactor.garbage
+import ochredb_compactor.leases
+import ochredb_compactor.memory
 import ochredb_compactor.scheduler
 import ochredb_compactor.service
 import ochredb_frontend.service
-import ochredb_log.flush
-import ochredb_log.service
+import ochredb_log.group_commit
+import ochredb_log.line
 import ochredb_query.loaded
 import ochredb_query.selected
 import ochredb_query.service
+from ochredb.catalog.appends import BacklogLimits
 from ochredb.catalog.jobs import Jobs, Lease
-from ochredb.catalog.logs import BacklogLimits, LogTable
+from ochredb.catalog.logs import LogTable
 from ochredb.catalog.migrate import open_memory
 from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.objects import ObjectTable
@@ -71,10 +75,13 @@ _THREADED: tuple[ModuleType, ...] = (
     ochredb.priority,
     ochredb.recent,
     ochredb.tail,
+    ochredb_compactor.attempts,
+    ochredb_compactor.leases,
+    ochredb_compactor.memory,
     ochredb_compactor.service,
     ochredb_frontend.service,
-    ochredb_log.flush,
-    ochredb_log.service,
+    ochredb_log.group_commit,
+    ochredb_log.line,
     ochredb_query.loaded,
     ochredb_query.selected,
     ochredb_query.service,
@@ -174,7 +181,10 @@ class Node:
             self.logs,
             self.store,
             self.ids,
-            LogConfig(inline_bytes_max=weather.inline_bytes_max),
+            LogConfig(
+                inline_bytes_max=weather.inline_bytes_max,
+                flushes_max=cluster.rng.choice((1, 2, 4)),  # Where the catalog is not local.
+            ),
             on_append=self.query.follow,
         )
         self.frontend = Frontend(self.namespace, self.log, self.query, clock=self.clock)

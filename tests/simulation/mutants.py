@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ochredb.catalog import objects as object_table
+from ochredb.catalog.appends import AppendRequest, Appends
 from ochredb.catalog.core import bindparam, func, select
 from ochredb.catalog.jobs import holds
-from ochredb.catalog.logs import AppendRequest, LogTable
+from ochredb.catalog.logs import LogTable
 from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.objects import ObjectTable, introduce
 from ochredb.catalog.schema import fragments, logs
@@ -26,7 +27,7 @@ from ochredb.replay import read_fragments
 from ochredb.testing.simulation.mutants import mutated
 from ochredb.types import Appended
 from ochredb_compactor import compaction, merge
-from ochredb_log import service as log_service
+from ochredb_log import group_commit
 from ochredb_log.flush import Flusher
 from ochredb_log.service import LogService
 
@@ -54,7 +55,7 @@ def _acknowledged_early(self: Any, requests: list[AppendRequest]) -> list[Append
         ends[request.collection] = end + request.count
         answers.append(Appended(end + 1, end + request.count))
     # The threads that the log itself sees: those of the simulation.
-    vars(log_service)["threading"].Thread(target=self._table.append, args=(requests,)).start()
+    vars(group_commit)["threading"].Thread(target=self._table.append, args=(requests,)).start()
     return answers
 
 
@@ -71,7 +72,6 @@ _snapshot_end = Statement(
 # The row is locked and its log is read by one statement, which sees the log as it was before.
 _lock_and_join = Statement(
     select(
-        logs.c.state,
         logs.c.dimension,
         func.coalesce(
             select(func.max(fragments.c.stop) + 1)
@@ -87,8 +87,17 @@ _lock_and_join = Statement(
     .where(logs.c.collection == bindparam("collection"))
     .with_for_update()
 )
-_lock = "row = session.one(_LOCK, collection=request.collection)"
-_repeated = "repeated = self._repeated(session, request)"
+_not_locked = Statement(
+    select(
+        logs.c.dimension,
+        logs.c.next_offset,
+        logs.c.indexed_offset,
+        logs.c.tail_bytes,
+        logs.c.time_us,
+        logs.c.revision,
+    ).where(logs.c.collection == bindparam("collection"))
+)
+_lock = "statement = _LOCK_FREE if skip_locked else _LOCK"
 
 MUTANTS = [
     Mutant(
@@ -96,6 +105,10 @@ MUTANTS = [
         lambda: mutated(
             Flusher._flush_once,
             ("return self._table.append(requests)", "return early(self, requests)"),
+            (
+                "return self._table.append(requests, skip_locked=True)",
+                "return early(self, requests)",
+            ),
             early=_acknowledged_early,
         ),
     ),
@@ -133,7 +146,11 @@ MUTANTS = [
     Mutant(
         "an offset is used again",
         lambda: mutated(
-            LogTable._append_one, ("new_next=last + 1", "new_next=last + (request.count < 3)")
+            Appends._decided,
+            (
+                "log.next_offset += request.count",
+                "log.next_offset += request.count - (request.count > 2)",
+            ),
         ),
     ),
     Mutant(
@@ -169,18 +186,32 @@ MUTANTS = [
     Mutant(
         "the log is locked and joined in one statement",
         lambda: mutated(
-            LogTable._append_one,
-            (_lock, "row = session.one(lock_and_join, collection=request.collection)"),
+            Appends._lock,
+            (_lock, "statement = lock_and_join"),
             lock_and_join=_lock_and_join,
+        ),
+        POSTGRESQL,
+    ),
+    Mutant(
+        "a log that another has locked is not passed over",
+        lambda: mutated(
+            Appends._lock,
+            (_lock, "statement = not_locked if skip_locked else _LOCK"),
+            not_locked=_not_locked,
         ),
         POSTGRESQL,
     ),
     Mutant(
         "idempotency is looked up before the lock",
         lambda: mutated(
-            LogTable._append_one,
-            (_repeated, "repeated = early"),
-            (_lock, f"early = self._repeated(session, request)\n    {_lock}"),
+            Appends.append,
+            ("earlier = self._applied(requests, found)", "earlier = early"),
+            (
+                "found = self._lock(",
+                "names = [request.collection for request in requests]\n"
+                "    early = self._applied(requests, dict.fromkeys(names, True))\n"
+                "    found = self._lock(",
+            ),
         ),
         POSTGRESQL,
     ),
@@ -191,8 +222,8 @@ MUTANTS = [
     Mutant(
         "the expected offset is not compared",
         lambda: mutated(
-            LogTable._append_one,
-            ("request.expect_last_offset not in (None, next_offset - 1)", "False"),
+            Appends._refusal,
+            ("request.expect_last_offset not in (None, log.next_offset - 1)", "False"),
         ),
     ),
     Mutant(

@@ -14,7 +14,7 @@ import orjson
 import sqlalchemy
 
 from ochredb.cancel import Cancel
-from ochredb.catalog.logs import BacklogLimits
+from ochredb.catalog.appends import BacklogLimits
 from ochredb.catalog.statement import Statement
 from ochredb.clock import SystemClock
 from ochredb.configuration import resolve
@@ -175,7 +175,7 @@ def running_node(
     config = NodeConfig(
         path=path,
         foreground=foreground,
-        log=LogConfig(inline_bytes_max=inline_bytes_max),
+        log=LogConfig(inline_bytes_max=inline_bytes_max, flushes_max=1),
         backlog=backlog or BacklogLimits(),
         compactor=CompactorConfig(grace_s=grace_s, graph_threads=1),
     )

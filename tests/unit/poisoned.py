@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ochredb.catalog.logs import AppendRequest
+from ochredb.catalog.appends import AppendRequest
 from ochredb.checksum import signed, xxh3
 from ochredb.fragment import encode_batch
 from ochredb.types import Op

@@ -14,7 +14,7 @@ import pytest
 
 from ochredb import replay
 from ochredb.cancel import Cancel
-from ochredb.catalog.logs import AppendRequest, BacklogLimits
+from ochredb.catalog.appends import AppendRequest, BacklogLimits
 from ochredb.errors import (
     Conflict,
     Corrupt,
@@ -125,16 +125,18 @@ class SlowFirstFlush:
         """The first flush has taken what it writes: what comes now is for the next."""
         assert self._begun.wait(60)
 
-    def _slow(self, requests: list[AppendRequest]) -> list[Appended | OchreError]:
+    def _slow(
+        self, requests: list[AppendRequest], *, skip_locked: bool = False
+    ) -> list[Appended | OchreError]:
         self._begun.set()
         if not self.flushes:
             pause = threading.Event()
             for _ in range(2_000):
-                if len(self._node.log._queue) >= self._waiting:
+                if len(self._node.log._commits.line.requests) >= self._waiting:
                     break
                 pause.wait(0.005)
         self.flushes.append(len(requests))
-        return self._append(requests)
+        return self._append(requests, skip_locked=skip_locked)
 
 
 def _together(calls: Sequence[Callable[[], Appended]]) -> list[Appended | BaseException]:

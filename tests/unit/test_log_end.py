@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ochredb.cancel import Cancel
-from ochredb.catalog.logs import AppendRequest
+from ochredb.catalog.appends import AppendRequest
 from ochredb.errors import OchreError, OutcomeUnknown, OutOfMemory, Unavailable
 from ochredb.types import Appended, Op, Operations
 from ochredb_node.node import Node
@@ -44,7 +44,9 @@ class _HeldFlush:
         self._append = node.logs.append
         node.logs.append = self._held  # type: ignore[method-assign]
 
-    def _held(self, requests: list[AppendRequest]) -> list[Appended | OchreError]:
+    def _held(
+        self, requests: list[AppendRequest], *, skip_locked: bool = False
+    ) -> list[Appended | OchreError]:
         self.begun.set()
         assert self.go_on.wait(60)
         return self._append(requests)
@@ -58,7 +60,7 @@ def test_closing_does_not_wait_for_ever_and_tells_those_who_waited(node: Node) -
     _submitted(node, collection, "second", outcomes)
     waiter = threading.Thread(target=_append_refused, args=(node, collection, outcomes))
     waiter.start()
-    while len(node.log._queue) < 2:
+    while len(node.log._commits.line.requests) < 2:
         threading.Event().wait(0.005)
     node.log.close(timeout_s=0.1)
     waiter.join(60)
@@ -99,7 +101,9 @@ def test_a_doubtful_write_is_repeated_before_those_that_came_later(node: Node) -
     table_append = held._append
     doubts = ["a"]
 
-    def lossy(requests: list[AppendRequest]) -> list[Appended | OchreError]:
+    def lossy(
+        requests: list[AppendRequest], *, skip_locked: bool = False
+    ) -> list[Appended | OchreError]:
         if doubts:
             doubts.clear()
             raise OutcomeUnknown("the commit's answer was lost")
@@ -128,7 +132,7 @@ class TestNoMemory:
             def no_memory(*_: object) -> Appended:
                 raise MemoryError
 
-            patched.setattr(node.logs, "_append_one", no_memory)
+            patched.setattr("ochredb.catalog.appends.Appends._write", no_memory)
             with pytest.raises(OutOfMemory):
                 write(node, collection, _add("a"))
         assert ids_of(node, collection) == []

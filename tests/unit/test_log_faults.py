@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ochredb.catalog.logs import AppendRequest
+from ochredb.catalog.appends import AppendRequest
 from ochredb.errors import (
     InvalidArgument,
     NotFound,
@@ -57,7 +57,9 @@ class TestUnknownOutcome:
             collection = make_collection(node)
             table_append, failures = node.logs.append, [1]
 
-            def lossy(requests: list[AppendRequest]) -> list[Appended | OchreError]:
+            def lossy(
+                requests: list[AppendRequest], *, skip_locked: bool = False
+            ) -> list[Appended | OchreError]:
                 if failures.pop() if failures else False:
                     if landed:
                         table_append(requests)
@@ -77,7 +79,9 @@ class TestUnknownOutcome:
         collection = make_collection(node)
         errors = [Unavailable("still down"), OutcomeUnknown("lost")]
 
-        def broken(_requests: list[AppendRequest]) -> list[Appended | OchreError]:
+        def broken(
+            _requests: list[AppendRequest], *, skip_locked: bool = False
+        ) -> list[Appended | OchreError]:
             raise errors.pop()
 
         with pytest.MonkeyPatch.context() as monkey:
@@ -96,7 +100,9 @@ def test_a_payload_swept_before_its_commit_is_written_again(tmp_path: Path) -> N
         table_append = node.logs.append
         slept: list[str | None] = []
 
-        def sleepy(requests: list[AppendRequest]) -> list[Appended | OchreError]:
+        def sleepy(
+            requests: list[AppendRequest], *, skip_locked: bool = False
+        ) -> list[Appended | OchreError]:
             if not slept:
                 slept.append(requests[0].object_key)
                 clock.advance(3_600)
@@ -142,7 +148,7 @@ def test_a_waiter_that_is_interrupted_does_not_stop_the_queue(node: Node) -> Non
     with SlowFirstFlush(node, 2):
         leader = threading.Thread(target=append, args=(node, collection, _add("leader")))
         leader.start()
-        while not node.log._flushing:
+        while not node.log._commits.line.flushing:
             wait(threading.Event(), 0.005)
         victim.append(threading.Thread(target=append_and_be_interrupted))
         monkey = pytest.MonkeyPatch()

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from ochredb.catalog.logs import BacklogLimits
+from ochredb.catalog.appends import BacklogLimits
 from ochredb_node.node import Node, NodeConfig
 from ochredb_query import answer as answer_module
 

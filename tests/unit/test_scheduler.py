@@ -96,7 +96,7 @@ def test_100_000_rows_enter_a_graph_once_each_and_are_rewritten_a_few_times(step
         parts_max = max(parts_max, len(collection.parts))
     assert parts_max <= 10
     collection.settle(idle=True)
-    assert unsettled_rows(collection.parts) == 0
+    assert unsettled_rows(collection.parts, CompactorConfig()) == 0
     flat_rows = sum(part.live_rows for part in collection.parts if not part.manifest.has_graph)
     assert flat_rows * DIMENSION < GRAPH_COMPONENTS_MIN, "only what a scan does better"
     assert sum(part.manifest.has_graph for part in collection.parts) == 1
@@ -157,7 +157,7 @@ def test_a_remainder_too_small_for_a_graph_of_its_own_joins_the_one_there_is() -
     parts = [_part("g", 16_500, labels=16_500), _part("f", 3_500)]
     assert 3_500 * DIMENSION < GRAPH_COMPONENTS_MIN
     assert merge_plan(parts, idle=True) == MergePlan(("g", "f"), "g", True)
-    assert unsettled_rows(parts) == 3_500
+    assert unsettled_rows(parts, CompactorConfig()) == 3_500
     assert merge_plan([parts[0], _part("f", 500)], idle=True) is None
     assert merge_plan(parts, idle=False) is None
     assert merge_plan([_part("f", 3_500)], idle=True) is None
@@ -200,11 +200,11 @@ def test_when_writes_pause_the_dead_take_a_quarter_of_what_lives_at_most() -> No
 
 
 def test_unsettled_rows_are_those_that_an_idle_merge_would_touch() -> None:
-    assert unsettled_rows([]) == 0
-    assert unsettled_rows([_part("a", 4_000)]) == 0
+    assert unsettled_rows([], CompactorConfig()) == 0
+    assert unsettled_rows([_part("a", 4_000)], CompactorConfig()) == 0
     grow = [_part("g", 50_000, labels=50_000), _part("a", 6_000, dead=10)]
-    assert unsettled_rows(grow) == 5_990
-    assert unsettled_rows([_part(name, 100) for name in "abcd"]) == 400
+    assert unsettled_rows(grow, CompactorConfig()) == 5_990
+    assert unsettled_rows([_part(name, 100) for name in "abcd"], CompactorConfig()) == 400
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_background_work_that_meets_a_fault_waits_longer_each_time(
         for _ in range(8):
             last = now[0]
             while len(tries) == len(waits):
-                compactor._attempt("compact", "c", job)
+                compactor._attempts.run("compact", "c", job)
                 now[0] += 0.5
             waits.append(now[0] - last)
         assert waits[1:] == sorted(waits[1:]) and waits[-1] > 30
@@ -164,12 +164,12 @@ def test_work_that_met_a_full_disk_goes_on_as_soon_as_there_is_space(
         now = [1_000.0]
         monkeypatch.setattr(node.clock, "monotonic_s", lambda: now[0])
         for _ in range(1_000):
-            node.compactor._attempt("compact", "c", job)
+            node.compactor._attempts.run("compact", "c", job)
             now[0] += 1.0
         assert 5 < len(tries) < 13, "each attempt takes a little of what is kept for deletes"
         node.reserve.is_needed = False
-        node.compactor._attempt("compact", "c", job)
+        node.compactor._attempts.run("compact", "c", job)
         assert len(tries) < 14 and node.reserve.is_needed
         before = len(tries)
-        node.compactor._attempt("compact", "c", job)
+        node.compactor._attempts.run("compact", "c", job)
         assert len(tries) == before

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ochredb.cancel import Cancel
-from ochredb.catalog.logs import BacklogLimits
+from ochredb.catalog.appends import BacklogLimits
 from ochredb.errors import Exhausted
 from ochredb.tail import ROW_BYTES
 from ochredb.types import Op

@@ -14,6 +14,7 @@ from ochredb.checksum import signed, xxh3
 from ochredb.configuration import index_settings
 from ochredb.crash_points import reach
 from ochredb.errors import Conflict
+from ochredb.hints.base import Hint, HintKind
 from ochredb.materialise import Fold
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts.manifest import Manifest
@@ -88,12 +89,13 @@ def compact(world: World, lease: Lease, step: Callable[[], None]) -> int | None:
             indexed_offset=fold.last_offset,
             new_objects=objects,
             new_parts=[] if new_part is None else [new_part],
-            unsettled_rows=unsettled_rows(parts),
+            unsettled_rows=unsettled_rows(parts, world.config),
             quarantined=quarantined,
         )
 
     with discarding(world, objects):
         version = world.versions.commit(lease, build)
+    world.hints.publish(Hint(HintKind.VERSION, collection, version))
     for item in poison:
         log.error(
             "collection %s: operations %d to %d cannot be folded and are in quarantine: %s",

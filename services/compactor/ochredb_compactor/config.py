@@ -20,6 +20,9 @@ class CompactorConfig:
         that a read that planned on it just before does not have to plan again.
     grace_s: an object is deleted this long after its last reference went; every read must end
         within half of it. Directories: 60 s (unlinking a mapped file is safe); S3: 600 s.
+    memory_bytes: what the jobs of this process may take together, about; graphs become no larger
+        than fits. None: whatever they need.
+    merge_threads: beyond the first one they are for small merges alone.
     """
 
     paused: bool = False
@@ -36,6 +39,8 @@ class CompactorConfig:
     grace_s: float = 60.0
     collect_period_s: float = 5.0
     sweep_period_s: float = 600.0
+    memory_bytes: int | None = None
+    merge_threads: int = 1
     graph_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     close_budget_s: float = 1.0
 
@@ -44,6 +49,10 @@ class CompactorConfig:
             raise ValueError(f"tail_rows_due must be at least 1, not {self.tail_rows_due}")
         if self.fold_rows_max < 1 or self.fold_bytes_max < 1:
             raise ValueError("fold_rows_max and fold_bytes_max must be at least 1")
+        if self.merge_threads < 1:
+            raise ValueError(f"merge_threads must be at least 1, not {self.merge_threads}")
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise ValueError(f"memory_bytes must be at least 1, not {self.memory_bytes}")
         for name in ("grace_s", "replaced_retention_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")

@@ -21,6 +21,7 @@ from ochredb.catalog.jobs import Lease
 from ochredb.catalog.versions import NewVersion, VersionPart
 from ochredb.configuration import IndexSettings, index_settings
 from ochredb.errors import Conflict, Corrupt
+from ochredb.hints.base import Hint, HintKind
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts import graph as graphs
 from ochredb.parts.calibration import Calibration, calibration_of
@@ -255,15 +256,17 @@ def _commit(
             indexed_offset=indexed,
             new_objects=objects if used else [],
             new_parts=[manifest] if used and manifest is not None else [],
-            unsettled_rows=unsettled_rows(parts),
+            unsettled_rows=unsettled_rows(parts, world.config),
         )
 
     for _ in range(_COMMIT_ATTEMPTS_MAX):
         try:
-            world.versions.commit(lease, build)
-            return
+            version = world.versions.commit(lease, build)
         except _Unread as unread:  # Nothing is read from the store inside a transaction.
             bitmaps[unread.key] = world.store.get(unread.key)
+        else:
+            world.hints.publish(Hint(HintKind.VERSION, lease.collection, version))
+            return
     raise Conflict("rows of the merge's inputs die faster than it can follow")
 
 

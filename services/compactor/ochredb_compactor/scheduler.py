@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ochredb.catalog.versions import VersionPart
 from ochredb.types import PendingWork
 from ochredb_compactor.config import CompactorConfig
+from ochredb_compactor.memory import graph_rows
 
 GRAPH_COMPONENTS_MIN = 640_000  # rows x dimension from which a graph beats a scan (0.1 ms).
 GRAPH_ROWS_MIN = 2_000
@@ -63,8 +64,14 @@ def compaction_due(
     return quiet_s >= (config.busy_due_s if busy and small else config.idle_due_s)
 
 
-def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
-    """The next merge that is due, or None. idle: no write is going on, so finish what is left."""
+def merge_plan(
+    parts: Sequence[VersionPart], *, idle: bool, graph_rows_max: int = GRAPH_PART_ROWS_MAX
+) -> MergePlan | None:
+    """The next merge that is due, or None.
+
+    idle: no write is going on, so finish what is left. graph_rows_max: a graph of as many rows
+        grows no more, and none becomes larger but by the last part that is added to it.
+    """
     graphs = [part for part in parts if part.manifest.has_graph]
     every_flat = [part for part in parts if not part.manifest.has_graph]
     flats = _fitting(every_flat)
@@ -75,7 +82,7 @@ def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
         (
             part
             for part in graphs
-            if part.manifest.graph_labels < GRAPH_PART_ROWS_MAX
+            if part.manifest.graph_labels < graph_rows_max
             and _largest_bytes(part) + sum(map(_largest_bytes, flats)) <= OBJECT_BYTES_MAX
         ),
         key=lambda part: part.manifest.rows,
@@ -83,9 +90,10 @@ def merge_plan(parts: Sequence[VersionPart], *, idle: bool) -> MergePlan | None:
     )
     if target is None:
         if flats and _wants_graph(flats):
-            return MergePlan(_ids(flats), None, True)
+            return MergePlan(_ids(_first_rows(flats, graph_rows_max)), None, True)
     elif flats and _may_grow(target, flats, idle):
-        return MergePlan(_ids([target, *flats]), target.manifest.id, True)
+        joining = _first_rows(flats, graph_rows_max - target.manifest.graph_labels)
+        return MergePlan(_ids([target, *joining]), target.manifest.id, True)
     for part in every_flat:
         if part.manifest.rows >= TIER_ROWS_MIN and _dead_share(part) > DEAD_SHARE_MAX:
             return MergePlan((part.manifest.id,), None, False)
@@ -119,9 +127,16 @@ def rebuild_plan(parts: Sequence[VersionPart], part_id: str) -> MergePlan | None
     return None
 
 
-def unsettled_rows(parts: Sequence[VersionPart]) -> int:
+def graph_rows_max(parts: Sequence[VersionPart], config: CompactorConfig) -> int:
+    """How many rows a graph over these parts may have: as many as the process has memory for."""
+    if config.memory_bytes is None or not parts:
+        return GRAPH_PART_ROWS_MAX
+    return min(GRAPH_PART_ROWS_MAX, graph_rows(config.memory_bytes, parts[0].manifest.dimension))
+
+
+def unsettled_rows(parts: Sequence[VersionPart], config: CompactorConfig) -> int:
     """Rows of parts that a merge is still to work on once writes pause; 0 = settled."""
-    plan = merge_plan(parts, idle=True)
+    plan = merge_plan(parts, idle=True, graph_rows_max=graph_rows_max(parts, config))
     if plan is None:
         return 0
     return sum(
@@ -185,6 +200,16 @@ def _dead_share(part: VersionPart) -> float:
 
 def _live(parts: Sequence[VersionPart]) -> int:
     return sum(part.live_rows for part in parts)
+
+
+def _first_rows(flats: Sequence[VersionPart], rows_max: int) -> Sequence[VersionPart]:
+    """The first parts, at least one, until they have so many rows."""
+    rows = 0
+    for number, part in enumerate(flats, 1):
+        rows += part.live_rows
+        if rows >= rows_max:
+            return flats[:number]
+    return flats
 
 
 def _rows(parts: Sequence[VersionPart]) -> int:

@@ -1,7 +1,8 @@
-"""The compactor's threads: one folds tails, one merges and collects (see `priority`).
+"""The compactor's threads: one folds tails, others merge and collect (see `priority`).
 
-Work is found by polling one small statement; appends only shorten the wait. Each job runs under a
-lease; losing a race (Conflict) is normal and costs only the work.
+Work is found by polling one small statement and done in the order of its `urgency`; hints only
+shorten the wait. Each job runs under a lease; losing a race (Conflict) is normal and costs only the
+work. Any number of processes share the work of one catalog.
 """
 
 from __future__ import annotations
@@ -10,30 +11,32 @@ import contextlib
 import ctypes
 import logging
 import math
+import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from ochredb.catalog.jobs import Lease
+from ochredb.catalog.pending import Due
 from ochredb.errors import (
     Conflict,
-    Corrupt,
-    DeadlineExceeded,
     Exhausted,
     Gone,
     NewerFormat,
     NotFound,
     OchreError,
-    StorageFull,
     Unavailable,
 )
 from ochredb.processes import is_gone
-from ochredb_compactor.compaction import compact
+from ochredb.types import CompactorStatus
+from ochredb_compactor.attempts import Attempts, Stopped, named
 from ochredb_compactor.garbage import collect, garbage_due, sweep
-from ochredb_compactor.merge import merge
+from ochredb_compactor.leases import Leases
 from ochredb_compactor.rebuild import Rebuilds
-from ochredb_compactor.scheduler import compaction_due, merge_plan, rewrite_plan
+from ochredb_compactor.scheduler import compaction_due
+from ochredb_compactor.urgency import is_taken, of_merge, of_tail, ordered
+from ochredb_compactor.work import Work
 from ochredb_compactor.world import World
 
 if TYPE_CHECKING:
@@ -43,19 +46,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("ochredb.compactor")
 
 _POLL_ACTIVE_S = 0.1
+_POLL_SHARED_S = 0.5  # The same where other machines ask the catalog too.
 _POLL_IDLE_S = 1.0
-_RETRY_S_MAX = 60.0
-_RETRY_WHEN_FULL_S_MAX = 600.0  # Or as soon as there is space.
 _IDLE_FOR_MERGE_S = 1.0
 _BUSY_FOR_S = 1.0
-_ATTEMPTS_MAX = 10
+_ROUND_S = 2.0  # Then other tails may have become more urgent.
+_TAILS_PER_ROUND = 1_000
+_SMALL_MERGE_ROWS = 50_000
 _STORE = ""  # Instead of a collection, in leases that are about all of them.
+_NO_VERSION = -1  # Of a collection that was dropped.
 _REWRITES_MAX = 1_000  # Of one collection by one call.
 _TRIM_AFTER_S = (5.0, 30.0)
-
-
-class _Stopped(Exception):
-    """The service is closing: unfinished work is thrown away, it can be done again."""
 
 
 class CompactorService:
@@ -76,18 +77,28 @@ class CompactorService:
         self._world, self._owner = world, owner
         self._on_idle, self._on_quiet = on_idle, on_quiet
         self._trims_due_s: list[float] = []
-        self._wake = threading.Event()
+        self._wakes: list[threading.Event] = []  # One for each thread.
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        # How often a job failed, when to try again, and whether the disk was full.
-        self._failures: dict[tuple[str, str], tuple[int, float, bool]] = {}
+        self._is_paused = world.config.paused
+        self._rng = random.Random(owner)
+        self._lease = Leases(world, owner, self._ended)
+        self._work = Work(world, self._lease)
+        self._attempts = Attempts(world, self._step)
         self._rebuilds = Rebuilds(world, self._lease)
+        self._after = ""  # The collection up to which tails were looked at last.
         self._trim = _malloc_trim()
 
     def start(self) -> None:
+        works: list[tuple[str, Callable[[], bool]]] = [
+            ("compact", self._compact_due),
+            ("merge", self._merge_due),
+        ]
+        works += [("merge", self._merge_small_due)] * (self._world.config.merge_threads - 1)
+        self._wakes = [threading.Event() for _ in works]
         self._threads = [
-            threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
-            for name, work in (("compact", self._compact_due), ("merge", self._merge_due))
+            threading.Thread(target=self._run, args=(work, wake), name=name, daemon=True)
+            for (name, work), wake in zip(works, self._wakes, strict=True)
         ]
         for thread in self._threads:
             thread.start()
@@ -95,17 +106,49 @@ class CompactorService:
     def hint(self, _collection_id: str, _last_offset: int) -> None:
         """Something was appended somewhere: look sooner."""
         self._appended_s = self._world.clock.monotonic_s()
-        self._wake.set()
+        self._wake()
 
     def stop(self) -> None:
         """Stop the threads, then fold what is left if that takes at most `close_budget_s`."""
         self._stop.set()
-        self._wake.set()
+        self._wake()
         for thread in self._threads:
             thread.join()
-        if self._threads and not self._world.config.paused:
+        if self._threads and not self._is_paused:
             self._fold_on_close()
         self._threads = []
+
+    def drain(self, timeout_s: float) -> bool:
+        """Begin no job any more; whether those that run ended by themselves in that time.
+
+        Others are abandoned at their next step: what they did is thrown away and done again by
+        somebody else. `stop` is to follow.
+        """
+        self.pause()
+        ended = self._attempts.wait_until_idle(timeout_s)
+        if not ended:
+            log.info("a job has not ended in %.0f s and is abandoned", timeout_s)
+        self._stop.set()
+        self._wake()
+        return ended
+
+    def pause(self) -> None:
+        """Begin no background work in this process; what calls ask for is done."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        self._is_paused = False
+        self._wake()
+
+    def status(self) -> CompactorStatus:
+        """What is to be done and by whom, of the whole catalog. Cost: as of `LogTable.pending`."""
+        pending = self._world.logs.pending()
+        return CompactorStatus(
+            paused=self._is_paused,
+            tails=[work for work in pending if work.tail_rows],
+            merges=[work for work in pending if work.unsettled_rows],
+            jobs=self._world.jobs.status(),
+        )
 
     @property
     def graph_insertions(self) -> int:
@@ -126,8 +169,8 @@ class CompactorService:
         """
         step = step or _no_step
         self.fold_now(collection_id, step)
-        again = partial(self._merge, collection_id, step, idle=True)
-        while self._until_done(collection_id, again):
+        again = partial(self._work.merge, collection_id, step, idle=True)
+        while self._work.until_done(collection_id, again):
             pass
 
     def fold_now(self, collection_id: str, step: Callable[[], None] | None = None) -> None:
@@ -138,9 +181,51 @@ class CompactorService:
         def attempt() -> bool | None:
             if logs.snapshot(collection_id).indexed_offset >= last_offset:
                 return True
-            return self._compact(collection_id, step or _no_step)
+            return self._work.compact(collection_id, step or _no_step)
 
-        self._until_done(collection_id, attempt)
+        self._work.until_done(collection_id, attempt)
+
+    def settle(self, step: Callable[[], None] | None = None) -> None:
+        """Fold every tail and merge until nothing is due anywhere.
+
+        What fails is told at the end, when all others are done (I9): the first failure is raised.
+        """
+        step = step or _no_step
+        logs, failed, done = self._world.logs, dict[str, OchreError](), dict[str, int]()
+        while True:
+            names = [work.collection for work in logs.pending() if work.collection not in failed]
+            # What another compactor calls due, and this one does not, is left to it.
+            names = [
+                name for name in names if name not in done or self._version(name) != done[name]
+            ]
+            if not names:
+                break
+            for name in names:
+                step()
+                try:
+                    self.compact_now(name, step)
+                    done[name] = self._version(name)
+                except NotFound:  # Dropped meanwhile.
+                    done[name] = _NO_VERSION
+                except OchreError as error:
+                    failed[name] = error
+        if failed:
+            raise next(iter(failed.values()))
+
+    def _version(self, collection_id: str) -> int:
+        try:
+            return self._world.logs.snapshot(collection_id).version
+        except NotFound:
+            return _NO_VERSION
+
+    def rebuild_now(self, collection_id: str, step: Callable[[], None] | None = None) -> None:
+        """Write every part anew, with all that is derived. Raises NotFound."""
+        version = self._world.logs.snapshot(collection_id).version
+        for part in self._world.versions.parts(collection_id, version):
+            rebuild = partial(
+                self._rebuilds.rebuild, collection_id, step or _no_step, part_id=part.manifest.id
+            )
+            self._work.until_done(collection_id, rebuild)
 
     def rewrite_now(
         self, collection_id: str, dead_share_max: float, step: Callable[[], None]
@@ -152,8 +237,8 @@ class CompactorService:
         """
         clean: set[str] = set()
         for _ in range(_REWRITES_MAX):
-            attempt = partial(self._rewrite, collection_id, dead_share_max, clean, step)
-            if not self._until_done(collection_id, attempt):
+            attempt = partial(self._work.rewrite, collection_id, dead_share_max, clean, step)
+            if not self._work.until_done(collection_id, attempt):
                 return
         raise Exhausted("its parts are replaced faster than they can be written anew")
 
@@ -175,112 +260,30 @@ class CompactorService:
 
         return repair(self._world, self._lease, collection_ids, evidence, accept_loss, step)
 
-    def _until_done(self, collection_id: str, attempt: Callable[[], bool | None]) -> bool:
-        """Repeat an attempt that lost a race (Conflict) or found the lease taken (None).
-
-        Raises DeadlineExceeded if whoever has the lease gets nowhere for two of its terms. Where
-        others compact again and again, each new version begins the wait anew.
-        """
-        clock, patience_s = self._world.clock, 2 * self._world.config.lease_ttl_s
-        version = self._world.logs.snapshot(collection_id).version
-        deadline = clock.monotonic_s() + patience_s
-        gone = 0
-        while clock.monotonic_s() < deadline:
-            try:
-                done = attempt()
-                if done is not None:
-                    return done
-            except Conflict:
-                pass
-            except (Gone, NotFound) as error:
-                # Of a dropped collection this raises NotFound. Else an object was collected or
-                # swept under a slow attempt: a new one starts from a new snapshot.
-                self._world.logs.snapshot(collection_id)
-                gone += 1
-                if gone == _ATTEMPTS_MAX:  # Each attempt takes a new snapshot: this is damage.
-                    raise Corrupt(str(error)) from error
-            clock.sleep(0.02)
-            now_at = self._world.logs.snapshot(collection_id).version
-            if now_at != version:
-                deadline, version = clock.monotonic_s() + patience_s, now_at
-        raise DeadlineExceeded("another process holds the collection's lease")
-
-    # -- one job
-
-    def _compact(self, collection_id: str, step: Callable[[], None]) -> bool | None:
-        """Fold what is in the log now; whether anything was. None: somebody else has the lease."""
-        logs = self._world.logs
-        with self._lease(collection_id, "compact") as lease:
-            if lease is None:
-                return None
-            before = logs.snapshot(collection_id)
-            indexed = before.indexed_offset
-            while indexed < before.last_offset and compact(self._world, lease, step) is not None:
-                indexed = logs.snapshot(collection_id).indexed_offset
-            return before.indexed_offset < before.last_offset
-
-    def _merge(self, collection_id: str, step: Callable[[], None], *, idle: bool) -> bool | None:
-        version = self._world.logs.snapshot(collection_id).version
-        plan = merge_plan(self._world.versions.parts(collection_id, version), idle=idle)
-        if plan is None:
-            return False
-        with self._lease(collection_id, "merge") as lease:
-            if lease is None:
-                return None
-            merge(self._world, lease, plan, step, settles=idle)
-        return True
-
-    @contextlib.contextmanager
-    def _lease(self, collection_id: str, kind: str) -> Iterator[Lease | None]:
-        """The lease or None; renewed while held, given back at the end."""
-        jobs, config = self._world.jobs, self._world.config
-        owner = f"{self._owner}/{threading.get_ident()}"
-        lease = jobs.acquire(collection_id, kind, owner, config.lease_ttl_s, is_gone)
-        if lease is None:
-            yield None
-            return
-        keeper: _Keeper | None = None
-        try:
-            keeper = _Keeper(self._world, lease)
-            yield lease
-        except BaseException as error:
-            if keeper is not None:
-                keeper.stop()
-            with contextlib.suppress(OchreError):  # The first error is the one to report.
-                jobs.end(lease, f"{type(error).__name__}: {error}"[:500])
-            raise
-        keeper.stop()
-        jobs.end(lease)
+    def _ended(self, kind: str) -> None:
+        """A job gave its lease back."""
         now = self._world.clock.monotonic_s()
         self._trims_due_s = [now + delay_s for delay_s in _TRIM_AFTER_S]
         if kind == "merge":
             self._trim()
 
-    def _rewrite(
-        self,
-        collection_id: str,
-        dead_share_max: float,
-        clean: set[str],
-        step: Callable[[], None],
-    ) -> bool | None:
-        version = self._world.logs.snapshot(collection_id).version
-        parts = self._world.versions.parts(collection_id, version)
-        plan = rewrite_plan(parts, dead_share_max, clean)
-        if plan is None:
-            return False
-        with self._lease(collection_id, "merge") as lease:
-            if lease is None:
-                return None
-            clean.add(merge(self._world, lease, plan, step, settles=True) or plan.inputs[0])
-        return True
-
     # -- the threads
 
-    def _run(self, work: Callable[[], bool]) -> None:
+    def _wake(self) -> None:
+        for wake in self._wakes:
+            wake.set()
+
+    def _poll_s(self, active: bool) -> float:
+        if self._world.logs.is_local:
+            return _POLL_ACTIVE_S if active else _POLL_IDLE_S
+        # Others ask too: not in step with them.
+        return (_POLL_SHARED_S if active else _POLL_IDLE_S) * self._rng.uniform(0.75, 1.25)
+
+    def _run(self, work: Callable[[], bool], wake: threading.Event) -> None:
         while not self._stop.is_set():
             try:
                 active = work()
-            except _Stopped:
+            except Stopped:
                 return
             except NewerFormat as error:
                 log.error("background work ends: %s", error)
@@ -289,35 +292,56 @@ class CompactorService:
                 if self._stop.is_set():
                     return
                 if isinstance(error, Unavailable | MemoryError):
-                    log.warning("background work failed; it will be tried again: %s", _named(error))
+                    log.warning("background work failed; it will be tried again: %s", named(error))
                 else:
                     log.exception("background work failed; it will be tried again")
                 active = False
-            self._wake.wait(_POLL_ACTIVE_S if active else _POLL_IDLE_S)
-            if self._wake.is_set():
-                self._wake.clear()
+            if wake.wait(self._poll_s(active)):
+                wake.clear()
                 self._stop.wait(_POLL_ACTIVE_S)
 
     def _step(self) -> None:
         if self._stop.is_set():
-            raise _Stopped
+            raise Stopped
 
     def _compact_due(self) -> bool:
+        """One round: the most urgent tails, a piece of each. Whether to look again soon."""
         world, config = self._world, self._world.config
-        if config.paused:
+        if self._is_paused:
             self._tidy()
             return False
         busy = self.since_append_s() < _BUSY_FOR_S
-        quiet_s = config.busy_due_s if busy else config.idle_due_s
-        quiet_since_us = world.clock.now_us() - int(quiet_s * 1e6)
-        rows_min = min(config.settle_rows_due, config.tail_rows_due)
-        for work in world.logs.tails(rows_min, config.tail_bytes_due, quiet_since_us):
+        begun_s, more = world.clock.monotonic_s(), False
+        for due in self._tails_due(busy):
             self._step()
-            if compaction_due(work, world.clock.now_us(), config, busy=busy):
-                self._attempt("compact", work.collection, self._compact)
+            if self._is_paused or world.clock.monotonic_s() - begun_s > _ROUND_S:
+                break
+            if self._attempts.run("compact", due.collection, self._work.compact_some):
+                more = True
             self._tidy()
         self._tidy()
+        if more:
+            for wake in self._wakes[:1]:  # Its own.
+                wake.set()
         return self.since_append_s() < config.idle_due_s + 1.0
+
+    def _tails_due(self, busy: bool) -> list[Due]:
+        """The next some tails that are due, most urgent first."""
+        world, config = self._world, self._world.config
+        now_us = world.clock.now_us()
+        quiet_s = config.busy_due_s if busy else config.idle_due_s
+        rows_min = min(config.settle_rows_due, config.tail_rows_due)
+        found = world.logs.tails(
+            rows_min, config.tail_bytes_due, now_us - int(quiet_s * 1e6), self._after
+        )
+        page = list(islice(found, _TAILS_PER_ROUND))
+        self._after = max(due.collection for due in page) if len(page) == _TAILS_PER_ROUND else ""
+        due = [
+            one for one in page
+            if compaction_due(one.work, now_us, config, busy=busy)
+            and not is_taken(one, now_us, config.lease_ttl_s, is_gone)
+        ]  # fmt: skip
+        return ordered(due, of_tail, now_us, config, self._rng)
 
     def rebuild_damaged(self) -> bool:
         """Build anew the parts that readers of this process found damaged; whether some still wait.
@@ -327,59 +351,44 @@ class CompactorService:
         for part_id, collection_id in self._rebuilds.due():
             self._step()
             rebuild = partial(self._rebuilds.rebuild, part_id=part_id)
-            self._attempt("rebuild", collection_id, rebuild)
+            self._attempts.run("rebuild", collection_id, rebuild)
         return bool(self._rebuilds.waiting)
 
     def _merge_due(self) -> bool:
-        world = self._world
-        if world.config.paused or world.reserve.is_needed:
-            # A merge writes all of its inputs anew before they are deleted: not on a full disk.
-            self._housekeep()
-            return False
-        active = self.rebuild_damaged()
-        for work in world.logs.unsettled():
-            self._step()
-            active = True
-            quiet_s = (world.clock.now_us() - work.time_us) / 1e6
-            idle = work.tail_rows == 0 or quiet_s > _IDLE_FOR_MERGE_S
-            self._attempt("merge", work.collection, partial(self._merge, idle=idle))
+        """Merge what is due, most urgent first, and collect garbage."""
+        if self._may_merge():
+            active = self.rebuild_damaged()
+            active |= self._merge_unsettled(rows_max=None)
+        else:
+            active = False
         self._housekeep()
         return active
 
-    def _attempt(
-        self,
-        kind: str,
-        collection_id: str,
-        job: Callable[[str, Callable[[], None]], bool | None],
-    ) -> None:
-        """Run one job; after failures wait longer each time before the next try."""
-        key, now = (kind, collection_id), self._world.clock.monotonic_s()
-        failures, not_before, full = self._failures.get(key, (0, 0.0, False))
-        if now < not_before and (self._world.reserve.is_needed or not full):
-            return
-        try:
-            job(collection_id, self._step)
-        except Conflict:  # Lost a race: nothing to report.
-            self._failures.pop(key, None)
-        except _Stopped:
-            raise
-        except Exception as error:
-            if failures == 0 and isinstance(error, Gone | NotFound):
-                # Once, it means that the collection or the version was dropped meanwhile.
-                self._failures[key] = (1, now, False)
-                return
-            if isinstance(error, NewerFormat):  # Told without a trace: it is no bug.
-                log.error("%s of collection %s is refused: %s", kind, collection_id, error)
-            elif isinstance(error, Unavailable | MemoryError):  # No bug: the text says all.
-                log.warning("%s of collection %s failed: %s", kind, collection_id, _named(error))
-            else:
-                log.exception("%s of collection %s failed", kind, collection_id)
-            # Each attempt takes a little of what is kept for deletes.
-            full = isinstance(error, StorageFull)
-            wait_s = min(_RETRY_WHEN_FULL_S_MAX if full else _RETRY_S_MAX, 2.0**failures)
-            self._failures[key] = (failures + 1, now + wait_s, full)
-        else:
-            self._failures.pop(key, None)
+    def _merge_small_due(self) -> bool:
+        """What need not wait for a large merge, which takes minutes (I9)."""
+        return self._may_merge() and self._merge_unsettled(rows_max=_SMALL_MERGE_ROWS)
+
+    def _may_merge(self) -> bool:
+        """A merge writes all of its inputs anew before they are deleted: not on a full disk."""
+        return not (self._is_paused or self._world.reserve.is_needed)
+
+    def _merge_unsettled(self, rows_max: int | None) -> bool:
+        """rows_max: only where no more rows than that wait for a merge. Whether any did."""
+        world, config = self._world, self._world.config
+        now_us = world.clock.now_us()
+        found = [
+            due for due in world.logs.unsettled()
+            if rows_max is None or due.work.unsettled_rows <= rows_max
+        ]  # fmt: skip
+        free = [due for due in found if not is_taken(due, now_us, config.lease_ttl_s, is_gone)]
+        for due in ordered(free, of_merge, now_us, config, self._rng):
+            self._step()
+            if self._is_paused:
+                break
+            quiet_s = (world.clock.now_us() - due.work.time_us) / 1e6
+            idle = due.work.tail_rows == 0 or quiet_s > _IDLE_FOR_MERGE_S
+            self._attempts.run("merge", due.collection, partial(self._work.merge, idle=idle))
+        return bool(found)
 
     _collected_s = _swept_s = _idle_s = 0.0
     _appended_s = -math.inf
@@ -394,7 +403,7 @@ class CompactorService:
                 self._on_idle()
             except (OchreError, MemoryError) as error:  # A full disk, for one.
                 if type(error) is not self._idle_failure:  # Not again each second.
-                    log.warning("housekeeping failed: %s", _named(error))
+                    log.warning("housekeeping failed: %s", named(error))
                 self._idle_failure = type(error)
             else:
                 self._idle_failure = None
@@ -439,49 +448,18 @@ class CompactorService:
 
         def step() -> None:
             if clock.monotonic_s() > deadline:
-                raise _Stopped
+                raise Stopped
 
         try:
             for work in self._world.logs.pending():
                 step()
                 if 0 < work.tail_rows <= 20_000:
                     with contextlib.suppress(Conflict, Gone, NotFound):
-                        self._compact(work.collection, step)
-        except _Stopped:
+                        self._work.compact(work.collection, step)
+        except Stopped:
             log.info("closing with operations left in the log; they are durable")
         except OchreError as error:  # A full disk, for one.
             log.warning("closing with operations left in the log; they are durable: %s", error)
-
-
-class _Keeper:
-    """Renews a lease from a thread of its own while long work runs."""
-
-    def __init__(self, world: World, lease: Lease) -> None:
-        self._world, self._lease = world, lease
-        self._done = threading.Event()
-        self._timer = threading.Timer(world.config.lease_ttl_s / 3, self._renew)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _renew(self) -> None:
-        while not self._done.is_set():
-            try:
-                if not self._world.jobs.renew(self._lease, self._world.config.lease_ttl_s):
-                    return  # Taken over: the commit will find out by its fence.
-            except OchreError as error:
-                log.warning("cannot renew the lease of %s: %s", self._lease.collection, error)
-            self._done.wait(self._world.config.lease_ttl_s / 3)
-
-    def stop(self) -> None:
-        """No renewal comes after this: it would give life to a lease that has ended."""
-        self._done.set()
-        self._timer.cancel()
-        self._timer.join()
-
-
-def _named(error: BaseException) -> str:
-    """Its text; of one that has none its name."""
-    return str(error) or type(error).__name__
 
 
 def _malloc_trim() -> Callable[[], None]:

@@ -12,12 +12,14 @@ from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.objects import ObjectTable
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock
+from ochredb.hints.base import Hints, NoHints
 from ochredb.ids import IdSource
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
 from ochredb.storage.base import LocalStore
 from ochredb.storage.space import Reserve
 from ochredb_compactor.config import CompactorConfig
+from ochredb_compactor.memory import MemoryBudget
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class World:
     """Components, not settings: each is shared with the other roles of the process.
 
     before_commit: told of a new part before a version names it, so that readers can open it.
+    hints: told of new versions.
     """
 
     store: LocalStore
@@ -50,7 +53,10 @@ class World:
     reserve: Reserve = field(default_factory=Reserve)
     counters: Counters = field(default_factory=Counters)
     before_commit: Callable[[str, Manifest], None] = lambda _collection, _manifest: None
+    hints: Hints = field(default_factory=NoHints)
     ages: Ages = field(init=False)
+    memory: MemoryBudget = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ages", Ages(self.clock))
+        object.__setattr__(self, "memory", MemoryBudget(self.config.memory_bytes))

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import pyarrow as pa
-
-from ochredb.cancel import Cancel
-from ochredb.catalog.logs import AppendRequest, LogTable
+from ochredb.catalog.appends import AppendRequest
+from ochredb.catalog.logs import LogTable
 from ochredb.catalog.objects import Swept
 from ochredb.crash_points import reach
 from ochredb.errors import Internal, OchreError, OutcomeUnknown, OutOfMemory, StorageFull
 from ochredb.ids import IdSource
 from ochredb.storage.base import ObjectStore
 from ochredb.storage.space import Reserve
-from ochredb.types import Appended, Op, Operations
-from ochredb_log.config import LogConfig
+from ochredb.types import Appended, Op
+from ochredb_log.line import Waiting
 
 _SWEPT_ATTEMPTS_MAX = 3
-
-Delivery = Callable[[Appended | BaseException], None]
-
-
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """A request in the queue. `outcome` is set before `done`."""
-
-    request: AppendRequest
-    operations: Operations
-    payload: pa.Buffer
-    cancel: Cancel
-    # The name is looked up when it is called: a simulation has events of its own.
-    done: threading.Event = field(default_factory=lambda: threading.Event())
-    leads: bool = False
-    outcome: Appended | BaseException | None = None
-    deliver: Delivery | None = None  # Of a submitted request, for which no thread waits.
-    unknown: OutcomeUnknown | None = None  # What the first attempt of a submitted request ended in.
 
 
 class Flusher:
@@ -48,11 +26,13 @@ class Flusher:
         table: LogTable,
         store: ObjectStore,
         ids: IdSource,
-        config: LogConfig,
         reserve: Reserve,
+        *,
+        waits_for_locks: bool,
     ) -> None:
-        self._table, self._store, self._ids, self._config = table, store, ids, config
-        self._reserve = reserve
+        """waits_for_locks: else a request whose collection is locked elsewhere ends in Busy."""
+        self._table, self._store, self._ids, self._reserve = table, store, ids, reserve
+        self._waits_for_locks = waits_for_locks
 
     def flush(self, batch: list[Waiting]) -> list[Appended | OchreError]:
         """Flush; on a full disk the deletes alone, into the space that was kept back for them."""
@@ -79,6 +59,8 @@ class Flusher:
             again = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Swept)]
             if not again:
                 break
+            for i in again:
+                batch[i].stored = None
             try:
                 repeated = self._flush_once([batch[i] for i in again])
             except OchreError as error:  # Only theirs: the others of the batch are committed.
@@ -92,35 +74,41 @@ class Flusher:
             requests = self._stored(batch)
         except MemoryError as error:
             raise OutOfMemory("not enough memory to write this now; retry later") from error
-        return self._table.append(requests)
+        if self._waits_for_locks or any(waiting.alone for waiting in batch):
+            return self._table.append(requests)
+        return self._table.append(requests, skip_locked=True)
 
     def _stored(self, batch: list[Waiting]) -> list[AppendRequest]:
         """The requests with their payloads, of which the large ones are now in the store."""
-        requests: list[AppendRequest] = []
+        stored: list[AppendRequest] = []
         pieces: list[memoryview] = []
         size = 0
         object_key = ""
         for waiting in batch:
-            data = waiting.payload
-            if data.size <= self._config.inline_bytes_max:
-                requests.append(replace(waiting.request, payload=data.to_pybytes()))
-                continue
-            object_key = object_key or f"fragments/{self._ids.uuid7()}"
-            requests.append(
-                replace(
+            request, data = waiting.stored, waiting.payload
+            if request is None and not waiting.is_large:
+                request = replace(waiting.request, payload=data.to_pybytes())
+            elif request is None:
+                object_key = object_key or f"fragments/{self._ids.uuid7()}"
+                request = replace(
                     waiting.request,
                     object_key=object_key,
                     byte_start=size,
                     byte_stop=size + data.size,
                 )
-            )
-            pieces.append(memoryview(data))
-            size += data.size
+                pieces.append(memoryview(data))
+                size += data.size
+            stored.append(request)
         if pieces:
             self._store.create(object_key, pieces)
             reach("flush.object-created")
-            requests = [replace(r, object_bytes=size) if r.object_key else r for r in requests]
-        return requests
+            stored = [
+                replace(request, object_bytes=size) if request.object_key == object_key else request
+                for request in stored
+            ]
+        for waiting, request in zip(batch, stored, strict=True):
+            waiting.stored = request
+        return stored
 
 
 def copy_of(error: BaseException) -> BaseException:

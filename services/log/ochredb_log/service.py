@@ -1,9 +1,9 @@
-"""Group commit: many requests, one object, one transaction, then the acknowledgements (I1, I2, I3).
+"""Durable, ordered appends: requests are encoded, put in line, and committed in groups (I1, I2).
 
-A request is encoded by its own thread. If no flush is running its thread leads one at once;
-otherwise it waits, and the leader's successor takes everything that has queued up meanwhile. So a
-lone writer pays one commit, and a crowd shares one. Who must not wait submits its request: a thread
-of the log leads for it.
+A catalog of this machine has one flush at a time, one that others share a few: offsets are taken at
+the commit, so it does not matter which comes first. A collection that another process has locked
+is skipped: its requests get a flush that waits for the lock and keeps nobody else. See `line.py`,
+`group_commit.py`, `flush.py`.
 
 Unknown outcome: if the commit's own result is lost, the caller gets OutcomeUnknown and may repeat
 with the same idempotency key; the repeat takes the row lock before it looks.
@@ -12,29 +12,22 @@ with the same idempotency key; the repeat takes the row lock before it looks.
 from __future__ import annotations
 
 import logging
-import queue
-import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import pyarrow as pa
 
-from ochredb.cancel import Cancel, Cancelled
-from ochredb.catalog.database import Database
-from ochredb.catalog.logs import AppendRequest, LogTable
+from ochredb.cancel import Cancel
+from ochredb.catalog.appends import AppendRequest
+from ochredb.catalog.database import Database, whole
+from ochredb.catalog.logs import LogTable
 from ochredb.catalog.namespace import LOCK_LOG
 from ochredb.catalog.repeats import named
 from ochredb.checksum import signed, xxh3
-from ochredb.crash_points import reach
 from ochredb.errors import (
-    DeadlineExceeded,
     Exhausted,
     NotFound,
-    OchreError,
     OutcomeUnknown,
-    OutOfMemory,
-    Unavailable,
 )
 from ochredb.fragment import check, encode
 from ochredb.ids import IdSource
@@ -43,14 +36,13 @@ from ochredb.storage.base import ObjectStore
 from ochredb.storage.space import Reserve
 from ochredb.types import Appended, Op, Operations
 from ochredb_log.config import LogConfig
-from ochredb_log.flush import Delivery, Flusher, Waiting, copy_of
+from ochredb_log.flush import Flusher
+from ochredb_log.group_commit import CLOSE_WAIT_S, NOT_LOOKED_AT, GroupCommit
+from ochredb_log.line import Delivery, Line, Waiting
 
 log = logging.getLogger("ochredb.log")
 
 _MAKE_ROOM_ATTEMPTS_MAX = 10
-_CLOSE_WAIT_S = 30.0
-# What a repeat may fail with before the log was asked whether the first attempt had landed.
-_NOT_LOOKED_AT = (Exhausted, Unavailable, Cancelled, DeadlineExceeded)
 
 
 class LogService:
@@ -70,36 +62,25 @@ class LogService:
     ) -> None:
         """make_room: an embedded engine's own compaction, run when the backlog is full."""
         self._reserve = reserve or Reserve()
-        self._database, self._table = database, table
-        self._flusher = Flusher(table, store, ids, config, self._reserve)
-        self._ids, self._config = ids, config
+        self._db, self._table = database, table
+        is_local = database.is_local
+        self._inline_bytes_max = config.inline_bytes(is_local)
+        self._ids = ids
         self._on_append, self._make_room = on_append, make_room
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._queue: deque[Waiting] = deque()
-        self._flushing = self._closed = False
-        self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()  # Of the log's own thread.
-        self._thread: threading.Thread | None = None
+        line = Line(
+            flushes_max=1 if is_local else config.flushes_max,
+            flush_bytes_max=config.flush_bytes_max,
+            requests_max=config.queue_requests_max,
+        )
+        flusher = Flusher(table, store, ids, self._reserve, waits_for_locks=is_local)
+        self._commits = GroupCommit(flusher, table, line, self._tell_appended)
 
-    def close(self, timeout_s: float = _CLOSE_WAIT_S) -> None:
-        """Take nothing more, flush what was taken, let the log's own thread end.
+    def close(self, timeout_s: float = CLOSE_WAIT_S) -> None:
+        """Take nothing more, flush what was taken, let the log's own threads end.
 
         What still waits after `timeout_s`, behind a disk that does not answer, is refused.
         """
-        with self._lock:
-            self._closed = True
-            self._idle.wait_for(lambda: not self._flushing, timeout_s)
-            late = list(self._queue)
-            self._queue.clear()
-        for waiting in late:
-            waiting.outcome = waiting.unknown or Unavailable("the database was closed before this")
-            self._tell(waiting)
-        if self._thread is not None:
-            self._turns.put(False)
-            self._thread.join(_CLOSE_WAIT_S if not late else 0)
-            if self._thread.is_alive():
-                log.warning("closing while the disk has not answered a write")
-            self._thread = None
+        self._commits.close(timeout_s)
 
     def append(
         self,
@@ -155,7 +136,7 @@ class LogService:
             collection_id, operations, payload, idempotency_key, None, request_id, None
         )
         kept = own_copy(operations, payload.size)
-        self._submit(Waiting(request, kept, payload, cancel, deliver=deliver))
+        self._commits.submit(self._waiting(request, kept, payload, cancel, deliver))
 
     def append_evaluated(
         self,
@@ -183,6 +164,7 @@ class LogService:
             self._tell_appended(collection_id, appended.last_offset)
         return appended
 
+    @whole
     def _append_evaluated(
         self,
         collection_id: str,
@@ -191,7 +173,7 @@ class LogService:
         request_hash: bytes | None,
         request_id: str | None,
     ) -> Appended:
-        with self._database.write("append-evaluated") as session:
+        with self._db.write("append-evaluated") as session:
             if session.one(LOCK_LOG, collection=collection_id) is None:
                 raise NotFound(f"Collection [{collection_id}] does not exist.")
             # What a repeat finds now is not what the first attempt found.
@@ -281,97 +263,24 @@ class LogService:
         The repeat waits for the row lock before it looks, so what it finds is the truth.
         """
         try:
-            return self._append(request, operations, payload, cancel)
+            return self._commits.append(self._waiting(request, operations, payload, cancel))
         except OutcomeUnknown as unknown:
             again = replace(request, may_be_repeat=True)
             try:
-                return self._append(again, operations, payload, cancel)
-            except _NOT_LOOKED_AT:
+                return self._commits.append(self._waiting(again, operations, payload, cancel))
+            except NOT_LOOKED_AT:
                 raise unknown from None  # Nobody knows yet.
 
-    def _append(
-        self, request: AppendRequest, operations: Operations, payload: pa.Buffer, cancel: Cancel
-    ) -> Appended:
-        waiting = Waiting(request, operations, payload, cancel)
-        self._enqueue(waiting)
-        if not waiting.leads:
-            try:
-                waiting.done.wait()
-            except BaseException:  # An interrupt: do not leave the others without a leader.
-                self._abandon(waiting)
-                raise
-        if waiting.leads:
-            self._lead()
-        outcome = waiting.outcome
-        if isinstance(outcome, BaseException):
-            raise outcome
-        assert outcome is not None
-        return outcome
-
-    def _enqueue(self, waiting: Waiting) -> None:
-        """Put it into the queue; it leads if no flush is running. Raises Exhausted."""
-        with self._lock:
-            if self._closed:
-                raise Unavailable("the database was closed")
-            if len(self._queue) >= self._config.queue_requests_max:
-                raise Exhausted(f"{len(self._queue)} writes are waiting already")
-            self._queue.append(waiting)
-            waiting.leads = not self._flushing
-            self._flushing = True
-
-    def _submit(self, waiting: Waiting) -> None:
-        thread = self._thread
-        if thread is None or not thread.is_alive():  # Not yet, or it stayed behind at a fork.
-            with self._lock:
-                if self._thread is thread:  # Else another submitter was quicker: one is enough.
-                    thread = threading.Thread(target=self._run, name="ochredb-log", daemon=True)
-                    try:
-                        thread.start()
-                    except RuntimeError as error:  # Nothing is in the queue yet.
-                        raise OutOfMemory(f"no thread for the log: {error}") from error
-                    self._thread = thread
-        self._enqueue(waiting)
-        if waiting.leads:
-            self._turns.put(True)
-
-    def _run(self) -> None:
-        while self._turns.get():
-            self._lead()
-
-    def _take_again(self, batch: Sequence[Waiting]) -> set[Waiting]:
-        """Those submitted requests whose outcome is not known: as in `_append_resolved`.
-
-        Their repeats are put at the head of the queue, where they were.
-        """
-        if self._closed:
-            return set()
-        doubtful: set[Waiting] = set()
-        repeats: list[Waiting] = []
-        for waiting in batch:
-            outcome = waiting.outcome
-            if waiting.deliver is None or waiting.unknown is not None:
-                continue
-            if isinstance(outcome, OutcomeUnknown):
-                again = replace(waiting.request, may_be_repeat=True)
-                repeats.append(replace(waiting, request=again, leads=False, unknown=outcome))
-                doubtful.add(waiting)
-        if repeats:
-            with self._lock:
-                self._queue.extendleft(reversed(repeats))
-        return doubtful
-
-    def _tell(self, waiting: Waiting) -> None:
-        """Give a request its outcome."""
-        if waiting.deliver is None:
-            waiting.done.set()
-            return
-        if waiting.unknown is not None and isinstance(waiting.outcome, _NOT_LOOKED_AT):
-            waiting.outcome = waiting.unknown  # Nobody knows yet.
-        assert waiting.outcome is not None
-        try:
-            waiting.deliver(waiting.outcome)
-        except Exception:  # Others are told all the same.
-            log.exception("the outcome of a submitted write could not be told")
+    def _waiting(
+        self,
+        request: AppendRequest,
+        operations: Operations,
+        payload: pa.Buffer,
+        cancel: Cancel,
+        deliver: Delivery | None = None,
+    ) -> Waiting:
+        is_large = payload.size > self._inline_bytes_max
+        return Waiting(request, operations, payload, cancel, is_large, deliver=deliver)
 
     def _tell_appended(self, collection_id: str, last_offset: int) -> None:
         """What listeners fail with is no matter of the write, which is durable."""
@@ -379,96 +288,3 @@ class LogService:
             self._on_append(collection_id, last_offset)
         except Exception:
             log.exception("a listener of writes to collection %s failed", collection_id)
-
-    def _lead(self) -> None:
-        """Flush one batch, then hand the lead to the first request that came meanwhile."""
-        batch = self._take_batch()
-        outcomes: Sequence[Appended | BaseException]
-        try:
-            outcomes = self._flush_wanted(batch)
-        except BaseException as error:
-            outcomes = [copy_of(error) for _ in batch]
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            for waiting, outcome in zip(batch, outcomes, strict=True):
-                waiting.outcome = outcome
-            self._remember(batch)
-            again = self._take_again(batch)
-            reach("flush.acknowledging")
-            told: dict[str, int] = {}
-            for waiting in batch:
-                if waiting in again:
-                    continue
-                done = waiting.outcome
-                if waiting.deliver is not None and isinstance(done, Appended) and not done.repeated:
-                    collection = waiting.request.collection
-                    told[collection] = max(told.get(collection, 0), done.last_offset)
-                self._tell(waiting)
-            reach("flush.acknowledged")
-            self._hand_over()
-            for collection, last_offset in told.items():
-                self._tell_appended(collection, last_offset)
-
-    def _remember(self, batch: Sequence[Waiting]) -> None:
-        """Spare the readers of these writes the way through the log."""
-        try:
-            for waiting in batch:
-                outcome = waiting.outcome
-                if isinstance(outcome, Appended) and not outcome.repeated:
-                    self._table.recent.put(
-                        waiting.request.collection,
-                        outcome.first_offset,
-                        waiting.operations,
-                        waiting.payload.size,
-                    )
-        except Exception:  # No memory, for one. The writes are durable, and read from the log.
-            log.exception("writes could not be kept for their readers")
-
-    def _hand_over(self) -> None:
-        """Let the first request in the queue lead the next flush."""
-        with self._lock:
-            if not self._queue:
-                self._flushing = False
-                self._idle.notify_all()
-                return
-            successor = self._queue[0]
-            successor.leads = True
-        if successor.deliver is None:
-            successor.done.set()
-        else:
-            self._turns.put(True)
-
-    def _abandon(self, waiting: Waiting) -> None:
-        """Its thread will not wait any longer. In the queue still, it is not written."""
-        with self._lock:
-            if waiting in self._queue:
-                self._queue.remove(waiting)
-            leads = waiting.leads
-        if leads:
-            self._hand_over()
-
-    def _take_batch(self) -> list[Waiting]:
-        batch: list[Waiting] = []
-        size = 0
-        with self._lock:
-            while self._queue:
-                size += self._queue[0].payload.size
-                if batch and size > self._config.flush_bytes_max:
-                    break
-                batch.append(self._queue.popleft())
-        return batch
-
-    def _flush_wanted(self, batch: list[Waiting]) -> list[Appended | OchreError]:
-        """Flush those that are still wanted: some may have waited for too long."""
-        refused: dict[int, OchreError] = {}
-        for number, waiting in enumerate(batch):
-            try:
-                waiting.cancel.check()
-            except OchreError as error:
-                refused[number] = error
-        if not refused:
-            return self._flusher.flush(batch)
-        wanted = [waiting for number, waiting in enumerate(batch) if number not in refused]
-        flushed = iter(self._flusher.flush(wanted) if wanted else [])
-        return [refused.get(number) or next(flushed) for number in range(len(batch))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ochredb.catalog.logs import BacklogLimits
+from ochredb.catalog.appends import BacklogLimits
 from ochredb.hints.limits import LimitsConfig
 from ochredb.hints.link import RedisConfig
 from ochredb_compactor.config import CompactorConfig

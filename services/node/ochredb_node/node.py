@@ -144,7 +144,10 @@ class Node:
 
     @cached_property
     def namespace(self) -> Namespace:
-        return Namespace(self.database, self.clock, self.ids, reserve=self.reserve)
+        def dropped(collection_id: str) -> None:
+            self.shared.hints.publish(Hint(HintKind.DROPPED, collection_id))
+
+        return Namespace(self.database, self.clock, self.ids, reserve=self.reserve, on_drop=dropped)
 
     @cached_property
     def open_parts(self) -> OpenParts:
@@ -220,6 +223,7 @@ class Node:
             parts=self.open_parts,
             config=self.config.compactor,
             reserve=self.reserve,
+            hints=self.shared.hints,
             before_commit=self.query.prepare if self.has(Role.QUERY) else _no_reader,
         )
 

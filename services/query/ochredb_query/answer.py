@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from ochredb.cancel import Cancel
-from ochredb.catalog.logs import dimension_error
+from ochredb.catalog.appends import dimension_error
 from ochredb.errors import InvalidArgument, TooLarge
 from ochredb.explain import Trace, Value
 from ochredb.peers import GetRequest, QueryRequest, QuickRead

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ochredb.catalog.appends import BacklogLimits
 from ochredb.catalog.copies import CollectionState
-from ochredb.catalog.logs import BacklogLimits, LogTable
+from ochredb.catalog.logs import LogTable
 from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.catalog.versions import VersionTable
 from ochredb.clock import Clock

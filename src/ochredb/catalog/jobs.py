@@ -14,6 +14,7 @@ from ochredb.catalog.database import Database, Session, whole
 from ochredb.catalog.schema import jobs, logs
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
+from ochredb.types import JobStatus
 
 _here = (jobs.c.collection == bindparam("job_collection"), jobs.c.kind == bindparam("job_kind"))
 _GET = Statement(
@@ -45,6 +46,19 @@ _END = Statement(
 # In this order too, whoever locks several.
 _LOCK_ALL = Statement(
     select(jobs.c.kind).order_by(jobs.c.collection, jobs.c.kind).with_for_update()
+)
+_STATUS = Statement(
+    select(
+        jobs.c.collection,
+        jobs.c.kind,
+        jobs.c.owner,
+        jobs.c.until_us,
+        jobs.c.attempts,
+        jobs.c.last_error,
+    )
+    .where((jobs.c.until_us > bindparam("now_us")) | jobs.c.last_error.is_not(None))
+    .order_by(jobs.c.until_us.desc(), jobs.c.collection, jobs.c.kind)
+    .limit(1_000)
 )
 _FORGET_ERRORS = Statement(
     update(jobs).where(jobs.c.last_error.is_not(None)).values(last_error=None)
@@ -148,6 +162,25 @@ class Jobs:
                 new_attempts=0 if error is None else 1,
                 error=error,
             )
+
+    def status(self) -> list[JobStatus]:
+        """The jobs that run, by whichever process, and those that failed last; at most 1,000."""
+        now = self._clock.now_us()
+        with self._db.read() as session:
+            return [
+                JobStatus(
+                    collection_id=collection,
+                    kind=kind,
+                    owner=owner,
+                    running=until_us > now,
+                    until_us=until_us,
+                    attempts=attempts,
+                    last_error=error,
+                )
+                for collection, kind, owner, until_us, attempts, error in session.all(
+                    _STATUS, now_us=now
+                )
+            ]
 
     @whole
     def tidy(self) -> None:

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
-from ochredb.catalog import fragment_rows, mark, repeats
-from ochredb.catalog import objects as object_table
+from ochredb.catalog import fragment_rows, pending, repeats
+from ochredb.catalog.appends import AppendRequest, Appends, BacklogLimits
 from ochredb.catalog.core import (
     BindParameter,
     bindparam,
     delete,
     func,
-    insert,
     select,
-    update,
 )
 from ochredb.catalog.database import Database, Session, check_key, whole
 from ochredb.catalog.fragment_rows import FragmentPlace
-from ochredb.catalog.keys import Known, MetadataKeys
+from ochredb.catalog.keys import MetadataKeys
+from ochredb.catalog.pending import Due
 from ochredb.catalog.schema import (
     collections,
     fragments,
@@ -35,7 +33,7 @@ from ochredb.catalog.schema import (
 )
 from ochredb.catalog.statement import Statement
 from ochredb.clock import Clock
-from ochredb.errors import Conflict, Exhausted, InvalidArgument, NotFound, OchreError
+from ochredb.errors import NotFound, OchreError
 from ochredb.hints.hot import HotFragments, NoHotFragments
 from ochredb.recent import RecentOperations
 from ochredb.types import Appended, PendingWork, Snapshot
@@ -69,30 +67,10 @@ _TAIL_SIZE = Statement(
     )
 )
 _LOCK = Statement(
-    select(
-        logs.c.state,
-        logs.c.dimension,
-        logs.c.next_offset,
-        logs.c.indexed_offset,
-        logs.c.tail_bytes,
-        logs.c.time_us,
-        logs.c.revision,
-    )
+    select(logs.c.next_offset, logs.c.time_us)
     .where(logs.c.collection == _collection)
     .with_for_update()
 )
-_ADVANCE = Statement(
-    update(logs)
-    .where(logs.c.collection == bindparam("log"))
-    .values(
-        next_offset=bindparam("new_next"),
-        dimension=bindparam("new_dimension"),
-        tail_bytes=bindparam("new_tail_bytes"),
-        time_us=bindparam("new_time"),
-    )
-)
-_INSERT_FRAGMENT = Statement(insert(fragments))
-_INSERT_IDEMPOTENT = Statement(insert(idempotency))
 _EXPIRE_IDEMPOTENT = Statement(
     delete(idempotency).where(idempotency.c.time_us < bindparam("cutoff_us"))
 )
@@ -114,62 +92,7 @@ _RANGE = Statement(
     .order_by(fragments.c.start)
     .limit(bindparam("limit"))
 )
-_PAGE = 200  # Collections looked at by one statement.
-_pending = select(
-    logs.c.collection,
-    logs.c.next_offset - 1 - logs.c.indexed_offset,
-    logs.c.tail_bytes,
-    logs.c.time_us,
-    logs.c.unsettled_rows,
-)
-_PENDING = Statement(
-    _pending.where((logs.c.next_offset > logs.c.indexed_offset + 1) | (logs.c.unsettled_rows > 0))
-)
-_TAILS = Statement(
-    _pending.where(
-        logs.c.next_offset > logs.c.indexed_offset + 1,
-        (logs.c.next_offset - 1 - logs.c.indexed_offset >= bindparam("rows_min"))
-        | (logs.c.tail_bytes >= bindparam("bytes_min"))
-        | (logs.c.time_us <= bindparam("quiet_since_us")),
-        logs.c.collection > bindparam("after"),
-    )
-    .order_by(logs.c.collection)
-    .limit(_PAGE)
-)
-_UNSETTLED = Statement(_pending.where(logs.c.unsettled_rows > 0))
 _ANY = Statement(select(collections.c.id).limit(1))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppendRequest:
-    """One request on its way into the log; `count` operations, `byte_count` encoded bytes.
-
-    request_hash: None for a key that the server made itself (the fragment row is its record).
-    """
-
-    collection: str
-    request_id: str
-    request_hash: bytes | None
-    count: int
-    dimension: int | None
-    key_types: frozenset[tuple[str, str]]
-    expect_last_offset: int | None
-    payload: bytes | None
-    object_key: str | None
-    byte_start: int | None
-    byte_stop: int | None
-    object_bytes: int  # Size of the whole object, shared by the requests of a flush.
-    byte_count: int
-    checksum: int
-    may_be_repeat: bool = False  # An earlier attempt under this id may have been applied.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BacklogLimits:
-    """Above these a collection's log takes no more until compaction has caught up."""
-
-    tail_rows_max: int = 200_000
-    tail_bytes_max: int = 512 << 20
 
 
 class LogTable:
@@ -188,6 +111,11 @@ class LogTable:
         self.hot = hot or NoHotFragments()
         self.keys = MetadataKeys(database)
         self.recent = RecentOperations()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only processes of this machine share the catalog."""
+        return self._db.is_local
 
     def snapshot(self, collection: str) -> Snapshot:
         """One single-row statement (about 5 microseconds on SQLite). Raises NotFound."""
@@ -226,136 +154,28 @@ class LogTable:
         return row[0] - 1, row[1], row[2], int(row[3])
 
     @whole
-    def append(self, requests: list[AppendRequest]) -> list[Appended | OchreError]:
+    def append(
+        self, requests: list[AppendRequest], *, skip_locked: bool = False
+    ) -> list[Appended | OchreError]:
         """Commit one flush; each request succeeds or is refused alone.
 
-        Requests of one collection get adjacent ranges in the order given. Raises Unavailable (none
-        was written) or OutcomeUnknown (repeat with the same request ids).
+        Requests of one collection get adjacent ranges in the order given. skip_locked: those of a
+        collection that another transaction has locked end in Busy instead of waiting for it.
+        Raises Unavailable (none was written) or OutcomeUnknown (repeat with the same request ids).
         """
-        results: list[Appended | OchreError | None] = [None] * len(requests)
-        # Whoever locks several logs does so by collection; the sort keeps a collection's order.
-        order = sorted(range(len(requests)), key=lambda i: requests[i].collection)
         with self._db.write("append") as session:
-            now = self._clock.now_us()
-            introduced: set[str] = set()
-            inserted: list[Known] = []
-            names = sorted({request.collection for request in requests})
-            if len(names) > 1:  # All logs before any object.
-                session.each(_LOCK, [{"collection": name} for name in names])
-            for i in order:
-                try:
-                    results[i] = self._append_one(session, requests[i], now, introduced, inserted)
-                except OchreError as refusal:
-                    results[i] = refusal
-        self.keys.committed(inserted)
-        return [result for result in results if result is not None]
+            appends = Appends(session, self._db, self._limits, self.keys, self._clock.now_us())
+            results = appends.append(requests, skip_locked=skip_locked)
+        self.keys.committed(appends.new_keys)
+        return results
 
     def append_locked(self, session: Session, request: AppendRequest) -> Appended:
         """Append inside a transaction that already holds the collection's lock."""
-        return self._append_one(session, request, self._clock.now_us(), set(), [])
-
-    def _append_one(
-        self,
-        session: Session,
-        request: AppendRequest,
-        now: int,
-        introduced: set[str],
-        inserted: list[Known],
-    ) -> Appended:
-        """Every refusal is decided before the first row is written.
-
-        introduced, inserted: keys of objects and of metadata that this transaction has written.
-        """
-        row = session.one(_LOCK, collection=request.collection)
-        if row is None:
-            raise NotFound(f"Collection [{request.collection}] does not exist.")
-        _, dimension, next_offset, indexed_offset, tail_bytes, time_us, revision = row
-        if self._db.key_bytes_max is not None:
-            check_key(self._db, "Idempotency-Key", request.request_id)
-            for key, _ in request.key_types:
-                check_key(self._db, "metadata key", key)
-        repeated = self._repeated(session, request)
-        if repeated is not None:
-            return repeated
-        if request.dimension is not None and dimension not in (None, request.dimension):
-            raise dimension_error(dimension, request.dimension)
-        if request.expect_last_offset not in (None, next_offset - 1):
-            raise Conflict(
-                f"the collection changed: expected last offset {request.expect_last_offset}, "
-                f"found {next_offset - 1}"
-            )
-        # Into an empty tail goes whatever it is, or a large request could never be taken.
-        pending = next_offset - 1 - indexed_offset
-        if pending > 0 and pending + request.count > self._limits.tail_rows_max:
-            raise Exhausted(
-                f"the collection has {next_offset - 1 - indexed_offset} operations that are not "
-                f"yet indexed (limit {self._limits.tail_rows_max})"
-            )
-        if tail_bytes + request.byte_count > self._limits.tail_bytes_max and tail_bytes > 0:
-            raise Exhausted(
-                f"the collection has {tail_bytes} bytes of operations that are not yet indexed "
-                f"(limit {self._limits.tail_bytes_max})"
-            )
-        first, last = next_offset, next_offset + request.count - 1
-        if request.object_key is not None:
-            if request.object_key not in introduced:
-                object_table.introduce(session, [(request.object_key, request.object_bytes)])
-                introduced.add(request.object_key)
-            object_table.refer(
-                session,
-                [request.object_key],
-                kind="fragment",
-                collection=request.collection,
-                number=first,
-            )
-        log_time = max(now, time_us)
-        session.later(
-            _INSERT_FRAGMENT,
-            collection=request.collection,
-            start=first,
-            stop=last,
-            # A client's key may outlive its row in `idempotency` here, and must not collide then.
-            request_id=request.request_id
-            if request.request_hash is None
-            else f"{first}/{request.request_id}",
-            payload=request.payload,
-            object_key=request.object_key,
-            byte_start=request.byte_start,
-            byte_stop=request.byte_stop,
-            checksum=request.checksum,
-            time_us=log_time,
-        )
-        session.later(
-            _ADVANCE,
-            log=request.collection,
-            new_next=last + 1,
-            new_dimension=request.dimension if dimension is None else dimension,
-            new_tail_bytes=tail_bytes + request.byte_count,
-            new_time=log_time,
-        )
-        mark.acknowledge(session, request.collection, last + 1)
-        inserted += self.keys.insert(session, request.collection, revision, request.key_types)
-        if request.request_hash is not None:
-            session.later(
-                _INSERT_IDEMPOTENT,
-                collection=request.collection,
-                key=request.request_id,
-                request_hash=request.request_hash,
-                first_offset=first,
-                last_offset=last,
-                time_us=log_time,
-            )
-        return Appended(first, last)
-
-    def _repeated(self, session: Session, request: AppendRequest) -> Appended | None:
-        """The first answer, if this key was already applied (looked up under the lock)."""
-        if request.request_hash is not None:
-            return repeats.by_key(
-                session, request.collection, request.request_id, request.request_hash
-            )
-        if not request.may_be_repeat:
-            return None
-        return repeats.by_name(session, request.collection, request.request_id)
+        appends = Appends(session, self._db, self._limits, self.keys, self._clock.now_us())
+        (result,) = appends.append([request])
+        if isinstance(result, OchreError):
+            raise result
+        return result
 
     def repeated(self, collection: str, key: str, request_hash: bytes) -> Appended | None:
         """The first answer to a client's key, looked up without the lock. Raises Unprocessable."""
@@ -398,16 +218,9 @@ class LogTable:
         if first is not None:
             return first
         check_key(self._db, "Idempotency-Key", key)
-        nothing = Appended(row[2], row[2] - 1)
-        session.later(
-            _INSERT_IDEMPOTENT,
-            collection=collection,
-            key=key,
-            request_hash=request_hash,
-            first_offset=nothing.first_offset,
-            last_offset=nothing.last_offset,
-            time_us=max(self._clock.now_us(), row[5]),
-        )
+        nothing = Appended(row[0], row[0] - 1)
+        time_us = max(self._clock.now_us(), row[1])
+        repeats.keep_key(session, collection, key, request_hash, nothing, time_us)
         return nothing
 
     def tail_size(self, collection: str) -> tuple[int, int]:
@@ -449,32 +262,18 @@ class LogTable:
             )
 
     def pending(self) -> list[PendingWork]:
-        """Every collection that compaction or merging could do something for."""
-        with self._db.read() as session:
-            return [PendingWork(*row) for row in session.all(_PENDING)]
+        """See `ochredb.catalog.pending`."""
+        return pending.pending(self._db)
 
-    def tails(self, rows_min: int, bytes_min: int, quiet_since_us: int) -> Iterator[PendingWork]:
-        """Collections with a tail of some size, or without writes for some time.
+    def tails(
+        self, rows_min: int, bytes_min: int, quiet_since_us: int, after: str = ""
+    ) -> Iterator[Due]:
+        """See `ochredb.catalog.pending`."""
+        return pending.tails(self._db, rows_min, bytes_min, quiet_since_us, after)
 
-        In short statements. Cost: a pass over the rows of all collections, 0.2 ms per thousand.
-        """
-        after: str | None = ""
-        while after is not None:
-            with self._db.read() as session:
-                rows = session.all(
-                    _TAILS,
-                    rows_min=rows_min,
-                    bytes_min=bytes_min,
-                    quiet_since_us=quiet_since_us,
-                    after=after,
-                )
-            yield from (PendingWork(*row) for row in rows)
-            after = rows[-1][0] if len(rows) == _PAGE else None
-
-    def unsettled(self) -> list[PendingWork]:
-        """Collections whose parts wait for a merge. Cost: as `tails`."""
-        with self._db.read() as session:
-            return [PendingWork(*row) for row in session.all(_UNSETTLED)]
+    def unsettled(self) -> list[Due]:
+        """See `ochredb.catalog.pending`."""
+        return pending.unsettled(self._db)
 
     def has_collections(self) -> bool:
         with self._db.read() as session:
@@ -486,10 +285,3 @@ class LogTable:
         cutoff = self._clock.now_us() - int(retention_s * 1e6)
         with self._db.write("expire-keys") as session:
             session.run(_EXPIRE_IDEMPOTENT, cutoff_us=cutoff)
-
-
-def dimension_error(expected: int, got: int) -> InvalidArgument:
-    """The contract's message; official clients match its text."""
-    return InvalidArgument(
-        f"Collection expecting embedding with dimension of {expected}, got {got}"
-    )

@@ -175,8 +175,11 @@ class Namespace:
         ids: IdSource,
         *,
         reserve: Reserve | None = None,
+        on_drop: Callable[[str], None] = lambda _collection: None,
     ) -> None:
+        """on_drop: told of each collection that was dropped; it must not fail."""
         self._db, self._clock, self._ids = database, clock, ids
+        self._on_drop = on_drop
         self._reserve = reserve or Reserve()
 
     @whole
@@ -244,16 +247,17 @@ class Namespace:
 
     def delete_database(self, tenant: str, name: str) -> None:
         """Drop it and all of its collections."""
-        self._reserve.freeing(lambda: self._delete_database(tenant, name))
+        self._tell(self._reserve.freeing(lambda: self._delete_database(tenant, name)))
 
     @whole
-    def _delete_database(self, tenant: str, name: str) -> None:
+    def _delete_database(self, tenant: str, name: str) -> list[str]:
         with self._db.write("database-drop") as session:
             row = session.one(_LOCK_DATABASE, tenant=tenant, name=name)
             if row is None:
                 raise NotFound(f"Database [{name}] not found")
-            self._drop(session, session.all(_IDS_OF_DATABASE, id=row[0]))
+            dropped = self._drop(session, session.all(_IDS_OF_DATABASE, id=row[0]))
             session.run(_DELETE_DATABASE, id=row[0])
+            return dropped
 
     # -- collections
 
@@ -399,7 +403,9 @@ class Namespace:
 
     def delete_collection(self, tenant: str, database: str, name: str) -> str:
         """Drop it, its log and its references; returns its id."""
-        return self._reserve.freeing(lambda: self._delete_collection(tenant, database, name))
+        dropped = self._reserve.freeing(lambda: self._delete_collection(tenant, database, name))
+        self._tell([dropped])
+        return dropped
 
     @whole
     def _delete_collection(self, tenant: str, database: str, name: str) -> str:
@@ -412,16 +418,21 @@ class Namespace:
 
     def reset(self) -> None:
         """Drop everything through the catalog; objects are collected as garbage later."""
-        self._reserve.freeing(self._reset)
+        self._tell(self._reserve.freeing(self._reset))
 
     @whole
-    def _reset(self) -> None:
+    def _reset(self) -> list[str]:
         with self._db.write("reset") as session:
             session.all(_LOCK_DATABASES)  # Nobody creates a collection meanwhile.
-            self._drop(session, session.all(_ALL_IDS))
+            dropped = self._drop(session, session.all(_ALL_IDS))
             session.run(_DELETE_DATABASES)
             session.run(_DELETE_TENANTS)
             self._insert_defaults(session)
+            return dropped
+
+    def _tell(self, dropped: Sequence[str]) -> None:
+        for collection_id in dropped:
+            self._on_drop(collection_id)
 
     def _drop(self, session: Session, rows: Sequence[Row]) -> list[str]:
         """Drop collections by their ids; returns those that were still there."""

@@ -164,6 +164,19 @@ def refer(
     session.run_many(_REVIVE, [{"object_key": key} for key in ordered])
 
 
+def refer_fragments(session: Session, held: Sequence[tuple[str, str, int]]) -> None:
+    """Keep objects alive that this transaction has introduced: (key, collection, first offset)."""
+    session.run_many(
+        _INSERT_REFERENCE,
+        [
+            {"key": key, "kind": "fragment", "collection": collection, "number": number}
+            for key, collection, number in held
+        ],
+    )
+    # An earlier flush of the same object may have introduced it, and been folded already.
+    session.run_many(_REVIVE, [{"object_key": key} for key in sorted({key for key, _, _ in held})])
+
+
 def held(
     session: Session, *, kind: str, collection: str, number_max: int, number_min: int = 0
 ) -> list[str]:

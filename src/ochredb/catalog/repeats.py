@@ -9,6 +9,8 @@ later. The fragments of a process that writes by itself have no such name, and c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ochredb.catalog.core import BindParameter, bindparam, func, insert, select
@@ -39,6 +41,7 @@ _BY_NAME = Statement(
         )
     )
 )
+_KEEP_KEY = Statement(insert(idempotency))
 _KEEP_NAMES = Statement(
     insert(idempotency).from_select(
         ["collection", "key", "request_hash", "first_offset", "last_offset", "time_us"],
@@ -59,14 +62,55 @@ _KEEP_NAMES = Statement(
 )
 
 
+Found = tuple[bytes | None, Appended]
+"""The hash of what was applied, None for one without a client's key, and its offsets."""
+
+
+def by_keys(session: Session, wanted: Sequence[tuple[str, str]]) -> list[Found | None]:
+    """What was applied under clients' keys: (collection, key). One round trip."""
+    params = [{"collection": collection, "request": key} for collection, key in wanted]
+    found = session.each(_BY_KEY, params)
+    return [(rows[0][0], Appended(*rows[0][1:])) if rows else None for rows in found]
+
+
+def by_names(session: Session, wanted: Sequence[tuple[str, str]]) -> list[Found | None]:
+    """What was applied under the names of fragment rows: (collection, name). One round trip."""
+    params = [{"collection": collection, "request": name} for collection, name in wanted]
+    found = session.each(_BY_NAME, params)
+    return [(None, Appended(*rows[0])) if rows else None for rows in found]
+
+
+def answer(found: Found, key: str, request_hash: bytes | None) -> Appended | Unprocessable:
+    """What a repeat is told: the first answer, or that its key belongs to another request."""
+    if found[0] != request_hash:
+        return Unprocessable(f"Idempotency-Key {key!r} was used for another request")
+    return replace(found[1], repeated=True)
+
+
 def by_key(session: Session, collection: str, key: str, request_hash: bytes) -> Appended | None:
     """The first answer to a client's key. Raises Unprocessable if it was for another request."""
-    row = session.one(_BY_KEY, collection=collection, request=key)
-    if row is None:
+    (found,) = by_keys(session, [(collection, key)])
+    if found is None:
         return None
-    if row[0] != request_hash:
-        raise Unprocessable(f"Idempotency-Key {key!r} was used for another request")
-    return Appended(row[1], row[2], repeated=True)
+    told = answer(found, key, request_hash)
+    if isinstance(told, Unprocessable):
+        raise told
+    return told
+
+
+def keep_key(
+    session: Session, collection: str, key: str, request_hash: bytes, told: Appended, time_us: int
+) -> None:
+    """Remember what a client's key was answered."""
+    session.later(
+        _KEEP_KEY,
+        collection=collection,
+        key=key,
+        request_hash=request_hash,
+        first_offset=told.first_offset,
+        last_offset=told.last_offset,
+        time_us=time_us,
+    )
 
 
 def named(request_id: str) -> str:
@@ -76,8 +120,8 @@ def named(request_id: str) -> str:
 
 def by_name(session: Session, collection: str, request_id: str) -> Appended | None:
     """What a write of this `request_id` (of a fragment row) was given, if it was applied."""
-    row = session.one(_BY_NAME, collection=collection, request=request_id)
-    return None if row is None else Appended(row[0], row[1], repeated=True)
+    (found,) = by_names(session, [(collection, request_id)])
+    return None if found is None else replace(found[1], repeated=True)
 
 
 def keep_names(session: Session, collection: str, floor: int, now_us: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ochredb.backup import backup, restore
 from ochredb.catalog import database as catalog_database
-from ochredb.catalog.logs import AppendRequest
+from ochredb.catalog.appends import AppendRequest
 from ochredb.catalog.pins import PinTable
 from ochredb.catalog.quarantine import QuarantineTable
 from ochredb.checksum import signed, xxh3

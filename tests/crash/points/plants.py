@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ochredb.catalog import logs, objects, sqlite, versions
+from ochredb.catalog import appends, objects, repeats, sqlite, versions
 from ochredb.catalog.statement import Statement
 from ochredb.storage import files
 
@@ -93,10 +93,10 @@ PLANTS = {
         "write", "append.committing:2", "tree: store: I1", _hasty_answers
     ),
     "fragments are not noted": Plant(
-        "write", "append.committed:2", "store: I2", _without(logs._INSERT_FRAGMENT)
+        "write", "append.committed:2", "store: I2", _without(appends._INSERT_FRAGMENT)
     ),
     "keys are not noted": Plant(
-        "write", "append.committed:2", "store: I8", _without(logs._INSERT_IDEMPOTENT)
+        "write", "append.committed:2", "store: I8", _without(repeats._KEEP_KEY)
     ),
     "references are not noted": Plant(
         "compact", "version.committed", "store: I6", _without(objects._INSERT_REFERENCE)
