@@ -21,7 +21,8 @@ PROGRAM = "from ochredb_node.cli import main; raise SystemExit(main())"
 
 
 class Served:
-    """A running process. rest, health: URLs; rpc: host:port; None where it does not listen."""
+    """A running process. When it is `ready`, rest and health are URLs, rpc is host:port; None
+    where it does not listen."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class Served:
     ) -> None:
         plain = {name: text for name, text in os.environ.items() if "OCHREDB_" not in name}
         self.log_path = log_path
+        self.http = httpx.Client(trust_env=False, timeout=60)
         with log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -40,15 +42,18 @@ class Served:
                 stdout=subprocess.PIPE, stderr=log, text=True,
                 env={**plain, **(environment or {})},
             )  # fmt: skip
+
+    def ready(self) -> Served:
+        """Wait until it says so. Raises AssertionError with its log if it ends instead."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
         ready = READY.match(line)
         if ready is None:
-            self.process.kill()
-            self.process.communicate()
-        assert ready is not None, (line, log_path.read_text())
+            self.kill()
+        assert ready is not None, (line, self.log_path.read_text())
         self.roles, self.name, self.rest, self.rpc, self.health = ready.group(1, 2, 4, 6, 7)
-        self.http = httpx.Client(base_url=self.rest or self.health, trust_env=False, timeout=60)
+        self.http.base_url = self.rest or self.health
+        return self
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """One request of the REST API, of the default database if `path` begins otherwise."""

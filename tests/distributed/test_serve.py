@@ -18,6 +18,8 @@ import httpx
 import psutil
 import pytest
 
+import ochredb
+
 from .served import PROGRAM, Served
 
 EAGER = ("--gc-grace-s", "1")
@@ -49,7 +51,7 @@ class Cluster:
         given = ("--roles", roles, "--path", str(self.data), *EAGER, *arguments)
         served = Served(log_path, *given, environment=environment)
         self.processes.append(served)
-        return served
+        return served.ready()
 
     def frontend(self, log: Served, query: Served, *arguments: str, **environment: str) -> Served:
         nodes = ("--log-nodes", f"static:l={log.rpc}", "--query-nodes", f"static:q={query.rpc}")
@@ -144,6 +146,37 @@ def test_a_frontend_waits_for_nobody_and_finds_peers_that_come_later(cluster: Cl
     body = {"ids": ["a"], "embeddings": [[1.0]]}
     until(lambda: frontend.http.post(f"{count}/add", json=body).status_code == 201)
     assert frontend.call("GET", f"/collections/{made['id']}/count") == 1
+
+
+def test_commands_that_take_a_url_take_that_of_a_frontend(cluster: Cluster, tmp_path: Path) -> None:
+    """It has neither logs nor queries nor compaction of its own."""
+    log, query = cluster.start("log"), cluster.start("query")
+    frontend = cluster.frontend(log, query, OCHREDB_TOKEN="s3cret")
+    frontend.http.headers["X-Chroma-Token"] = "s3cret"
+    path = fill(frontend, "numbers", 300)
+    frontend.call("POST", f"{path}/delete", {"ids": [f"r{number}" for number in range(100)]})
+    url, target = str(frontend.rest), str(tmp_path / "backup")
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True,
+            timeout=60, env={**os.environ, "OCHREDB_TOKEN": "s3cret"},
+        )  # fmt: skip
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        return done.stdout
+
+    assert "Nearest" in run("explain", url, "numbers", "--like", "r107", "--n-results", "1")
+    run("backup", url, target)
+    restored = str(tmp_path / "restored")
+    run("restore", target, restored)
+    with ochredb.PersistentClient(restored) as client:
+        assert client.get_collection("numbers").count() == 200
+    run("check", url)
+    assert "numbers" not in run("quarantine", "list", url)
+    run("vacuum", url, "--purge")
+    assert frontend.call("GET", f"{path}/count") == 200
+    status = frontend.call("GET", f"{path}/indexing_status")
+    assert status["num_unindexed_ops"] == 0
 
 
 def test_a_wrong_token_between_processes_is_told(cluster: Cluster) -> None:
@@ -253,8 +286,8 @@ def test_failed_starts_say_why_without_a_traceback(tmp_path: Path) -> None:
             (("--path", data, "--roles", "query", "--rpc-port", port), 1, f"127.0.0.1:{port}"),
             (("--path", data, "--roles", "query", "--health-port", port), 1, f"127.0.0.1:{port}"),
             (("--roles", "frontend"), 2, "roles has frontend but not log"),
-            (("--roles", "frontend", "--log-nodes", "static:a", "--query-nodes", "static:a=h:1",
-              "--insecure"), 2, "log_nodes"),
+            (("--roles", "frontend", "--log-nodes", "static:a=h:1", "--query-nodes", "static:a=h:1",
+              "--insecure"), 2, "log_nodes names other machines"),
         ):  # fmt: skip
             done = subprocess.run(
                 [

@@ -310,6 +310,16 @@ class TestQuick:
             assert rows_of(quick) == rows_of(slow)
         assert self._quick(node, collection, None) == 60
 
+    def test_a_catalog_on_another_machine_is_not_asked_on_an_event_loop(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        collection = make_collection(node)
+        add_rows(node, collection, 0, 3)
+        assert node.query.count(collection, cancel=Cancel()) == 3
+        assert node.query.quick(collection, None) is not None
+        monkeypatch.setattr(node.sqlite, "is_local", False)
+        assert node.query.quick(collection, None) is None
+
     def test_nothing_that_is_not_loaded_current_and_open(self, node: Node) -> None:
         collection = make_collection(node)
         add_rows(node, collection, 0, 20)

@@ -103,6 +103,13 @@ def test_secrets_are_not_in_the_text_of_settings() -> None:
             "s3_access_key_id and s3_secret_access_key go together",
         ),
         ({"log_nodes": "a=1:2"}, "log_nodes must be static:NAME=HOST:PORT,... or dns:HOST:PORT or"),
+        ({"log_nodes": "static:a"}, "log_nodes must be static:NAME=HOST:PORT,... or dns:HOST:PORT"),
+        ({"log_nodes": "static:a=h:1,b"}, "log_nodes must be static:NAME=HOST:PORT,... or"),
+        ({"log_nodes": "dns:h"}, "log_nodes must be static:NAME=HOST:PORT,... or dns:HOST:PORT"),
+        (
+            {"roles": "query", "node_name": "c", "query_nodes": "static:a=[::1]:1,b=localhost:1"},
+            "query_nodes names a, b, and this query node is c: say which it is (node_name)",
+        ),
         ({"roles": "frontend,query"}, "roles has frontend but not log: say where those nodes are"),
         ({"roles": "frontend,log"}, "roles has frontend but not query: say where those nodes"),
         (
@@ -137,6 +144,7 @@ def test_what_is_right_is_taken(tmp_path: Path) -> None:
     for given in (
         {"roles": "frontend", **NODES},
         {"roles": "frontend", **SHARED, "log_nodes": "kubernetes:log:1", "query_nodes": "dns:q:1"},
+        {"roles": "query", "node_name": "b", "query_nodes": "static:a=[::1]:1,b=localhost:1"},
         {"roles": "query", "host": "0.0.0.0"},  # Does not listen there.
         {"roles": "frontend", **NODES, "rpc_host": "0.0.0.0"},  # Nor does this.
         {"roles": "log", "rpc_host": "0.0.0.0", "rpc_token": "t"},

@@ -22,9 +22,8 @@ from ochredb_node import (
 )
 from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
 from ochredb_node.memory import ShortCollections, tune_allocator
-from ochredb_node.serve_settings import ServeSettings
+from ochredb_node.serve_settings import WORKER_VARIABLE, ServeSettings
 from ochredb_node.settings import Settings, SettingsError, add_arguments, load, load_table
-from ochredb_node.supervisor import WORKER_VARIABLE
 
 if TYPE_CHECKING:
     from ochredb_node.config import NodeConfig

@@ -15,6 +15,7 @@ from ochredb_node.roles import ALL_ROLES, Role
 from ochredb_query.config import QueryConfig
 
 if TYPE_CHECKING:  # Of packages that the embedded engine does without.
+    from ochredb.catalog.postgres_config import PostgresConfig
     from ochredb.rpc.config import RpcConfig
     from ochredb.storage.s3_config import S3Config
 
@@ -31,7 +32,7 @@ class NodeConfig:
         own threads do.
     redis: where processes tell one another what is new; None: they look for themselves.
     foreground: an embedded writer whose backlog is full compacts by itself instead of getting 429.
-    catalog_url: a catalog in PostgreSQL.
+    catalog_url: a catalog in PostgreSQL. postgres: how it is used.
     s3: the bucket that holds the objects; then cache_path is a directory for this process's local
         copies, of `cache_bytes` at most.
     log_nodes, query_nodes, compactor_nodes: where peers are; see `ochredb.cluster.membership`.
@@ -43,6 +44,7 @@ class NodeConfig:
     compactor_workers: int = 0
     foreground: bool = False
     catalog_url: str | None = field(default=None, repr=False)
+    postgres: PostgresConfig | None = None
     s3: S3Config | None = None
     cache_path: str | None = None
     cache_bytes: int = 10 << 30

@@ -17,7 +17,7 @@ from ochredb.catalog.migrate import open_directory, open_memory
 from ochredb.catalog.read_only import open_read_only, read_only_reason
 from ochredb.clock import Clock
 from ochredb.crash_points import reach
-from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from ochredb.errors import AlreadyExists, InvalidArgument, NotFound
 from ochredb.ids import IdSource
 from ochredb.storage.base import LocalStore, ObjectStore
 from ochredb.storage.directory import DirectoryStore, ReadOnlyDirectoryStore
@@ -126,7 +126,12 @@ def open_foundation(
 
 def _open_catalog(config: NodeConfig, clock: Clock, ids: IdSource, reserve: Reserve) -> Catalog:
     if config.catalog_url is not None:
-        raise Unimplemented("a catalog in PostgreSQL")
+        from ochredb.catalog.migrate_postgres import open_postgres
+
+        postgres, store_id = open_postgres(config.catalog_url, clock, ids, config.postgres)
+        return Catalog(
+            database=postgres, store_id=store_id, name=postgres.place, clock=postgres.clock
+        )
     path = config.path
     if path is None:
         in_memory, store_id = open_memory(clock, ids)

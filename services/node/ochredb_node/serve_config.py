@@ -15,6 +15,7 @@ from ochredb_node.serve_settings import ServeSettings
 from ochredb_node.settings import SettingsError
 
 if TYPE_CHECKING:
+    from ochredb.catalog.postgres_config import PostgresConfig
     from ochredb.hints.link import RedisConfig
     from ochredb.rpc.config import RpcConfig
     from ochredb.storage.s3_config import S3Config
@@ -41,6 +42,7 @@ def in_cluster(config: NodeConfig, settings: ServeSettings) -> NodeConfig:
         name=settings.node_name or socket.gethostname(),
         compactor_workers=settings.worker_count,
         catalog_url=settings.catalog_url,
+        postgres=_postgres(settings),
         s3=_s3(settings),
         cache_path=os.path.join(settings.cache_path or f"{settings.path}/cache", "node"),
         cache_bytes=settings.cache_bytes // (1 + settings.worker_count),
@@ -62,6 +64,20 @@ def in_cluster(config: NodeConfig, settings: ServeSettings) -> NodeConfig:
         ),
         compactor=compactor,
     )
+
+
+def _postgres(settings: ServeSettings) -> PostgresConfig | None:
+    if settings.catalog_url is None:
+        return None
+    from ochredb.catalog.postgres_config import PostgresConfig
+
+    try:
+        return PostgresConfig(
+            schema=settings.catalog_schema,
+            connections_max=settings.catalog_connections,
+        )
+    except InvalidArgument as error:
+        raise SettingsError(f"catalog_schema: {error}") from None
 
 
 def _s3(settings: ServeSettings) -> S3Config | None:

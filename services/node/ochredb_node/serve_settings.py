@@ -6,6 +6,8 @@ Everything that can be seen to be wrong without looking at another machine is re
 from __future__ import annotations
 
 import os
+import re
+import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -21,8 +23,12 @@ from ochredb_node.settings import (
     setting,
 )
 
+WORKER_VARIABLE = "OCHREDB_COMPACTOR_WORKER"  # Set by a process for those that compact for it.
 _ALL = "frontend,log,query,compactor"
 _NODES_FORMS = "static:NAME=HOST:PORT,... or dns:HOST:PORT or kubernetes:SERVICE:PORT"
+_NODES = re.compile(
+    r"static:[^=,\s]+=[^=,\s]+:\d+(,[^=,\s]+=[^=,\s]+:\d+)*|dns:\S+:\d+|kubernetes:\S+:\S+"
+)
 _MIB = 1 << 20
 _URLS = (
     ("catalog_url", ("postgresql", "postgres"), "postgresql://USER@HOST:PORT/DATABASE"),
@@ -45,6 +51,10 @@ class ServeSettings(Settings):
 
     catalog_url: str | None = setting(
         None, "postgresql://USER:PASSWORD@HOST:PORT/DATABASE (default: SQLite in path)", secret=True
+    )
+    catalog_schema: str = setting("public", "schema of its tables; one for each deployment")
+    catalog_connections: int = setting(
+        16, "most connections to it, for reads and for writes each, of one process"
     )
     object_store_url: str | None = setting(
         None, "s3://BUCKET/PREFIX (default: the directory objects in path)"
@@ -115,6 +125,7 @@ class ServeSettings(Settings):
         check_at_least(self, 64 * _MIB, "cache_bytes")
         check_at_least(self, _MIB, "query_memory_bytes")
         check_at_least(self, 0, "spread_bytes")
+        check_at_least(self, 1, "catalog_connections")
         check_at_least(self, 1, "requests_burst", "concurrent_requests")
         if self.requests_per_second is not None:
             check_above_0(self, "requests_per_second")
@@ -155,7 +166,7 @@ class ServeSettings(Settings):
                 parts = urlsplit(url)
                 has_place = bool(parts.netloc or (parts.path and parts.scheme in _BY_SOCKET))
                 usable = parts.scheme in schemes and has_place
-                _ = parts.port
+                _ = "," in parts.netloc or parts.port  # Of several hosts.
             except ValueError:
                 usable = False
             if not usable:  # It may hold a password: not shown.
@@ -170,8 +181,9 @@ class ServeSettings(Settings):
     def _check_peers(self, roles: frozenset[Role]) -> None:
         for name in ("log_nodes", "query_nodes", "compactor_nodes"):
             nodes = getattr(self, name)
-            if nodes is not None and nodes.partition(":")[0] not in ("static", "dns", "kubernetes"):
+            if nodes is not None and not _NODES.fullmatch(nodes):
                 raise SettingsError(f"{name} must be {_NODES_FORMS}, not {nodes!r}")
+        self._check_own_name(roles)
         if Role.FRONTEND in roles:
             for name, role in _OWNERS.items():
                 if role not in roles and getattr(self, name) is None:
@@ -189,6 +201,19 @@ class ServeSettings(Settings):
                         f"{name} names other machines, which cannot share a {local} in"
                         f" {self.path}: set catalog_url and object_store_url"
                     )
+
+    def _check_own_name(self, roles: frozenset[Role]) -> None:
+        """A query node must know which of the nodes in a list it is."""
+        kind, _, rest = (self.query_nodes or "").partition(":")
+        if Role.QUERY not in roles or kind != "static":
+            return
+        names = [item.partition("=")[0] for item in rest.split(",")]
+        name = self.node_name or socket.gethostname()
+        if name not in names:
+            raise SettingsError(
+                f"query_nodes names {', '.join(names)}, and this query node is {name}: say which"
+                " it is (node_name)"
+            )
 
     def _check_tls(self) -> None:
         if (self.rpc_tls_cert_path is None) != (self.rpc_tls_key_path is None):

@@ -18,10 +18,10 @@ import threading
 from collections.abc import Sequence
 
 from ochredb.clock import Clock
+from ochredb_node.serve_settings import WORKER_VARIABLE
 
 log = logging.getLogger("ochredb.node")
 
-WORKER_VARIABLE = "OCHREDB_COMPACTOR_WORKER"
 _PAUSE_S, _PAUSE_S_MAX = 0.5, 30.0
 _STEADY_AFTER_S = 60.0  # Having lived so long, a worker's earlier failures count no more.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from ochredb_node.cli_common import FAILURE, failed
 from ochredb_node.config import NodeConfig
 from ochredb_node.memory import ShortCollections
 from ochredb_node.node import Node
+from ochredb_node.patience import started
 from ochredb_node.roles import Role
 
 log = logging.getLogger("ochredb.node")
@@ -50,14 +52,18 @@ def work(config: NodeConfig) -> int:
         signal.signal(number, signalled)
     threading.Thread(target=_watch_parent, args=(stopping,), daemon=True).start()
     collections = ShortCollections(SystemClock())
-    node = Node(config, tidy=lambda idle: collections.tidy(idle=idle))
+
+    def make() -> Node:
+        return Node(config, tidy=lambda idle: collections.tidy(idle=idle))
+
     try:
-        node.start()
+        node = started(make, stopping, random.Random())
     except (OchreError, OSError) as error:
         return failed(error, FAILURE)
-    collections.start()
-    stopping.wait()
-    node.close()
+    if node is not None:
+        collections.start()
+        stopping.wait()
+        node.close()
     return 0
 
 

@@ -162,8 +162,8 @@ class QueryService:
         loaded = self._loaded.get(collection_id)
         if loaded is None or (request is not None and request.explain):
             return None
-        if request is not None and self._is_large(loaded):
-            return None
+        if not self._logs.is_local or (request is not None and self._is_large(loaded)):
+            return None  # An event loop must not wait for another machine.
         snapshot = self._logs.snapshot(collection_id)
         if not loaded.is_current(snapshot):
             # After a few writes of this process: catching up costs less than a pool's hand-over.
