@@ -30,7 +30,7 @@ from ochredb.errors import (
     Unimplemented,
 )
 from ochredb.fragment import Unfoldable
-from ochredb.peers import Query
+from ochredb.peers import QueryNode
 from ochredb.rpc import failures
 from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
@@ -66,7 +66,7 @@ class _Failing:
 def failing() -> Iterator[tuple[_Failing, QueryClient]]:
     config, role = RpcConfig(), _Failing()
     server = RpcServer(config, clock=SystemClock())
-    server.add(QueryServicer(cast("Query", role), config))
+    server.add(QueryServicer(cast("QueryNode", role), config))
     server.start()
     with connected(server.address, config) as (_, query):
         yield role, query
@@ -248,7 +248,7 @@ def test_a_request_that_is_too_large() -> None:
     config = RpcConfig(message_bytes_max=100_000, chunk_bytes=10_000)
     role = _Failing()
     server = RpcServer(config, clock=SystemClock())
-    server.add(QueryServicer(cast("Query", role), config))
+    server.add(QueryServicer(cast("QueryNode", role), config))
     server.start()
     large = _count_request()
     large.collection_id = "x" * 200_000

@@ -26,7 +26,7 @@ from ochredb.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from ochredb.peers import GetRequest, Log, LogReader, Query, QueryRequest
+from ochredb.peers import GetRequest, Log, LogReader, QueryNode, QueryRequest
 from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.log_client import LogClient
@@ -79,7 +79,7 @@ class _Held:
 def _served(role: Any, config: RpcConfig) -> Iterator[tuple[RpcServer, LogClient, QueryClient]]:
     server = RpcServer(config, clock=SystemClock())
     server.add(LogServicer(cast("Log", role), cast("LogReader", role), config))
-    server.add(QueryServicer(cast("Query", role), config))
+    server.add(QueryServicer(cast("QueryNode", role), config))
     server.start()
     try:
         with connected(server.address, config) as (log, query):

@@ -16,7 +16,7 @@ import pytest
 from ochredb.cancel import Cancel
 from ochredb.clock import SystemClock
 from ochredb.errors import InvalidArgument, Unavailable
-from ochredb.peers import Query
+from ochredb.peers import QueryNode
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.server import RpcServer
 from ochredb_query.grpc import QueryServicer
@@ -80,7 +80,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> _Authority:
 @contextlib.contextmanager
 def _server(config: RpcConfig) -> Iterator[RpcServer]:
     server = RpcServer(config, clock=SystemClock())
-    server.add(QueryServicer(cast("Query", _Counting()), config))
+    server.add(QueryServicer(cast("QueryNode", _Counting()), config))
     server.start()
     try:
         yield server

@@ -1,12 +1,12 @@
-"""The query role's service for other processes (query.proto), over any `ochredb.peers.Query`."""
+"""The query role's service for other processes, over any `ochredb.peers.QueryNode`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from ochredb.cancel import Cancel
-from ochredb.peers import Query, QueryNode
+from ochredb.peers import QueryNode
 from ochredb.proto.v1 import query_pb2 as pb
 from ochredb.rpc import reads
 from ochredb.rpc.columns import Columns, answers_of
@@ -25,7 +25,7 @@ class QueryServicer:
         "search_parts": "share",
     }
 
-    def __init__(self, query: Query, config: RpcConfig) -> None:
+    def __init__(self, query: QueryNode, config: RpcConfig) -> None:
         self._query, self._config = query, config
 
     def get(self, message: pb.GetRequest, cancel: Cancel) -> Iterator[pb.Answer]:
@@ -47,7 +47,7 @@ class QueryServicer:
 
     def search_parts(self, message: pb.SearchPartsRequest, cancel: Cancel) -> Iterator[pb.Answer]:
         collection_id, request = reads.decode_parts(message)
-        answer = cast("QueryNode", self._query).search_parts(collection_id, request, cancel=cancel)
+        answer = self._query.search_parts(collection_id, request, cancel=cancel)
         return self._answers(reads.encode_parts_answer(answer), cancel)
 
     def count(self, message: pb.CountRequest, cancel: Cancel) -> pb.CountReply:
