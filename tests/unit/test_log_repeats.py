@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from ochredb.cancel import Cancel, Cancelled
+from ochredb.catalog.appends import AppendRequest
 from ochredb.catalog.core import select
 from ochredb.catalog.repeats import KEYS_KEPT_S, NAMES_KEPT_S
 from ochredb.catalog.schema import idempotency
+from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.catalog.statement import Statement
-from ochredb.errors import Conflict
+from ochredb.errors import Conflict, OchreError, OutcomeUnknown
 from ochredb.types import Appended, Op, Operations
 from ochredb_node.node import Node
 
@@ -139,6 +141,29 @@ def test_what_was_evaluated_is_not_evaluated_again(
             node.compactor.fold_now(collection)
     assert len(evaluations) == 1
     assert ids_of(node, collection) == ["c"]
+
+
+def test_an_answer_lost_for_as_long_as_a_fold_takes(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a catalog elsewhere; the log asks again by itself."""
+    monkeypatch.setattr(SqliteDatabase, "is_local", False)
+    collection = make_collection(node)
+    table_append, failures = node.logs.append, [1]
+
+    def lossy(
+        requests: list[AppendRequest], *, skip_locked: bool = False
+    ) -> list[Appended | OchreError]:
+        answers = table_append(requests, skip_locked=skip_locked)
+        if failures:
+            failures.clear()
+            node.compactor.fold_now(collection)
+            raise OutcomeUnknown("the commit's answer was lost")
+        return answers
+
+    monkeypatch.setattr(node.logs, "append", lossy)
+    assert _append(node, collection, None) == Appended(1, 2, repeated=True)
+    assert node.logs.snapshot(collection).last_offset == 2
 
 
 class TestCancel:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ochredb.cancel import Cancel, Cancelled
-from ochredb.errors import Exhausted, InvalidArgument
+from ochredb.errors import Exhausted, InvalidArgument, OchreError, Unavailable
 from ochredb.peers import GetRequest, QueryRequest
 from ochredb.where import Compare
 from ochredb_frontend.pool import WorkerPool
@@ -117,6 +118,44 @@ def test_a_batch_stops_when_everyone_is_gone() -> None:
     mine = [_read(frontend, "a"), _read(frontend, "b")]
     answer_together(mine)
     assert checks == ["one is there", "nobody is there"]
+
+
+def test_a_batch_elsewhere_ends_when_the_last_would() -> None:
+    """Its deadline is the latest, and who waits for another process is told when all are gone."""
+    told: list[str] = []
+
+    class Remote(_Frontend):
+        def read_together(self, reads: list[Read], cancel: Cancel) -> list[bytes]:
+            assert 15.0 < (cancel.remaining_s() or 0.0) <= 20.0
+            assert cancel.request_id == "first"
+            cancel.when_cancelled(lambda: told.append("gone"))
+            for read in mine:
+                assert told == []
+                read.cancel.cancel()
+            return super().read_together(reads, Cancel())
+
+    frontend = Remote()
+    mine = [_read(frontend, "a"), _read(frontend, "b")]
+    mine = [
+        replace(read, cancel=Cancel(timeout_s, request_id=name))
+        for read, timeout_s, name in zip(mine, (10.0, 20.0), ("first", "second"), strict=True)
+    ]
+    answer_together(mine)
+    assert told == ["gone"]
+
+
+@pytest.mark.parametrize("error", [Exhausted, Unavailable])
+def test_a_batch_that_is_refused_for_load_is_not_made_singly(error: type[OchreError]) -> None:
+    class Full(_Frontend):
+        def read_together(self, reads: list[Read], cancel: Cancel) -> list[bytes]:
+            raise error("too much to do")
+
+        def read(self, read: Read, cancel: Cancel) -> bytes:
+            raise AssertionError("it is asked for again")
+
+    frontend = Full()
+    answers = answer_together([_read(frontend, "a"), _read(frontend, "b")])
+    assert [answer.status for answer in answers] == [error.kind.http] * 2
 
 
 def test_only_searches_that_differ_in_their_vectors_are_a_group() -> None:

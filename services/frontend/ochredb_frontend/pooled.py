@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ochredb.cancel import Cancel
+from ochredb.errors import Exhausted, Unavailable
 from ochredb.peers import QueryRequest
 from ochredb_frontend.messages import Response, error_response
 from ochredb_frontend.service import Frontend
@@ -49,11 +51,22 @@ class PooledRead:
 class _Everyone(Cancel):
     """Of a batch: it goes on as long as one of them would."""
 
-    __slots__ = ("_members",)
+    __slots__ = ("_left", "_members")
 
     def __init__(self, members: Sequence[Cancel]) -> None:
-        super().__init__()
+        remaining_s = [member.remaining_s() for member in members]
+        ends_s = [seconds for seconds in remaining_s if seconds is not None]
+        super().__init__(max(ends_s) if len(ends_s) == len(members) else None)
+        self.request_id = members[0].request_id
         self._members = members
+        self._left = set(range(len(members)))
+        for number, member in enumerate(members):
+            member.when_cancelled(partial(self._member_left, number))
+
+    def _member_left(self, number: int) -> None:
+        self._left.discard(number)
+        if not self._left:
+            self.cancel()
 
     def check(self) -> None:
         for number, member in enumerate(self._members):
@@ -78,6 +91,9 @@ def answer_together(reads: Sequence[PooledRead]) -> list[Response]:
         everyone = _Everyone([read.cancel for read in some])
         try:
             answers = some[0].frontend.read_together([read.read for read in some], everyone)
+        except (Exhausted, Unavailable) as error:  # Nobody's fault: asking singly would add to it.
+            answers = []
+            responses |= {number: error_response(error) for number in going}
         except Exception:  # One that is bad fails alone (I9).
             answers = []
         for number, answer in zip(going, answers, strict=False):

@@ -233,7 +233,10 @@ class LogService:
         if key is not None and request_hash is None:
             request_hash = checksum.to_bytes(8, "little")
         if key is None:
-            key, request_hash = self._ids.uuid7() if request_id is None else named(request_id), None
+            key, request_hash = request_id or self._ids.uuid7(), None
+            # On the way to a catalog elsewhere an answer may be lost for as long as a fold takes.
+            if request_id is not None or not self._db.is_local:
+                key = named(key)
         return AppendRequest(
             collection=collection_id,
             request_id=key,
