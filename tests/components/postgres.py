@@ -15,7 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Any, Self
 
@@ -120,16 +122,19 @@ class PostgresServer:
         self._wait()
 
     def _make_folder(self) -> None:
-        self.folder.mkdir(parents=True)
+        """Of the user that the server runs as.
+
+        Not below a folder of root's alone, as those of pytest are, again at each of its starts.
+        """
         if os.geteuid() != 0:
+            self.folder.mkdir(parents=True)
             return
         if subprocess.run(["id", _USER], capture_output=True).returncode != 0:
             command = ["useradd", "-r", "-M", "-s", "/usr/sbin/nologin", _USER]
             subprocess.run(command, check=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="ochredb-postgres-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         shutil.chown(self.folder, _USER, _USER)
-        for parent in self.folder.parents:  # Those of a test are the owner's alone.
-            if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
 
     def _make(self) -> None:
         self._make_folder()

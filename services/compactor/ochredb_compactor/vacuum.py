@@ -19,6 +19,7 @@ from typing import Protocol
 import orjson
 
 from ochredb.catalog import shrink
+from ochredb.catalog.database import Database
 from ochredb.catalog.pins import PinTable
 from ochredb.catalog.quarantine import QuarantineTable
 from ochredb.catalog.sqlite import SqliteDatabase
@@ -36,6 +37,10 @@ _PAGES_PER_STEP = 250
 _ATTEMPTS_MAX = 20
 _LOG_ATTEMPTS_MAX = 50
 _PAUSE_S = 0.1
+_KEPT_BY_SERVER = (
+    "the database server's write-ahead log, its standbys and its backups have what was deleted"
+    " until they recycle it"
+)
 
 
 class Temporary(Protocol):
@@ -52,7 +57,7 @@ class Surroundings:
 
     world: World
     compactor: CompactorService
-    database: SqliteDatabase
+    database: Database
     pins: PinTable
     quarantine: QuarantineTable
     temporary: Temporary | None
@@ -225,8 +230,14 @@ class Vacuum:
         database = self._around.database
         if self._purge:
             self._progress("catalog", 0, 2)
-            shrink.rewrite(database)
-        else:
+            problem = shrink.rewrite(database)
+            if problem is not None:
+                self._problems.append(problem)
+        if not isinstance(database, SqliteDatabase):
+            if self._purge:
+                self._kept.append(_KEPT_BY_SERVER)
+            return  # The server gives space back by itself.
+        if not self._purge:
             while (pages := shrink.free_pages(database)) > 0:
                 self._progress("catalog", 0, pages)
                 database.release_free_pages(_PAGES_PER_STEP)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import random
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -33,8 +34,9 @@ from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
 from ochredb.peers import Log, Query
 from ochredb.processes import process_name
-from ochredb.storage.base import LocalStore
+from ochredb.storage.base import RESERVED_PART, LocalStore
 from ochredb.storage.directory import DirectoryStore
+from ochredb.storage.local_copies import TEMPORARY_FOLDER
 from ochredb.storage.space import Reserve
 from ochredb_compactor.service import CompactorService
 from ochredb_compactor.world import World
@@ -270,22 +272,30 @@ class Node:
         surroundings = Surroundings(
             world=self.world,
             compactor=self.compactor,
-            database=self.sqlite,
+            database=self.database,
             pins=PinTable(self.database, self.clock),
             quarantine=QuarantineTable(self.database, self.clock),
             temporary=self.store if isinstance(self.store, DirectoryStore) else None,
         )
         return VacuumService(surroundings)
 
+    @property
+    def _backup_folder(self) -> str | None:
+        """For files that are gone after a while; None if this process has none."""
+        if self.config.path is not None:
+            return os.path.join(self.config.path, "objects", RESERVED_PART)
+        cache = self.config.cache_path
+        return None if cache is None else os.path.join(cache, TEMPORARY_FOLDER)
+
     @cached_property
     def backups(self) -> Backups:
         """What backups of this store ask; imported by the first of them."""
         from ochredb.backup.source import Backups
 
-        assert self.config.path is not None
+        assert self._backup_folder is not None
         return Backups(
-            self.config.path,
-            self.sqlite,
+            self._backup_folder,
+            self.database,
             self.foundation.objects,
             self.foundation.catalog.store_id,
             self.clock,
@@ -311,7 +321,7 @@ class Node:
             clock=self.clock,
             open_vacuums=lambda: self.vacuums,
             ready=lambda: self.is_ready,
-            open_backups=None if self.config.path is None else lambda: self.backups,
+            open_backups=None if self._backup_folder is None else lambda: self.backups,
             open_quarantine=lambda: self.quarantine,
             limits=self.shared.limits,
         )

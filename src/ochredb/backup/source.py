@@ -15,9 +15,9 @@ from typing import Protocol
 from ochredb.ages import Ages
 from ochredb.backup.archive import CHUNK_BYTES, size_and_checksum
 from ochredb.catalog.copies import copy_state
+from ochredb.catalog.database import Database
 from ochredb.catalog.migrate import open_directory
 from ochredb.catalog.pins import PinTable
-from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.clock import Clock, SystemClock
 from ochredb.crash_points import reach
 from ochredb.errors import InvalidArgument, NotFound, Unavailable
@@ -70,12 +70,16 @@ class Source(Protocol):
 
 
 class Backups:
-    """A Source: the store in directory `root`, through connections that are open already."""
+    """A Source: a store, through connections that are open already.
+
+    What one process of a cluster has begun only that one can go on with: the copy of the catalog is
+    a file of its host.
+    """
 
     def __init__(
         self,
-        root: str,
-        database: SqliteDatabase,
+        folder: str,
+        database: Database,
         store: ObjectStore,
         store_id: str,
         clock: Clock,
@@ -84,8 +88,9 @@ class Backups:
         ttl_s: float = TTL_S,
         ages: Ages | None = None,
     ) -> None:
+        """folder: for copies of the catalog; whoever owns it sweeps what is forgotten there."""
         self.store, self.store_id = store, store_id
-        self._root = root
+        self._folder = folder
         self._clock, self._ids, self._ttl_s = clock, ids, ttl_s
         self._pins = PinTable(database, clock, ages)
         self.database = database
@@ -149,7 +154,7 @@ class Backups:
             uuid7_time_us(backup_id)  # It comes from outside, and becomes a path.
         except ValueError:
             raise InvalidArgument(f"not a backup id: {backup_id!r}") from None
-        return os.path.join(self._root, "objects", RESERVED_PART, backup_id)
+        return os.path.join(self._folder, backup_id)
 
 
 def open_store(
@@ -182,7 +187,8 @@ def open_store(
         if isinstance(error, NotFound):
             raise InvalidArgument(f"the objects of {path} are missing") from error
         raise
-    return Backups(root, database, store, store_id, clock, ids, ttl_s=ttl_s)
+    folder = os.path.join(root, "objects", RESERVED_PART)
+    return Backups(folder, database, store, store_id, clock, ids, ttl_s=ttl_s)
 
 
 def _check_range(start: int, stop: int) -> None:

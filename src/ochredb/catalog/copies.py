@@ -153,13 +153,20 @@ def copy_state(session: Session, path: str) -> None:
     """Write what a consistent session sees to a new file, synced. Holds up no writer.
 
     By SQLite's backup interface: the database's own files are never opened by path.
-    Cost: about a second per GB, the interpreter lock released.
+    Cost: about a second per GB, the interpreter lock released. From PostgreSQL: row by row.
     """
-    assert isinstance(session, SqliteSession)
     target = sqlite3.connect(path, isolation_level=None)
     try:
         target.execute("PRAGMA synchronous=OFF")
-        session.connection.backup(target)
+        if isinstance(session, SqliteSession):
+            session.connection.backup(target)
+        else:
+            # Late: it is there if such a session is.
+            from ochredb.catalog.postgres_copy import copy_rows
+            from ochredb.catalog.postgres_session import PostgresSession
+
+            assert isinstance(session, PostgresSession)
+            copy_rows(session, target)
         target.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.Error as error:
         raise Unavailable(f"cannot copy the catalog: {error}") from error

@@ -43,7 +43,7 @@ def open_memory(clock: Clock, ids: IdSource) -> tuple[SqliteDatabase, str]:
     with database.write() as session:
         connection = session.connection  # type: ignore[attr-defined]
         for table in metadata.sorted_tables:
-            _create_table(connection, table)
+            create_table(connection, table)
         store_id = insert_store(session, clock, ids)
     return database, store_id
 
@@ -225,12 +225,17 @@ def _prepare(path: str) -> None:
     """What is set outside of transactions. It counts as long as the file is empty: new, or left."""
     connection = _connect(path)
     try:
-        connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        prepare_pages(connection)
         connection.execute("PRAGMA journal_mode=WAL")
     finally:
         connection.close()
     reach("catalog.created")
+
+
+def prepare_pages(connection: sqlite3.Connection) -> None:
+    """How an empty database shall be laid out."""
+    connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -259,8 +264,8 @@ def insert_store(session: Session, clock: Clock, ids: IdSource) -> str:
     return store_id
 
 
-def _create_table(connection: sqlite3.Connection, table: object) -> None:
-    """In memory there is nothing to migrate: create the tables without importing Alembic."""
+def create_table(connection: sqlite3.Connection, table: object) -> None:
+    """Where there is nothing to migrate: create the tables without importing Alembic."""
     from sqlalchemy import Table
     from sqlalchemy.schema import CreateIndex, CreateTable
 

@@ -51,8 +51,6 @@ _T = TypeVar("_T")
 _KEY_BYTES_MAX = 1_000  # An index row holds 2,700, of up to three texts, escaped.
 _CONNECTIONS_TRIED = 3  # Before a server that ends each of them is called unavailable.
 _REPEAT_PAUSE_S = 0.01
-_CLOCK_ERROR_S_MAX = 0.25  # A reading of the catalog's clock that took longer is not used ...
-_CLOCK_AGE_S_MAX = 60.0  # ... unless the last one is older than this.
 _SERVER_VERSION_MIN = 130_000
 _ABANDONED: list[Any] = []  # Connections of a parent process: never closed, never collected.
 
@@ -69,6 +67,11 @@ SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('server_en
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _TICK = f"SELECT {_NOW}"
 _FORMAT = f"SELECT format_version, {_NOW} FROM store"
+_TABLES = (
+    "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
+    " AND relkind = 'r' ORDER BY relname"
+)
+_SIZE = f"SELECT sum(pg_total_relation_size(quote_ident(relname)::regclass)) FROM ({_TABLES}) t"
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -80,10 +83,11 @@ class CatalogClock:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._offset_us = clock.now_us() - int(clock.monotonic_s() * 1e6)
-        self._read_s = float("-inf")
+        self._offset_us: int | None = None
 
     def now_us(self) -> int:
+        if self._offset_us is None:  # Nobody has asked yet.
+            return self._clock.now_us()
         return int(self._clock.monotonic_s() * 1e6) + self._offset_us
 
     def monotonic_s(self) -> float:
@@ -93,12 +97,16 @@ class CatalogClock:
         self._clock.sleep(seconds)
 
     def set(self, server_us: int, asked_s: float) -> None:
-        """server_us: what the server said; asked_s: the monotonic time before it was asked."""
-        now_s = self._clock.monotonic_s()
-        if now_s - asked_s > _CLOCK_ERROR_S_MAX and now_s - self._read_s < _CLOCK_AGE_S_MAX:
-            return
-        self._read_s = now_s
-        self._offset_us = server_us - int((asked_s + now_s) / 2 * 1e6)
+        """server_us: what the server said; asked_s: the monotonic time before it was asked.
+
+        It said so some time between then and now. What agrees with that is kept as it is: a clock
+        that is moved by each answer's delay would go back and forth.
+        """
+        least = server_us - int(self._clock.monotonic_s() * 1e6)
+        most = server_us - int(asked_s * 1e6)
+        if self._offset_us is None:
+            self._offset_us = (least + most) // 2
+        self._offset_us = min(max(self._offset_us, least), most)
 
 
 class _Reads:
@@ -338,6 +346,32 @@ class PostgresDatabase:
             return False
         self._host_clock.sleep(self._rng.uniform(0.0, _REPEAT_PAUSE_S * 2**attempt))
         return True
+
+    # -- space
+
+    def size_bytes(self) -> int:
+        """Of all tables and indexes."""
+        row = self.read_once(lambda session: session.begin(_SIZE))
+        return 0 if row is None else int(row[0])
+
+    def rewrite(self) -> str | None:
+        """Write all tables anew, each locked meanwhile; returns why that was not possible.
+
+        Of what was deleted nothing is left then, but in the server's write-ahead log and copies.
+        """
+        with contextlib.closing(self.connect()) as connection:
+            try:
+                connection.execute("SET statement_timeout = 0")
+                for (name,) in connection.execute(_TABLES).fetchall():
+                    connection.warned = ""
+                    connection.execute(f'VACUUM (FULL) "{name}"'.encode())
+                    if connection.warned:
+                        return (
+                            f"table {name} of the catalog was not written anew: {connection.warned}"
+                        )
+            except psycopg.Error as error:
+                raise self.translated(error) from error
+        return None
 
     # -- life
 

@@ -8,7 +8,7 @@ stored as two characters U+0001, and U+0001 itself as U+0001 U+0002, which keeps
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -111,6 +111,14 @@ class PostgresSession:
             self._send_queue()
             sent = [self._send(text, literals | some if literals else some) for some in params]
         return [cursor.fetchall() for cursor in sent]
+
+    def portions(self, statement: Statement, count: int) -> Iterator[list[Row]]:
+        """The rows of a statement without parameters, `count` at a time; in a transaction."""
+        text, literals = statement.compiled(DIALECT)
+        with self.connection.cursor("portions", binary=True) as cursor:
+            cursor.execute(text, literals)
+            while rows := cursor.fetchmany(count):
+                yield rows
 
     def run(self, statement: Statement, **params: Any) -> int:
         return self._execute(statement, params).rowcount

@@ -7,9 +7,14 @@ until `cut_log` has succeeded.
 from __future__ import annotations
 
 import sqlite3
+from typing import TYPE_CHECKING
 
+from ochredb.catalog.database import Database
 from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
 from ochredb.crash_points import reach
+
+if TYPE_CHECKING:
+    from ochredb.catalog.postgres import PostgresDatabase
 
 _CUT_WAIT_MS = 200  # For readers: writers wait as long.
 _IN_THE_WAY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -37,21 +42,27 @@ def cut_log(database: SqliteDatabase) -> bool:
             connection.execute(f"PRAGMA busy_timeout={before}")
 
 
-def rewrite(database: SqliteDatabase) -> None:
-    """Write the whole database anew, without what was deleted. Readers go on.
+def rewrite(database: Database) -> str | None:
+    """Write the whole database anew, without what was deleted; returns what is left, if it is.
 
-    Writers wait: about a second per 100 MB. It needs as much memory, and as much disk for a while.
+    SQLite: readers go on, writers wait, about a second per 100 MB. It needs as much memory, and as
+    much disk for a while. PostgreSQL: a table is locked while it is written.
     """
+    if not isinstance(database, SqliteDatabase):
+        return _postgres(database).rewrite()
     with database.writing() as session:
         try:
             session.connection.execute("VACUUM")
         except sqlite3.Error as error:
             raise database.translated(error) from error
         reach("catalog.rewritten")
+    return None
 
 
-def size_bytes(database: SqliteDatabase) -> int:
-    """Of the database with its write-ahead log."""
+def size_bytes(database: Database) -> int:
+    """Of the database; SQLite's with its write-ahead log."""
+    if not isinstance(database, SqliteDatabase):
+        return _postgres(database).size_bytes()
     pages, page_bytes = _number(database, "page_count"), _number(database, "page_size")
     return pages * page_bytes + database.wal_bytes()
 
@@ -59,6 +70,13 @@ def size_bytes(database: SqliteDatabase) -> int:
 def free_pages(database: SqliteDatabase) -> int:
     """Pages that hold nothing."""
     return _number(database, "freelist_count")
+
+
+def _postgres(database: Database) -> PostgresDatabase:
+    from ochredb.catalog.postgres import PostgresDatabase  # It is there if such a database is.
+
+    assert isinstance(database, PostgresDatabase)
+    return database
 
 
 def _number(database: SqliteDatabase, pragma: str) -> int:

@@ -30,6 +30,8 @@ from ochredb.storage.space import is_full, storage_full
 log = logging.getLogger("ochredb.storage")
 
 _COPY = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})\Z")
+TEMPORARY_FOLDER = "tmp"
+"""In the cache's folder; emptied when a process opens the cache."""
 _TOUCH_AFTER_S = 60.0  # A file's time may be so much older than its last use.
 
 
@@ -70,7 +72,7 @@ class LocalCopies:
         self.evictions = 0
         self._clock, self._ids, self._is_mapped = clock, ids, is_mapped
         self._objects = os.path.join(self.directory, "objects")
-        self._temporary = os.path.join(self.directory, "tmp")
+        self._temporary = os.path.join(self.directory, TEMPORARY_FOLDER)
         self._lock = threading.Lock()
         self._copies: OrderedDict[str, Copy] = OrderedDict()  # The least recently used first.
         self._claim: int | None = None
