@@ -6,6 +6,7 @@ logs are printed and the files are kept.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shutil
@@ -71,14 +72,12 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     forks.close()
 
 
-@pytest.fixture(scope="module")
-def cluster(
-    request: pytest.FixtureRequest, components: Components, launcher: Forks
+@contextlib.contextmanager
+def running(
+    components: Components, launcher: Forks, name: str, shape: Shape, module: str
 ) -> Iterator[Cluster]:
-    module = request.node.nodeid
-    name = re.sub("[^a-z0-9]+", "-", request.module.__name__.rpartition(".")[2].lower())
+    """A started cluster. Its logs are shown if a test of the module has failed by its end."""
     root = Path(tempfile.mkdtemp(prefix=f"ochredb-{name}-"))
-    shape: Shape = getattr(request.module, "SHAPE", Shape())
     made = Cluster(components, launcher, root, name, shape)
     try:
         yield made.start()
@@ -92,3 +91,13 @@ def cluster(
             print(f"{made.tails()}\nkept: {root}", file=sys.stderr)
         else:
             shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    request: pytest.FixtureRequest, components: Components, launcher: Forks
+) -> Iterator[Cluster]:
+    name = re.sub("[^a-z0-9]+", "-", request.module.__name__.rpartition(".")[2].lower())
+    shape: Shape = getattr(request.module, "SHAPE", Shape())
+    with running(components, launcher, name, shape, request.node.nodeid) as made:
+        yield made

@@ -7,6 +7,11 @@ OCHREDB_TEST_MODE says what is made small or eager, so that little data crosses 
     small   merges, graphs and indexes with tens of rows; graphs are never used by the planner
     graphs  the same, and graphs are always used; each use adds a byte to OCHREDB_TEST_PROBE
 
+OCHREDB_TEST_FAULT plants a bug, which the judges must find:
+
+    lost    a log node says that it has committed, and has not, now and then
+    stale   a query node reads what was there up to half a second ago
+
 Run as a program it is the nursery that forks such processes; with arguments, one of them.
 """
 
@@ -14,7 +19,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import sys
+import time
+from functools import partial
 from typing import Any
 
 import ochredb_node.cli as cli
@@ -70,6 +78,31 @@ def apply_mode(mode: str) -> None:
         assert not mode, f"no such mode: {mode}"
 
 
+def plant(fault: str, role: str) -> None:
+    """A bug in processes of one role."""
+    if fault == "lost" and role == "log":
+        from ochredb.catalog.postgres_session import PostgresSession
+
+        commit, rng = PostgresSession.commit, random.Random(1)
+
+        def sometimes(self: PostgresSession) -> None:
+            (self.roll_back if rng.random() < 0.03 else partial(commit, self))()
+
+        PostgresSession.commit = sometimes  # type: ignore[method-assign]
+    elif fault == "stale" and role == "query":
+        from ochredb.catalog.logs import LogTable
+        from ochredb.types import Snapshot
+
+        now, kept = LogTable.snapshot, dict[str, tuple[float, Snapshot]]()
+
+        def lately(self: LogTable, collection: str) -> Snapshot:
+            if time.monotonic() > kept.get(collection, (0.0, None))[0] + 0.5:
+                kept[collection] = (time.monotonic(), now(self, collection))
+            return kept[collection][1]
+
+        LogTable.snapshot = lately  # type: ignore[method-assign]
+
+
 def enter_network(path: str) -> None:
     """Go over to another network namespace; before there are threads."""
     import ctypes
@@ -83,6 +116,7 @@ def enter_network(path: str) -> None:
 def main() -> None:
     """With the arguments of `ochredb`."""
     apply_mode(os.environ.get("OCHREDB_TEST_MODE", ""))
+    plant(os.environ.get("OCHREDB_TEST_FAULT", ""), os.environ["OCHREDB_ROLES"])
     sys.exit(cli.main())
 
 
