@@ -1,6 +1,6 @@
 """One large collection over query nodes: recall of their merged answers, and processor time.
 
-    .venv/bin/python bench/spread.py build DIRECTORY      # 1M x 128 in 4 parts, some minutes
+    .venv/bin/python bench/spread.py build DIRECTORY      # 1M x 128 in 8 parts, some minutes
     .venv/bin/python bench/spread.py measure DIRECTORY    # one node alone, then two that share
 
 The nodes are processes that share a store in a directory and call each other by gRPC. Nothing here
@@ -30,7 +30,7 @@ from ochredb.cluster.membership import StaticMembership
 from ochredb.cluster.nodes import Nodes
 from ochredb.configuration import resolve
 from ochredb.parts.open_parts import OpenParts
-from ochredb.peers import QueryNode, QueryRequest
+from ochredb.peers import DistantQueryNode, QueryRequest
 from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.query_client import QueryClient
@@ -47,6 +47,7 @@ from ochredb_query.service import QueryService
 _NAME = "large"
 _APPENDED, _FOLDED = 5_000, 15_000
 _SEED = 7
+_GRAPH = {"space": "l2", "max_neighbors": 24, "ef_construction": 200}
 _TENANT = ("default_tenant", "default_database")
 
 
@@ -55,7 +56,7 @@ def build(directory: str, rows: int, dimension: int, parts: int) -> None:
     vectors, _, _ = clustered(rows, dimension, 1, _SEED)
     node = Node(NodeConfig(path=directory))
     node.start(background=False)
-    configuration, schema = resolve(None, {"hnsw": {"space": "l2"}}, None, num_threads=2)
+    configuration, schema = resolve(None, {"hnsw": _GRAPH}, None, num_threads=2)
     collection = node.namespace.create_collection(
         *_TENANT, _NAME, configuration=configuration, schema=schema, metadata=None,
         get_or_create=False,
@@ -99,7 +100,7 @@ def serve(directory: str, name: str, spread_bytes: int) -> None:
     server.add(QueryServicer(Late(), config))
     print(f"127.0.0.1:{server.start()}", flush=True)
     members = dict(item.split("=") for item in sys.stdin.readline().split())
-    nodes: Nodes[QueryNode] = Nodes(
+    nodes: Nodes[DistantQueryNode] = Nodes(
         StaticMembership(members), connect, clock=clock, rng=random.Random(name)
     )
     scatter = Scatter(nodes, name, RetryBudget(clock), clock)
@@ -209,7 +210,7 @@ def main() -> None:
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=128)
-    parser.add_argument("--parts", type=int, default=4)
+    parser.add_argument("--parts", type=int, default=8)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--times", type=int, default=10)
     given = parser.parse_args()

@@ -280,6 +280,16 @@ class QueryNode(Query, Protocol):
         ...
 
 
+class DistantQueryNode(QueryNode, Protocol):
+    """A query node in another process."""
+
+    def begin_search_parts(
+        self, collection_id: str, request: PartsRequest, *, cancel: Cancel
+    ) -> Callable[[], PartsAnswer]:
+        """The same without waiting: what is returned waits for the answer, and raises."""
+        ...
+
+
 class Compactor(Protocol):
     """Background folding, merging and collecting."""
 

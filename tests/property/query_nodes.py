@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ochredb.cancel import Cancel
+from ochredb.clock import Clock
 from ochredb.cluster.budget import RetryBudget
 from ochredb.cluster.membership import StaticMembership
 from ochredb.cluster.nodes import Nodes
 from ochredb.parts.open_parts import OpenParts
-from ochredb.peers import PartsAnswer, PartsRequest, QueryNode
+from ochredb.peers import DistantQueryNode, PartsAnswer, PartsRequest
 from ochredb.proto.v1 import query_pb2 as pb
 from ochredb.rpc import reads
 from ochredb.rpc.columns import answers_of, columns_of
@@ -51,22 +52,37 @@ class Line:
         answers = list(answers_of(reads.encode_parts_answer(answer), _CHUNK_BYTES))
         return reads.decode_parts_answer(columns_of(iter(answers)))
 
+    def begin_search_parts(
+        self, collection_id: str, request: PartsRequest, *, cancel: Cancel
+    ) -> Callable[[], PartsAnswer]:
+        return lambda: self.search_parts(collection_id, request, cancel=cancel)
+
 
 class QueryNodes:
     """Query nodes `query-0`, `query-1` and so on, beside a node's own."""
 
-    def __init__(self, node: Node, count: int, config: QueryConfig, **scatter: Any) -> None:
+    def __init__(
+        self,
+        node: Node,
+        count: int,
+        config: QueryConfig,
+        *,
+        clock: Clock | None = None,
+        **scatter: Any,
+    ) -> None:
+        """clock: the scatters', the node's if None."""
+        clock = clock or node.clock
         self.lines: dict[str, Line] = {f"query-{number}": Line() for number in range(count)}
         self.services: list[QueryService] = []
         self._scatters: list[Scatter] = []
         for name, line in self.lines.items():
-            nodes: Nodes[QueryNode] = Nodes(
+            nodes: Nodes[DistantQueryNode] = Nodes(
                 StaticMembership({name: name for name in self.lines}),
                 lambda address: self.lines[address],  # type: ignore[arg-type, return-value]
-                clock=node.clock,
+                clock=clock,
                 rng=random.Random(1),
             )
-            each = Scatter(nodes, name, RetryBudget(node.clock), node.clock, **scatter)
+            each = Scatter(nodes, name, RetryBudget(clock), clock, **scatter)
             line.service = QueryService(
                 node.logs,
                 node.versions,

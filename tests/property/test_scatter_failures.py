@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from ochredb.cancel import Cancel, Cancelled
+from ochredb.clock import SystemClock
+from ochredb.cluster.budget import RetryBudget
 from ochredb.configuration import resolve
 from ochredb.errors import DeadlineExceeded, Exhausted, Gone, NotFound, Unavailable, Unimplemented
 from ochredb.explain import PlanStep
@@ -202,11 +204,29 @@ class _Silent(Line):
 
 
 def test_the_next_is_asked_when_a_node_is_silent(node: Node, collection: str) -> None:
-    nodes = spread(node, patience_s=0.02)
+    nodes = spread(node, patience_s=0.02, clock=SystemClock())
     silent = nodes.lines["query-1"] = _Silent(nodes.lines["query-1"])
     expected = answer(node.query, collection, READS[3])
     assert answer(nodes.services[0], collection, READS[3]) == expected
     assert silent.called_off.wait(10), "whoever lost is called off"
+
+
+def test_without_a_token_no_second_node_is_bothered(
+    node: Node, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RetryBudget, "take", lambda _self: False)
+    nodes = spread(node, patience_s=0.02, clock=SystemClock())
+    silent = nodes.lines["query-1"] = _Silent(nodes.lines["query-1"])
+    expected = answer(node.query, collection, READS[3])
+    timer = threading.Timer(0.2, silent.go_on.set)
+    timer.start()
+    before = sum(nodes.lines["query-2"].shares.values())
+    assert answer(nodes.services[0], collection, READS[3]) == expected
+    once = sum(nodes.lines["query-2"].shares.values()) - before
+    timer.join()
+    silent.always = _UNREACHABLE
+    assert answer(nodes.services[0], collection, READS[3]) == expected
+    assert sum(nodes.lines["query-2"].shares.values()) - before == 2 * once
 
 
 def test_a_read_that_is_called_off_calls_off_its_shares(node: Node, collection: str) -> None:

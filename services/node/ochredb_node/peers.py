@@ -19,7 +19,7 @@ from ochredb_node.roles import Role
 
 if TYPE_CHECKING:
     from ochredb.cluster.nodes import Nodes
-    from ochredb.peers import QueryNode
+    from ochredb.peers import DistantQueryNode
     from ochredb_query.scatter import Scatter
 
 _T = TypeVar("_T")
@@ -115,7 +115,7 @@ class _Connecting:
         from ochredb.rpc.query_client import QueryClient
         from ochredb_query.scatter import Scatter
 
-        def client(address: str) -> QueryNode:
+        def client(address: str) -> DistantQueryNode:
             return QueryClient(channel(address, self._rpc), self._rpc, clock=self._clock)
 
         nodes = self._nodes(setting, client)

@@ -11,19 +11,19 @@ one at last: any node can serve any part, so who owns what is a matter of speed 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cached_property
 
-from ochredb.cancel import Cancel
+from ochredb.cancel import Cancel, Cancelled
 from ochredb.clock import Clock
 from ochredb.cluster.budget import RetryBudget
 from ochredb.cluster.nodes import Node, Nodes
-from ochredb.errors import Unavailable, Unimplemented
-from ochredb.peers import PartsAnswer, PartsRequest, QueryNode
+from ochredb.cluster.timer import Helpers, Timer
+from ochredb.errors import OchreError, Unavailable, Unimplemented
+from ochredb.peers import DistantQueryNode, PartsAnswer, PartsRequest
 
-_THREADS_MAX = 64  # That wait for other nodes.
+_HELPERS_MAX = 16  # Threads that ask second nodes.
 _PATIENCE_S = 1.0
 # A node that is being replaced may be older than this one, and not know what it is asked.
 _PASSED_OVER = (Unavailable, Unimplemented)
@@ -49,7 +49,7 @@ class Scatter:
 
     def __init__(
         self,
-        nodes: Nodes[QueryNode],
+        nodes: Nodes[DistantQueryNode],
         name: str,
         budget: RetryBudget,
         clock: Clock,
@@ -63,15 +63,12 @@ class Scatter:
         """
         self._nodes, self._name, self._budget, self._clock = nodes, name, budget, clock
         self._patience_s = patience_s
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="ochredb-scatter")
+        self._timer, self._helpers = Timer(clock), Helpers(_HELPERS_MAX)
 
     def close(self) -> None:
         """After the last read."""
-        if "_pool" in self.__dict__:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._helpers.close()
+        self._timer.close()
 
     def owns(self, part_id: str) -> bool:
         """Whether this node is the one that keeps a part."""
@@ -99,64 +96,62 @@ class Scatter:
         """
         call = _Call(collection_id, local, cancel.child())
         self._budget.earn()
+        asked: list[_Asked] = []
         try:
-            asked = [self._pool.submit(self._ask, call, request, _NOBODY) for request in others]
-            due_s = self._clock.monotonic_s() + self._patience_s
-            shares = [self._here(call, own, True)]
-            shares += [
-                self._first_of(call, request, first, due_s)
-                for request, first in zip(others, asked, strict=True)
-            ]
-            return shares
+            for request in others:
+                asked.append(_Asked(self, call, request))
+            return [self.here(call, own, True), *(each.answer() for each in asked)]
         finally:
             call.cancel.cancel()
+            for each in asked:
+                each.end()
 
-    def _first_of(
-        self, call: _Call, request: PartsRequest, first: Future[Share], due_s: float
-    ) -> Share:
-        """What a node was asked for; or what the next one answers, if it is asked too and wins."""
-        done, _ = wait([first], max(0.0, due_s - self._clock.monotonic_s()))
-        if done or not self._budget.take():
-            return first.result()
-        silent = self._next(request.part_ids[0], _NOBODY)
-        passed = _NOBODY if silent is None else frozenset([silent.name])
-        second = self._pool.submit(self._ask, call, request, passed)
-        done, _ = wait([first, second], return_when=FIRST_COMPLETED)
-        if first in done and first.exception() is None:
-            return first.result()
-        if second in done and second.exception() is None:
-            if silent is not None:
-                silent.outrun()
-            return second.result()
-        return (second if first in done else first).result()
+    # -- for `_Asked`
 
-    def _ask(self, call: _Call, request: PartsRequest, passed: frozenset[str]) -> Share:
-        """From the owner, or from the next that can be reached: all parts from the same one."""
-        node = self._next(request.part_ids[0], passed)
-        while node is not None:
-            started_s = self._clock.monotonic_s()
+    def expect(self, is_late: Callable[[], None], is_void: Callable[[], bool]) -> None:
+        """Have `is_late` called, in another thread, when a share has taken long."""
+        self._timer.call_later(self._patience_s, is_late, is_void)
+
+    def help(self, work: Callable[[], None]) -> bool:
+        """Whether a second node may be asked, and a thread is there to do it."""
+        return self._budget.take() and self._helpers.run(work)
+
+    def next(self, request: PartsRequest, passed: frozenset[str]) -> Node[DistantQueryNode] | None:
+        """Who is to be asked for a share; None: this node. Its parts stay together: a page is of
+        the rows of all of them."""
+        return self._next(request.part_ids[0], passed)
+
+    def ask_others(self, call: _Call, request: PartsRequest, passed: frozenset[str]) -> Share:
+        """Another node's answer, or this one's; `passed` did not answer."""
+        self._nodes.refresh()
+        # Without a token no second node is bothered: this one can do it.
+        while (node := self.next(request, passed)) is not None and self._budget.take():
+            started_s = self.now_s()
             node.trying()
             try:
                 answer = node.client.search_parts(
                     call.collection_id, request, cancel=call.cancel.child()
                 )
-            except _PASSED_OVER as error:
-                node.failed(error)
-                self._nodes.refresh()
             except BaseException as error:
                 node.failed(error)
-                raise
+                if not isinstance(error, _PASSED_OVER):
+                    raise
             else:
                 node.succeeded()
-                time_us = (self._clock.monotonic_s() - started_s) * 1e6
-                return Share(node.name, request, answer, time_us)
+                return Share(node.name, request, answer, 1e6 * (self.now_s() - started_s))
             call.cancel.check()
             passed = passed | {node.name}
-            # Without a token no second node is bothered: this one can do it.
-            node = self._next(request.part_ids[0], passed) if self._budget.take() else None
-        return self._here(call, request, False)
+        return self.here(call, request, False)
 
-    def _next(self, part_id: str, passed: frozenset[str]) -> Node[QueryNode] | None:
+    def here(self, call: _Call, request: PartsRequest, with_tail: bool) -> Share:
+        started_s = self.now_s()
+        answer = call.local(request, with_tail)
+        return Share(self._name, request, answer, 1e6 * (self.now_s() - started_s))
+
+    def now_s(self) -> float:
+        return self._clock.monotonic_s()
+
+    def _next(self, part_id: str, passed: frozenset[str]) -> Node[DistantQueryNode] | None:
         """The first node of a part's order that was not passed over; None: this one."""
         for node in self._nodes.ordered(part_id):
             if node.name == self._name:
@@ -164,12 +159,6 @@ class Scatter:
             if node.name not in passed:
                 return node
         return None
-
-    def _here(self, call: _Call, request: PartsRequest, with_tail: bool) -> Share:
-        started_s = self._clock.monotonic_s()
-        answer = call.local(request, with_tail)
-        time_us = (self._clock.monotonic_s() - started_s) * 1e6
-        return Share(self._name, request, answer, time_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,3 +168,96 @@ class _Call:
     collection_id: str
     local: Local
     cancel: Cancel
+
+
+class _Asked:
+    """One share that another node was asked for, and perhaps a second one."""
+
+    def __init__(self, scatter: Scatter, call: _Call, request: PartsRequest) -> None:
+        """The request is on its way when this returns."""
+        self._scatter, self._call, self._request = scatter, call, request
+        self._lock = threading.Lock()
+        self._is_over = self._has_ended = False
+        self._second_ended: threading.Event | None = None
+        self._second: Share | None = None  # If it was first.
+        self._node = scatter.next(request, _NOBODY)
+        self._cancel = call.cancel.child()
+        self._started_s = scatter.now_s()
+        if self._node is not None:
+            self._node.trying()
+            self._wait = self._begin(self._node)
+
+    def _begin(self, node: Node[DistantQueryNode]) -> Callable[[], PartsAnswer]:
+        try:
+            return node.client.begin_search_parts(
+                self._call.collection_id, self._request, cancel=self._cancel
+            )
+        except OchreError as error:
+            failure = error
+
+        def fail() -> PartsAnswer:
+            raise failure
+
+        return fail
+
+    def end(self) -> None:
+        """The read is over, though nobody may have waited for this."""
+        self._is_over = True
+        if self._node is not None and not self._has_ended:
+            self._node.failed(Cancelled("another share of the read failed"))
+
+    def answer(self) -> Share:
+        node, scatter = self._node, self._scatter
+        if node is None:
+            return scatter.here(self._call, self._request, False)
+        scatter.expect(self._is_late, lambda: self._is_over)
+        self._has_ended = True
+        try:
+            answer = self._wait()
+        except BaseException as error:
+            node.failed(error)
+            self._wait_for_second()
+            if self._second is not None:
+                return self._second
+            self._call.cancel.check()
+            if not isinstance(error, _PASSED_OVER):
+                raise
+            return scatter.ask_others(self._call, self._request, frozenset([node.name]))
+        finally:
+            self._is_over = True
+        node.succeeded()
+        return Share(node.name, self._request, answer, 1e6 * (scatter.now_s() - self._started_s))
+
+    def _wait_for_second(self) -> None:
+        with self._lock:
+            self._is_over = True  # No second one is begun any more.
+            ended = self._second_ended
+        if ended is not None:
+            ended.wait()  # It ends when the read does.
+
+    # -- in other threads
+
+    def _is_late(self) -> None:
+        with self._lock:
+            if self._is_over:
+                return
+            self._second_ended = threading.Event()
+        if not self._scatter.help(self._ask_second):
+            self._second_ended.set()
+
+    def _ask_second(self) -> None:
+        node, ended = self._node, self._second_ended
+        assert node is not None
+        assert ended is not None
+        try:
+            share = self._scatter.ask_others(self._call, self._request, frozenset([node.name]))
+            with self._lock:
+                if self._is_over:
+                    return
+                self._second = share
+            node.outrun()
+            self._cancel.cancel()
+        except OchreError:
+            pass  # The first one decides.
+        finally:
+            ended.set()

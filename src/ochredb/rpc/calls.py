@@ -104,9 +104,24 @@ class Calls:
 
         writes: asked when it has failed, whether something may have been written.
         """
+        yield from self.begin_stream(method, request, cancel, writes=writes)
+
+    def begin_stream(
+        self,
+        method: Any,
+        request: Any,
+        cancel: Cancel,
+        *,
+        writes: Callable[[], bool] = lambda: False,
+    ) -> Generator[Any, None, None]:
+        """The same, of which the request is on its way before the first message is asked for."""
         cancel.check()
         call = _begin(method, request, **self._terms(cancel))
-        take_back = cancel.when_cancelled(call.cancel)
+        return self._messages(call, cancel, cancel.when_cancelled(call.cancel), writes)
+
+    def _messages(
+        self, call: Any, cancel: Cancel, take_back: Callable[[], None], writes: Callable[[], bool]
+    ) -> Generator[Any, None, None]:
         try:
             yield from call
         except grpc.RpcError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -65,9 +65,14 @@ class QueryClient:
     def search_parts(
         self, collection_id: str, request: PartsRequest, *, cancel: Cancel
     ) -> PartsAnswer:
+        return self.begin_search_parts(collection_id, request, cancel=cancel)()
+
+    def begin_search_parts(
+        self, collection_id: str, request: PartsRequest, *, cancel: Cancel
+    ) -> Callable[[], PartsAnswer]:
         message = reads.encode_parts(collection_id, request)
-        answers = self._calls.stream(self._stub.SearchParts, message, cancel)
-        return reads.decode_parts_answer(columns_of(answers))
+        answers = self._calls.begin_stream(self._stub.SearchParts, message, cancel)
+        return lambda: reads.decode_parts_answer(columns_of(answers))
 
     def quick(
         self, _collection_id: str, _request: GetRequest | QueryRequest | None
