@@ -16,7 +16,7 @@ import pytest
 
 from ochredb.clock import SystemClock
 from ochredb.crash_points import VARIABLE
-from ochredb.errors import AlreadyExists, InvalidArgument, TooLarge, Unavailable
+from ochredb.errors import AlreadyExists, InvalidArgument, NotFound, TooLarge, Unavailable
 from ochredb.ids import IdSource
 from ochredb.storage import s3 as s3_module
 from ochredb.storage.base import LocalStore, ObjectStore
@@ -126,6 +126,19 @@ def test_more_than_one_page_is_listed(s3: S3Store) -> None:
     assert [item.key for item in s3.list("many/", after="many/1099")] == keys[1_100:]
 
 
+def test_many_are_deleted_at_once(s3: S3Store, tmp_path: Path) -> None:
+    keys = [f"many/{number:04}" for number in range(1_100)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda key: s3.create(key, b""), keys))
+    store = CachedStore(s3, str(tmp_path / "cache"), MB, SystemClock(), IdSource())
+    store.map(keys[0])
+    assert store.delete_many([*keys[:1_050], "absent"]) == {}
+    assert [item.key for item in s3.list("")] == keys[1_050:]
+    with pytest.raises(NotFound):
+        store.map(keys[0])
+    store.close()
+
+
 def test_deployments_with_prefixes_do_not_see_each_other(ceph: CephServer, bucket: str) -> None:
     stores = [store_of(config_of(ceph, bucket, prefix=prefix)) for prefix in ("", "a", "a/b", "ab")]
     for number, store in enumerate(stores):
@@ -192,6 +205,7 @@ def test_wrong_credentials(
     for call in calls:
         with pytest.raises(Unavailable, match=text):
             call()
+    assert isinstance(store.delete_many(["a", "b"])["b"], Unavailable)
     with pytest.raises(Unavailable, match=r"the secret key is wrong|the access key is not known"):
         store.get("a")
     store.close()

@@ -14,9 +14,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from ochredb.crash_points import reach
-from ochredb.errors import Conflict, OchreError, StorageFull
+from ochredb.errors import Conflict, StorageFull
 from ochredb.ids import uuid7_time_us
 from ochredb.parts.writer import discard
+from ochredb.storage.base import DeletesMany, delete_all
 from ochredb_compactor.world import World
 
 log = logging.getLogger("ochredb.compactor")
@@ -101,11 +102,13 @@ def sweep(world: World, step: Callable[[], None]) -> int:
         return 0
     swept = 0
     for start in range(0, len(orphans), _BATCH):
-        batch = orphans[start : start + _BATCH]
-        for key in world.objects.condemn(batch, world.clock.now_us()):
-            world.store.delete(key)
-            reach("sweep.deleted")
-            swept += 1
+        condemned = world.objects.condemn(orphans[start : start + _BATCH], world.clock.now_us())
+        for keys in _at_once(world, condemned):
+            for problem in delete_all(world.store, keys).values():
+                raise problem
+            for _ in keys:
+                reach("sweep.deleted")
+            swept += len(keys)
             step()
     return swept
 
@@ -130,17 +133,24 @@ def discarding(
 def _delete(world: World, keys: Sequence[str], step: Callable[[], None]) -> int:
     """Delete what can be deleted; one that cannot does not keep the others (I9)."""
     gone = []
-    for key in keys:
-        try:
-            world.store.delete(key)
-        except OchreError as error:
+    for batch in _at_once(world, keys):
+        problems = delete_all(world.store, batch)
+        for key, error in problems.items():
             log.warning("cannot delete %s: %s", key, error)
-        else:
-            reach("gc.deleted")
-            gone.append(key)
+        for key in batch:
+            if key not in problems:
+                reach("gc.deleted")
+                gone.append(key)
         step()
     world.objects.forget(gone)
     return len(gone)
+
+
+def _at_once(world: World, keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """In as many steps as the store deletes them best."""
+    size = _BATCH if isinstance(world.store, DeletesMany) else 1
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
 
 
 def _unknown(world: World, keys: Sequence[str]) -> list[str]:

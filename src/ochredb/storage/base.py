@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
-from ochredb.errors import InvalidArgument
+from ochredb.errors import InvalidArgument, OchreError
 
 if TYPE_CHECKING:
     from typing import Any
@@ -139,6 +139,15 @@ class MapsPartly(Protocol):
         ...
 
 
+@runtime_checkable
+class DeletesMany(Protocol):
+    """A store that deletes many objects at once, much faster than one by one."""
+
+    def delete_many(self, keys: Sequence[str]) -> dict[str, OchreError]:
+        """As `delete` of each; returns the keys that may still be there, and why."""
+        ...
+
+
 class Mappable(Protocol):
     """A store whose objects can be used in place, without copying them into the heap."""
 
@@ -195,6 +204,19 @@ def check_key(key: str) -> None:
     """Raises InvalidArgument unless `is_key`."""
     if not is_key(key):
         raise InvalidArgument(f"not an object key: {key!r}", key=key)
+
+
+def delete_all(store: ObjectStore, keys: Sequence[str]) -> dict[str, OchreError]:
+    """As `DeletesMany`, of any store."""
+    if isinstance(store, DeletesMany):
+        return store.delete_many(keys)
+    problems: dict[str, OchreError] = {}
+    for key in keys:
+        try:
+            store.delete(key)
+        except OchreError as error:
+            problems[key] = error
+    return problems
 
 
 def byte_views(data: Data) -> list[memoryview]:

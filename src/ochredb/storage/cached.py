@@ -33,7 +33,14 @@ from ochredb.clock import Clock
 from ochredb.errors import InvalidArgument, OchreError, StorageFull
 from ochredb.ids import IdSource
 from ochredb.storage import files
-from ochredb.storage.base import Downloads, ObjectStore, StoredObject, byte_views, check_key
+from ochredb.storage.base import (
+    Downloads,
+    ObjectStore,
+    StoredObject,
+    byte_views,
+    check_key,
+    delete_all,
+)
 from ochredb.storage.local_copies import LocalCopies, name_of
 from ochredb.storage.partial import PartialObject
 from ochredb.storage.space import is_full
@@ -135,6 +142,15 @@ class CachedStore:
 
     def delete(self, key: str) -> None:
         self.store.delete(key)
+        self._forget(key)
+
+    def delete_many(self, keys: Sequence[str]) -> dict[str, OchreError]:
+        problems = delete_all(self.store, keys)
+        for key in keys:
+            self._forget(key)
+        return problems
+
+    def _forget(self, key: str) -> None:
         name = name_of(key)
         with self._lock:
             self._shown.pop(name, None)

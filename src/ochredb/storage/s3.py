@@ -40,9 +40,9 @@ from ochredb.errors import (
 )
 from ochredb.ids import IdSource, uuid7_time_us
 from ochredb.storage.base import RESERVED_PART, StoredObject, byte_views, check_key, is_key
-from ochredb.storage.s3_body import Pieces, whole
+from ochredb.storage.s3_body import Pieces, filler, read_all, whole
 from ochredb.storage.s3_config import S3Config, connect
-from ochredb.storage.s3_failures import Failure, Fate, failure_of
+from ochredb.storage.s3_failures import Attempts, Failure, Fate, failure_of
 
 if TYPE_CHECKING:
     from ochredb.storage.base import Begin, Data, Take
@@ -56,8 +56,7 @@ OBJECT_BYTES_MAX = 5 << 30
 
 _RANGE_BYTES = 8 << 20  # Larger objects are fetched in ranges of this size, some at a time.
 _JOINED_BYTES_MAX = 4 << 20  # Below, one copy is cheaper than a hundred small sends.
-_READ_BYTES = 256 << 10
-_PAUSE_S, _PAUSE_S_MAX = 0.05, 2.0
+_DELETED_AT_ONCE = 500
 _BYTES_PER_S_MIN = 10 << 20  # A large upload may be begun anew for as much longer.
 _PROBE_FOLDER = f"{RESERVED_PART}/probe/"
 _PROBE_ABANDONED_US = 600_000_000
@@ -115,7 +114,7 @@ class S3Store:
             if stop > size:
                 raise ValueError(f"range [{start}, {stop}) is not within {key} of {size} bytes")
             content.extend(bytes(stop - start))
-            return _filler(content, start)
+            return filler(content, start)
 
         self._fetch(key, start, stop, begin)
         return bytes(content)
@@ -177,6 +176,26 @@ class S3Store:
     def delete(self, key: str) -> None:
         check_key(key)
         self._delete(key)
+
+    def delete_many(self, keys: Sequence[str]) -> dict[str, OchreError]:
+        """See `DeletesMany`. One request for 500 keys; one each where it does not know that one."""
+        problems: dict[str, OchreError] = {}
+        for start in range(0, len(keys), _DELETED_AT_ONCE):
+            batch = keys[start : start + _DELETED_AT_ONCE]
+            for key in batch:
+                check_key(key)
+            try:
+                problems.update(self._delete_batch(batch))
+            except Unavailable as error:
+                if error.detail.get("status", 500) >= 500:
+                    problems.update(dict.fromkeys(batch, error))
+                    continue
+                for key in batch:
+                    try:
+                        self._delete(key)
+                    except OchreError as problem:
+                        problems[key] = problem
+        return problems
 
     # -- life
 
@@ -268,7 +287,7 @@ class S3Store:
         if self.config.kms_key_id is not None:
             request["SSEKMSKeyId"] = self.config.kms_key_id
         joined = whole(views) if size <= _JOINED_BYTES_MAX else None
-        attempts = _Attempts(self, size)
+        attempts = self._attempts(size)
         while True:
             body = Pieces(views) if joined is None else joined
             failed = self._put(key, {**request, "Body": body})
@@ -295,7 +314,7 @@ class S3Store:
         reach("s3.created")
         return None
 
-    def _writer_of(self, key: str, attempts: _Attempts) -> str | None:
+    def _writer_of(self, key: str, attempts: Attempts) -> str | None:
         """Who created the object; empty if it does not say, None if it is not there."""
         try:
             found = self._look_at(key, attempts)
@@ -309,6 +328,20 @@ class S3Store:
             self._repeated("delete", key, lambda c: c.delete_object(**self._named(key)))
         reach("object.deleted")
 
+    def _delete_batch(self, keys: Sequence[str]) -> dict[str, OchreError]:
+        named = [{"Key": self._below + key} for key in keys]
+        request = {"Bucket": self.config.bucket, "Delete": {"Objects": named, "Quiet": True}}
+        reach("object.deleting")
+        answer = self._repeated("delete", keys[0], lambda c: c.delete_objects(**request))
+        reach("object.deleted")
+        return {
+            item["Key"].removeprefix(self._below): Unavailable(
+                f"cannot delete {item['Key']} in {self.config.place}: {item['Code']}"
+            )
+            for item in answer.get("Errors", ())
+            if item["Code"] != "NoSuchKey"
+        }
+
     # -- fetching
 
     def _get(self, key: str) -> tuple[bytes, int | None]:
@@ -317,7 +350,7 @@ class S3Store:
 
         def begin(size: int) -> Take:
             content.extend(bytes(size))
-            return _filler(content, 0)
+            return filler(content, 0)
 
         expected = self._fetch(key, 0, None, begin)
         return bytes(content), expected
@@ -367,7 +400,7 @@ class S3Store:
                 raise self._no_ranges(key)
             size = int(place[3])
             with contextlib.closing(answer["Body"]) as body:
-                _read_all(body, start, min(stop, size) - start, begin(size))
+                read_all(body, start, min(stop, size) - start, begin(size))
             return _checksum_of(answer)
 
         try:
@@ -382,7 +415,7 @@ class S3Store:
     def _no_ranges(self, key: str) -> Unavailable:
         return Unavailable(f"{self.config.place} does not answer with the range asked for", key=key)
 
-    def _look_at(self, key: str, attempts: _Attempts | None = None) -> dict[str, Any]:
+    def _look_at(self, key: str, attempts: Attempts | None = None) -> dict[str, Any]:
         def look(client: Any) -> dict[str, Any]:
             found: dict[str, Any] = client.head_object(**self._named(key))
             return found
@@ -399,10 +432,10 @@ class S3Store:
         verb: str,
         key: str,
         call: Callable[[Any], T],
-        attempts: _Attempts | None = None,
+        attempts: Attempts | None = None,
     ) -> T:
         """What may be done twice, until it succeeds, is refused, or time is up."""
-        attempts = attempts or _Attempts(self)
+        attempts = attempts or self._attempts()
         while True:
             try:
                 return call(self._client())
@@ -415,6 +448,10 @@ class S3Store:
             if failed.fate not in (Fate.UNKNOWN, Fate.NOT_SENT):
                 raise failed.error
             attempts.pause(failed.error)
+
+    def _attempts(self, size: int = 0) -> Attempts:
+        allowed_s = self.config.deadline_s + size / _BYTES_PER_S_MIN
+        return Attempts(self._clock, self._rng, allowed_s)
 
     def _failure(self, error: Exception, verb: str, key: str) -> Failure:
         return failure_of(error, verb, key, self.config.place)
@@ -444,28 +481,6 @@ class S3Store:
             self._of_process = os.getpid()
 
 
-def _filler(content: bytearray, start: int) -> Take:
-    """Puts pieces where they belong; `content` begins at byte `start` of the object."""
-    view = memoryview(content)
-
-    def take(place: int, piece: memoryview) -> None:
-        view[place - start : place - start + piece.nbytes] = piece
-
-    return take
-
-
-def _read_all(body: Any, start: int, length: int, take: Take) -> None:
-    buffer = memoryview(bytearray(min(length, _READ_BYTES)))
-    done = 0
-    while done < length:
-        count = body.readinto(buffer[: length - done])
-        if not count:
-            raise ConnectionError(f"it broke off after {done} of {length} bytes")
-        take(start + done, buffer[:count])
-        done += count
-    body.read()  # Nothing, so that the connection is used again.
-
-
 def _checksum_of(answer: dict[str, Any]) -> int | None:
     text = answer["Metadata"].get(_CHECKSUM)
     return None if text is None else int(text, 16)
@@ -473,21 +488,3 @@ def _checksum_of(answer: dict[str, Any]) -> int | None:
 
 class _OutOfRange(Exception):
     """The object ends before the range begins."""
-
-
-class _Attempts:
-    """The pauses between attempts of one call: exponential, with full jitter, within a deadline."""
-
-    def __init__(self, store: S3Store, size: int = 0) -> None:
-        self._clock, self._rng = store._clock, store._rng
-        allowed_s = store.config.deadline_s + size / _BYTES_PER_S_MIN
-        self._until_s = self._clock.monotonic_s() + allowed_s
-        self._longest_s = _PAUSE_S
-
-    def pause(self, error: OchreError) -> None:
-        """Wait before the next attempt; raises the last one's error if there is no time for it."""
-        wait_s = self._rng.uniform(0.0, self._longest_s)
-        self._longest_s = min(2 * self._longest_s, _PAUSE_S_MAX)
-        if self._clock.monotonic_s() + wait_s >= self._until_s:
-            raise error
-        self._clock.sleep(wait_s)

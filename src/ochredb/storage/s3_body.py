@@ -1,9 +1,15 @@
-"""Several buffers as the body of one request, without joining them."""
+"""What requests and replies carry: buffers that are not joined, and pieces as they come."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ochredb.storage.base import Take
+
+_READ_BYTES = 256 << 10
 
 
 def whole(views: Sequence[memoryview]) -> bytearray:
@@ -57,3 +63,29 @@ class Pieces:
             self._index += 1
         self._place = place
         return place
+
+
+def filler(content: bytearray, start: int) -> Take:
+    """Puts pieces where they belong; `content` begins at byte `start` of the object."""
+    view = memoryview(content)
+
+    def take(place: int, piece: memoryview) -> None:
+        view[place - start : place - start + piece.nbytes] = piece
+
+    return take
+
+
+def read_all(body: Any, start: int, length: int, take: Take) -> None:
+    """Hand over `length` bytes of boto3's streaming body, of which the first has place `start`.
+
+    Raises ConnectionError if there are fewer.
+    """
+    buffer = memoryview(bytearray(min(length, _READ_BYTES)))
+    done = 0
+    while done < length:
+        count = body.readinto(buffer[: length - done])
+        if not count:
+            raise ConnectionError(f"it broke off after {done} of {length} bytes")
+        take(start + done, buffer[:count])
+        done += count
+    body.read()  # Nothing, so that the connection is used again.

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 import functools
+import random
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ochredb.clock import Clock
 from ochredb.errors import NotFound, OchreError, StorageFull, Unavailable
 
 
@@ -33,6 +35,25 @@ class Failure:
     error: OchreError
 
 
+class Attempts:
+    """The pauses between attempts of one call: exponential, with full jitter, within a deadline."""
+
+    def __init__(self, clock: Clock, rng: random.Random, allowed_s: float) -> None:
+        """allowed_s: no attempt begins later."""
+        self._clock, self._rng = clock, rng
+        self._until_s = clock.monotonic_s() + allowed_s
+        self._longest_s = _PAUSE_S
+
+    def pause(self, error: OchreError) -> None:
+        """Wait before the next attempt; raises the last one's error if there is no time for it."""
+        wait_s = self._rng.uniform(0.0, self._longest_s)
+        self._longest_s = min(2 * self._longest_s, _PAUSE_S_MAX)
+        if self._clock.monotonic_s() + wait_s >= self._until_s:
+            raise error
+        self._clock.sleep(wait_s)
+
+
+_PAUSE_S, _PAUSE_S_MAX = 0.05, 2.0
 _FULL = {
     "QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded",
     "InsufficientCapacity", "StorageFull",
