@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from ochredb.clock import SystemClock
 from ochredb.errors import NotFound, Unavailable
+from ochredb.peers import CompactorNode
 from ochredb.rpc.channel import channel
 from ochredb.rpc.compactor_client import CompactorClient
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.server import RpcServer
 from ochredb.types import CompactorStatus, JobStatus, PendingWork
 from ochredb_compactor.grpc import CompactorServicer
+
+from .kernel import add_rows, all_rows, make_collection, running_node
 
 _WAIT_S = 30.0
 _STATUS = CompactorStatus(
@@ -79,18 +83,25 @@ class _Compactor:
 
 
 @contextlib.contextmanager
-def _served() -> Iterator[tuple[_Compactor, CompactorClient, RpcServer]]:
-    config, compactor = RpcConfig(), _Compactor()
+def _serving(compactor: CompactorNode) -> Iterator[tuple[CompactorClient, RpcServer]]:
+    config = RpcConfig()
     server = RpcServer(config, clock=SystemClock())
     server.add(CompactorServicer(compactor))
     server.start()
     opened = channel(server.address, config)
     client = CompactorClient(opened, config, clock=SystemClock())
     try:
-        yield compactor, client, server
+        yield client, server
     finally:
         client.close()
         server.stop()
+
+
+@contextlib.contextmanager
+def _served() -> Iterator[tuple[_Compactor, CompactorClient, RpcServer]]:
+    compactor = _Compactor()
+    with _serving(compactor) as (client, server):
+        yield compactor, client, server
 
 
 def test_what_is_asked_for_is_done() -> None:
@@ -146,3 +157,31 @@ def test_hints_never_fail_and_never_wait() -> None:
         client.hint("c1", 8)
         client.close()
         client.hint("c1", 9)
+
+
+def test_a_compactor_is_driven_from_another_process(tmp_path: Path) -> None:
+    with running_node(str(tmp_path / "store")) as node, _serving(node.compactor) as (client, _):
+        first, second = make_collection(node, "first"), make_collection(node, "second")
+        for collection in (first, second):
+            add_rows(node, collection, 0, 300)
+        rows = all_rows(node, first)
+        before = client.status()
+        assert {work.collection: work.tail_rows for work in before.tails} == {
+            first: 300,
+            second: 300,
+        }
+        client.compact_now(first)
+        assert [work.collection for work in client.status().tails] == [second]
+        parts = node.versions.parts(first, node.logs.snapshot(first).version)
+        client.rebuild_now(first)
+        rebuilt = node.versions.parts(first, node.logs.snapshot(first).version)
+        assert {part.manifest.id for part in parts}.isdisjoint(p.manifest.id for p in rebuilt)
+        assert all_rows(node, first) == rows
+        client.settle()
+        done = client.status()
+        assert (done.tails, done.merges, done.paused) == ([], [], False)
+        client.pause()
+        assert client.status().paused
+        client.resume()
+        assert not client.status().paused
+        client.hint(first, 300)
