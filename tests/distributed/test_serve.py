@@ -19,6 +19,10 @@ import psutil
 import pytest
 
 import ochredb
+from ochredb.clock import SystemClock
+from ochredb.rpc.channel import channel
+from ochredb.rpc.compactor_client import CompactorClient
+from ochredb.rpc.config import RpcConfig
 
 from .served import PROGRAM, Served
 
@@ -263,6 +267,30 @@ class TestWorkers:
         assert served.stop() == 0, served.log_path.read_text()
         assert not [one for one in workers if one.is_running()]
         assert "compactor worker" in served.log_path.read_text()
+
+    def test_operators_reach_them_through_their_parent(self, cluster: Cluster) -> None:
+        served = cluster.start("frontend,log,query,compactor", "--compactor-workers", "2")
+        config = RpcConfig()
+        client = CompactorClient(channel(str(served.rpc), config), config, clock=SystemClock())
+        client.pause()
+        assert client.status().paused
+        until(lambda: len(self.workers(served)) == 2)
+        self.workers(served)[0].kill()  # Its successor is told, too.
+        path = fill(served, "paused", 9_000)
+        until(lambda: served.metric("ochredb_compactor_worker_restarts_total") == 1)
+        until(lambda: len(self.workers(served)) == 2)
+        time.sleep(3)
+        (tail,) = client.status().tails
+        assert tail.tail_rows == 9_000
+        client.compact_now(tail.collection)
+        assert client.status().tails == []
+        fill(served, "more", 9_000)
+        client.resume()
+        assert not client.status().paused
+        until(lambda: client.status().tails == [])
+        assert served.call("GET", f"{path}/count") == 9_000
+        client.close()
+        assert served.stop() == 0, served.log_path.read_text()
 
     def test_they_end_with_a_parent_that_was_killed(self, cluster: Cluster) -> None:
         served = cluster.start("compactor", "--compactor-workers", "2")

@@ -167,7 +167,8 @@ def serve(settings: ServeSettings, command: Sequence[str]) -> int:
     if worker is not None:
         from ochredb_node.worker import work, worker_config
 
-        return work(worker_config(config, settings.worker_count, worker))
+        worker_only = worker_config(config, settings.worker_count, worker)
+        return work(worker_only, settings.drain_timeout_s)
     from ochredb_node.serve import serve
 
     return serve(settings, config, command)

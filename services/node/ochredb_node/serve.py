@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ochredb.node")
 
+_GRACE_S = 5.0  # Beyond the drain, for workers to close their stores.
+
 
 def serve(settings: ServeSettings, config: NodeConfig, command: Sequence[str]) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
@@ -149,18 +151,22 @@ class Process:
 
     def _open_others(self, node: Node) -> None:
         settings = self._settings
+        if settings.worker_count:
+            self._supervisor = Supervisor(
+                self._command,
+                settings.worker_count,
+                clock=self._clock,
+                rng=self._rng,
+                is_paused=self._config.compactor.paused,
+            )
+            self._supervisor.start()
+            self._closing.callback(self._supervisor.stop, settings.drain_timeout_s + _GRACE_S)
         if settings.serves_rpc:
             from ochredb_node.rpc_roles import open_rpc
 
             assert self._config.rpc is not None
-            self._rpc = open_rpc(node, self._config.rpc, self._clock, self._rng)
+            self._rpc = open_rpc(node, self._config.rpc, self._clock, self._rng, self._supervisor)
             self._closing.callback(self._rpc.stop)
-        if settings.worker_count:
-            self._supervisor = Supervisor(
-                self._command, settings.worker_count, clock=self._clock, rng=self._rng
-            )
-            self._supervisor.start()
-            self._closing.callback(self._supervisor.stop, settings.drain_timeout_s)
 
     def _announce(self, health_sock: socket.socket, rest_url: str | None = None) -> None:
         """Say that it is ready, on one line that programs read."""
@@ -193,5 +199,8 @@ class Process:
         node.drain()
         if self._supervisor is not None:
             self._supervisor.terminate()
+        deadline_s = self._clock.monotonic_s() + self._settings.drain_timeout_s
         if self._rpc is not None:
             self._rpc.drain(self._settings.drain_timeout_s)
+        if node.compacts:
+            node.compactor.drain(max(0.0, deadline_s - self._clock.monotonic_s()))

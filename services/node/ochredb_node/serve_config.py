@@ -27,7 +27,8 @@ _S3_GRACE_S = 600.0
 def in_cluster(config: NodeConfig, settings: ServeSettings) -> NodeConfig:
     """config: what the settings mean that `ochredb run` has too. Raises SettingsError."""
     roles = settings.role_set
-    frontend, compactor = config.frontend, config.compactor
+    frontend = config.frontend
+    compactor = replace(config.compactor, memory_bytes=settings.compactor_memory_bytes)
     if settings.read_threads is None and Role.QUERY not in roles:
         frontend = replace(frontend, read_threads=_REMOTE_READ_THREADS)
     if settings.gc_grace_s is not None:

@@ -108,6 +108,9 @@ class ServeSettings(Settings):
     compactor_workers: int | None = setting(
         None, "processes that compact; 0: threads of this one (default: CPUs - 1, at least 1)"
     )
+    compactor_memory_bytes: int | None = setting(
+        None, "memory for the jobs of one such process, about (default: whatever they need)"
+    )
     gc_grace_s: float | None = setting(
         None, "an unreferenced object is kept so many seconds (default: 60; in S3 600)"
     )
@@ -123,7 +126,7 @@ class ServeSettings(Settings):
         check_above_0(self, "drain_timeout_s")
         check_at_least(self, 0, "compactor_workers", "gc_grace_s")
         check_at_least(self, 64 * _MIB, "cache_bytes")
-        check_at_least(self, _MIB, "query_memory_bytes")
+        check_at_least(self, _MIB, "query_memory_bytes", "compactor_memory_bytes")
         check_at_least(self, 0, "spread_bytes")
         check_at_least(self, 1, "catalog_connections")
         check_at_least(self, 1, "requests_burst", "concurrent_requests")

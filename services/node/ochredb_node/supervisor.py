@@ -8,6 +8,7 @@ its standard input does: that is when the parent is gone, whatever ended it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -22,6 +23,7 @@ from ochredb_node.serve_settings import WORKER_VARIABLE
 
 log = logging.getLogger("ochredb.node")
 
+PAUSE, RESUME = b"pause", b"resume"  # Lines that a worker reads.
 _PAUSE_S, _PAUSE_S_MAX = 0.5, 30.0
 _STEADY_AFTER_S = 60.0  # Having lived so long, a worker's earlier failures count no more.
 
@@ -30,13 +32,20 @@ class Supervisor:
     """`count` worker processes. `start` returns at once; `stop` waits."""
 
     def __init__(
-        self, command: Sequence[str], count: int, *, clock: Clock, rng: random.Random
+        self,
+        command: Sequence[str],
+        count: int,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        is_paused: bool = False,
     ) -> None:
-        """command: this process's own, without the interpreter."""
+        """command: this process's own, without the interpreter. is_paused: see `pause`."""
         self._command, self._count = list(command), count
         self._clock, self._rng = clock, rng
-        self._lock = threading.Lock()  # Guards the next two.
+        self._lock = threading.Lock()  # Guards the next three.
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._is_paused = is_paused
         self.restarts = 0  # Of all workers, since the start.
         self._stopping = threading.Event()
         self._threads = [
@@ -52,6 +61,13 @@ class Supervisor:
     def running(self) -> int:
         with self._lock:
             return sum(process.poll() is None for process in self._processes.values())
+
+    def pause(self, paused: bool) -> None:
+        """Have all workers begin no background work, or go on; those to come, too."""
+        with self._lock:
+            self._is_paused = paused
+            for process in self._processes.values():
+                _tell(process, PAUSE if paused else RESUME)
 
     def terminate(self) -> None:
         """Ask all workers to end, and start none anew. Does not wait."""
@@ -111,5 +127,14 @@ class Supervisor:
                 log.warning("compactor worker %d cannot be started: %s", number, error)
                 return -1
             self._processes[number] = process
+            _tell(process, PAUSE if self._is_paused else RESUME)  # A worker waits for this.
         with process:  # Its standard input stays open until it ends.
             return process.wait()
+
+
+def _tell(process: subprocess.Popen[bytes], word: bytes) -> None:
+    """One that has just ended hears nothing; its successor is told."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        process.stdin.write(word + b"\n")
+        process.stdin.flush()

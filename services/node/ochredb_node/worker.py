@@ -16,12 +16,14 @@ from types import FrameType
 
 from ochredb.clock import SystemClock
 from ochredb.errors import OchreError
+from ochredb_compactor.service import CompactorService
 from ochredb_node.cli_common import FAILURE, failed
 from ochredb_node.config import NodeConfig
 from ochredb_node.memory import ShortCollections
 from ochredb_node.node import Node
 from ochredb_node.patience import started
 from ochredb_node.roles import Role
+from ochredb_node.supervisor import PAUSE
 
 log = logging.getLogger("ochredb.node")
 
@@ -39,9 +41,12 @@ def worker_config(config: NodeConfig, count: int, number: str) -> NodeConfig:
     )
 
 
-def work(config: NodeConfig) -> int:
-    """Compact until told to end, or until the parent is gone. Returns the exit status."""
-    stopping = threading.Event()
+def work(config: NodeConfig, drain_timeout_s: float) -> int:
+    """Compact until told to end, or until the parent is gone. Returns the exit status.
+
+    drain_timeout_s: so long a job that runs may take when it is told; without a parent, no time.
+    """
+    stopping, orphaned = threading.Event(), threading.Event()
 
     def signalled(number: int, _frame: FrameType | None) -> None:
         if stopping.is_set():
@@ -50,11 +55,13 @@ def work(config: NodeConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signalled)
-    threading.Thread(target=_watch_parent, args=(stopping,), daemon=True).start()
     collections = ShortCollections(SystemClock())
+    parent = _Parent(stopping, orphaned)
 
     def make() -> Node:
-        return Node(config, tidy=lambda idle: collections.tidy(idle=idle))
+        compactor = replace(config.compactor, paused=parent.paused())
+        told = replace(config, compactor=compactor)
+        return Node(told, tidy=lambda idle: collections.tidy(idle=idle))
 
     try:
         node = started(make, stopping, random.Random())
@@ -62,13 +69,47 @@ def work(config: NodeConfig) -> int:
         return failed(error, FAILURE)
     if node is not None:
         collections.start()
+        parent.obey(node.compactor)
         stopping.wait()
+        node.compactor.drain(0.0 if orphaned.is_set() else drain_timeout_s)
         node.close()
     return 0
 
 
-def _watch_parent(stopping: threading.Event) -> None:
-    """The parent holds the other end of the standard input, and never writes."""
-    while sys.stdin.buffer.read(1):
-        pass
-    stopping.set()
+class _Parent:
+    """Reads what the parent writes to the standard input, which ends with the parent: at first, and
+    whenever that changes, whether to pause."""
+
+    def __init__(self, stopping: threading.Event, orphaned: threading.Event) -> None:
+        self._stopping, self._orphaned = stopping, orphaned
+        self._lock = threading.Lock()  # Guards the next two.
+        self._is_paused = False
+        self._compactor: CompactorService | None = None
+        self._told = threading.Event()
+        threading.Thread(target=self._listen, name="parent", daemon=True).start()
+
+    def paused(self) -> bool:
+        """What was said last; waits for the first word."""
+        self._told.wait()
+        return self._is_paused
+
+    def obey(self, compactor: CompactorService) -> None:
+        """Let it hear what was said since `paused`, and what will be said."""
+        with self._lock:
+            self._compactor = compactor
+            self._act()
+
+    def _listen(self) -> None:
+        for line in sys.stdin.buffer:
+            with self._lock:
+                self._is_paused = line.strip() == PAUSE
+                self._told.set()
+                self._act()
+        self._orphaned.set()
+        self._stopping.set()
+        self._told.set()
+
+    def _act(self) -> None:
+        if self._compactor is not None:
+            act = self._compactor.pause if self._is_paused else self._compactor.resume
+            act()
