@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
@@ -29,7 +29,7 @@ from ochredb.testing.membership_suite import (
 )
 
 from .fake_kubernetes import FakeKubernetes
-from .kubernetes_place import KubernetesPlace, client, endpoint, slice_of
+from .kubernetes_place import KubernetesPlace, KubernetesSuite, client, endpoint, slice_of
 
 
 def _open(setting: str) -> Membership:
@@ -169,7 +169,7 @@ def api() -> Iterator[FakeKubernetes]:
     fake.close()
 
 
-class TestKubernetes(ChangingMembershipSuite):
+class TestKubernetes(KubernetesSuite):
     """Against a stand-in that speaks list and watch alone."""
 
     @pytest.fixture(params=["v1", "v1beta1"])
@@ -185,6 +185,10 @@ class TestKubernetes(ChangingMembershipSuite):
             version=api.version,
             fail=lambda fails: self._fail(api, fails),
         )
+
+    @pytest.fixture
+    def forget(self, api: FakeKubernetes) -> Callable[[], None]:
+        return api.forget_history
 
     def _fail(self, api: FakeKubernetes, fails: bool) -> None:
         api.fails = fails
@@ -225,14 +229,6 @@ class TestWatch:
         membership = place.open()
         until(lambda: api.watches == 1)
         api.cut_watches()
-        place.publish(TWO)
-        until(lambda: membership.members.addresses == TWO)
-        membership.close()
-
-    def test_another_service_is_not_seen(self, api: FakeKubernetes, place: KubernetesPlace) -> None:
-        place.publish(ONE)
-        membership = place.open()
-        place.put(slice_of("other", [endpoint("x", "127.0.0.9")], service="x"), known=False)
         place.publish(TWO)
         until(lambda: membership.members.addresses == TWO)
         membership.close()

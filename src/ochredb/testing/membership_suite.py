@@ -41,9 +41,9 @@ class Place(Protocol):
     def heal(self) -> None: ...
 
 
-ONE = {"a": "127.0.0.1:8100"}
-TWO = {"a": "127.0.0.1:8100", "b": "127.0.0.2:8100"}
-MOVED = {"a": "127.0.0.3:8100", "b": "127.0.0.2:8100"}
+ONE = {"a": "10.0.0.1:8100"}
+TWO = {"a": "10.0.0.1:8100", "b": "10.0.0.2:8100"}
+MOVED = {"a": "10.0.0.3:8100", "b": "10.0.0.2:8100"}
 
 
 def until(is_so: Callable[[], bool], ask: Callable[[], None] = lambda: None) -> None:
