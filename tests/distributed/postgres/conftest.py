@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 
 from ochredb.catalog.migrate_postgres import open_postgres
 from ochredb.catalog.postgres_config import PostgresConfig
+from ochredb.catalog.schema import metadata
 from ochredb.clock import Clock
 from ochredb.ids import IdSource
 from ochredb_node import foundation
@@ -44,14 +46,37 @@ def config() -> PostgresConfig:
     )
 
 
+_migrated: list[PostgresConfig] = []  # Schemas that are used again: a migration takes its time.
+
+
 @pytest.fixture
-def nodes_on_postgres(url: str, config: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def nodes_on_postgres(
+    server: PostgresServer,
+    url: str,
+    config: PostgresConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Nodes that tests start have their catalog there: those of one path the same one."""
     known: dict[str | None, PostgresConfig] = {}
+    free = iter(_migrated)
+
+    def empty() -> PostgresConfig:
+        used = next(free, None)
+        if used is None:
+            used = replace(config, schema=f"test_{next(_numbers)}")
+            _migrated.append(used)
+            return used
+        with psycopg.connect(f"{url}?options=-csearch_path%3D{used.schema}") as connection:
+            for table in metadata.sorted_tables:
+                if table.name != "store":
+                    connection.execute(f'DELETE FROM "{table.name}"'.encode())
+            new_id = [IdSource().uuid7()]
+            connection.execute("UPDATE store SET store_id = %s", new_id)
+        return used
 
     def open_catalog(node: Any, clock: Clock, ids: IdSource, _reserve: object) -> Catalog:
         if node.path is None or node.path not in known:
-            known[node.path] = replace(config, schema=f"test_{next(_numbers)}")
+            known[node.path] = empty()
         database, store_id = open_postgres(url, clock, ids, known[node.path])
         return Catalog(database=database, store_id=store_id, name=database.place, clock=clock)
 
