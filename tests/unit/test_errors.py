@@ -31,6 +31,8 @@ OchreError INTERNAL
     TooLarge TOO_LARGE
     Unauthenticated UNAUTHENTICATED
     Unavailable UNAVAILABLE
+        Aborted UNAVAILABLE
+        Busy UNAVAILABLE
         NewerFormat UNAVAILABLE
         OutOfMemory UNAVAILABLE
         OutcomeUnknown UNAVAILABLE
