@@ -135,14 +135,14 @@ def test_a_graph_that_replaces_another_is_loaded_beside_it(
     """Until the next trim: the other one is still being searched."""
     search(node, collections[0])
     (part,) = parts(node, collections[:1])
-    graphs = node.open_parts.graphs
-    graphs.bytes_max = part.graph_bytes
+    graphs, each = node.open_parts.graphs, part.graph_bytes
+    graphs.bytes_max = each
     search(node, collections[1])
     assert not part.graph_is_loaded
     part.warm()
-    assert graphs.size_bytes == 2 * part.graph_bytes
+    assert graphs.size_bytes == 2 * each
     graphs.trim(graphs.bytes_max)
-    assert graphs.size_bytes == part.graph_bytes
+    assert graphs.size_bytes == each
 
 
 def test_parts_that_nobody_has_open_do_not_count(node: Node, collections: list[str]) -> None:

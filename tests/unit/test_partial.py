@@ -261,3 +261,22 @@ def test_partial_objects_keep_no_descriptor(far: FarStore, store: CachedStore) -
         held.append(partial)
     assert len(os.listdir("/proc/self/fd")) == before
     assert info.size > cached_store._PARTLY_BYTES_MIN
+
+
+def test_what_is_much_used_is_soon_complete(
+    far: FarStore, store: CachedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ochredb.storage.partial._FETCHES_ALONE", 3)
+    monkeypatch.setattr("ochredb.storage.partial._BLOCKS_MORE", 5)
+    data, info = made(far)
+    opened = VerifiedObject(store, info)
+    for block in (7, 8):
+        opened.verify(block * BLOCK_BYTES, block * BLOCK_BYTES + 1)
+    assert blocks(far) == [_BLOCKS - 1, 7, 8]
+    opened.verify(20 * BLOCK_BYTES, 20 * BLOCK_BYTES + 1)
+    assert sorted(blocks(far)[3:]) == [0, 1, 2, 3, 4, 20]
+    opened.verify(0, 1)
+    assert len(blocks(far)) == 9, "what is there is not fetched, and brings no more"
+    opened.bring()
+    assert sorted(blocks(far)) == list(range(_BLOCKS))
+    assert bytes(opened.verify(0, _SIZE)) == data

@@ -431,7 +431,7 @@ class Part:
         self._graphs.loaded(self)
 
     def warm(self) -> None:
-        """Open what a first nearest-neighbour query will need.
+        """Open what a first nearest-neighbour query will need, and have all of it on this machine.
 
         The graph is loaded beside all others: the one that it replaces is still being searched.
         """
@@ -442,3 +442,5 @@ class Part:
                     graph = self._derived("graph", self._load_graph, lambda: None)
                     self.__dict__["_loaded_graph"] = graph
             self._graphs.loaded(self)
+        for number in range(len(self.manifest.objects)):
+            self._object(number).bring()

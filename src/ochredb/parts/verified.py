@@ -143,6 +143,10 @@ class VerifiedObject:
         if (partly := self._partly) is not None:
             partly.fetch(ranges)
 
+    def bring(self) -> None:
+        """Have all of it on this machine."""
+        self._fetch([(0, self.view.nbytes)])
+
     @property
     def block_bytes(self) -> int:
         return self._block_bytes
