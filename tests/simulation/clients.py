@@ -174,9 +174,11 @@ class Client:
     ) -> Appended:
         cancel = Cancel(30.0, node.clock)
         if not by_submit:
-            return node.log.append(collection, sent, idempotency_key=key, cancel=cancel)
+            return node.written_to.append(collection, sent, idempotency_key=key, cancel=cancel)
         outcomes = SimulatedQueue(self.cluster.scheduler)
-        node.log.submit(collection, sent, idempotency_key=key, cancel=cancel, deliver=outcomes.put)
+        node.written_to.submit(
+            collection, sent, idempotency_key=key, cancel=cancel, deliver=outcomes.put
+        )
         outcome = outcomes.get()
         if isinstance(outcome, BaseException):
             raise outcome

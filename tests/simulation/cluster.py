@@ -12,6 +12,9 @@ from functools import partial
 from types import ModuleType
 from typing import TypeVar
 
+import ochredb.cluster.budget
+import ochredb.cluster.nodes
+import ochredb.cluster.timer
 import ochredb.parts.open_parts
 import ochredb.parts.reader
 import ochredb.parts.verified
@@ -30,6 +33,7 @@ import ochredb_log.line
 import ochredb_query.loaded
 import ochredb_query.selected
 import ochredb_query.service
+from ochredb.cancel import Cancel
 from ochredb.catalog.appends import BacklogLimits
 from ochredb.catalog.jobs import Jobs, Lease
 from ochredb.catalog.logs import LogTable
@@ -40,6 +44,7 @@ from ochredb.catalog.versions import NewVersion, VersionPart, VersionTable
 from ochredb.errors import OchreError, Unavailable
 from ochredb.ids import IdSource
 from ochredb.parts.open_parts import OpenParts
+from ochredb.peers import Log
 from ochredb.testing.simulation.catalog import (
     CatalogFaults,
     Dialect,
@@ -64,11 +69,15 @@ from ochredb_query.config import QueryConfig
 from ochredb_query.service import QueryService
 
 from .oracle import Oracle
+from .routed import routed_log
 
 _T = TypeVar("_T")
 GRACE_S = 4.0
 LEAP_S_MAX = 7_200.0
 _THREADED: tuple[ModuleType, ...] = (
+    ochredb.cluster.budget,
+    ochredb.cluster.nodes,
+    ochredb.cluster.timer,
     ochredb.parts.open_parts,
     ochredb.parts.reader,
     ochredb.parts.verified,
@@ -105,6 +114,7 @@ class Weather:
     calls_lost: float
     inline_bytes_max: int
     tail_rows_max: int
+    routed: bool = False  # Each server writes through the logs of all.
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Weather:
@@ -187,7 +197,11 @@ class Node:
             ),
             on_append=self.query.follow,
         )
-        self.frontend = Frontend(self.namespace, self.log, self.query, clock=self.clock)
+        self.written_to: Log = self.log
+        if weather.routed:
+            rng = random.Random(f"{name} of {cluster.seed}")
+            self.written_to = routed_log(cluster, self, rng)
+        self.frontend = Frontend(self.namespace, self.written_to, self.query, clock=self.clock)
         world = World(
             store=self.store,
             logs=self.logs,
@@ -242,6 +256,7 @@ class Cluster:
     """All processes, and what they share. Faults can be switched off with `heal`."""
 
     def __init__(self, seed: int, weather: Weather, oracle: Oracle) -> None:
+        self.seed = seed
         self.scheduler = Scheduler(seed)
         self.rng = random.Random(f"cluster {seed}")
         self.weather, self.oracle = weather, oracle
@@ -347,20 +362,31 @@ class Cluster:
             for node in nodes if self.weather.dialect == "sqlite" else rng.sample(nodes, 1):
                 node.process.skew_s = self.host_skew_s
 
-    def call(self, node: Node, work: Callable[[], _T]) -> _T:
-        """Run `work` in a process. Raises Lost, Unavailable (not there), or what it raises."""
+    @property
+    def servers_by_name(self) -> dict[str, Node]:
+        return {node.process.name: node for node in self.servers}
+
+    def call(self, node: Node, work: Callable[[], _T], cancel: Cancel | None = None) -> _T:
+        """Run `work` in a process. Raises Lost, Unavailable (not there), or what it raises.
+
+        cancel: who does not wait any longer has lost it.
+        """
         scheduler, rng = self.scheduler, self.rng
         scheduler.pause("call")
         if not node.process.is_alive:
-            raise Unavailable("connection refused")
+            raise Unavailable("connection refused", unreachable=True)
         if rng.random() < self.weather.calls_lost:
             raise Lost
         answered = SimulatedEvent(scheduler)
         task = scheduler.spawn(node.process, work)
         task.on_done.append(answered.set)
         node.process.on_kill.append(answered.set)
-        answered.wait(60.0)
+        remaining_s = None if cancel is None else cancel.remaining_s()
+        take_back = None if cancel is None else cancel.when_cancelled(answered.set)
+        answered.wait(60.0 if remaining_s is None else remaining_s)
         node.process.on_kill.remove(answered.set)
+        if take_back is not None:
+            take_back()
         if task.error is not None:
             raise task.error
         if not task.is_done or not node.process.is_alive or rng.random() < self.weather.calls_lost:

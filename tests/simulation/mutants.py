@@ -35,6 +35,7 @@ from .run import simulate
 
 SEEDS_MAX = 200
 POSTGRESQL = {"dialect": "postgresql"}
+ROUTED = {"routed": True, "calls_lost": 0.05}
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,18 @@ MUTANTS = [
     Mutant(
         "a repeat does not look whether the first attempt landed",
         lambda: mutated(LogService._append_resolved, ("may_be_repeat=True", "may_be_repeat=False")),
+    ),
+    Mutant(
+        "a name is looked up only by the node that had it before",
+        lambda: mutated(
+            LogService._request, ("may_be_repeat=request_id is not None", "may_be_repeat=False")
+        ),
+        ROUTED,
+    ),
+    Mutant(
+        "names are forgotten with their fragments",
+        lambda: mutated(VersionTable._advance, ("repeats.keep_names(", 'str.format("", ')),
+        ROUTED,
     ),
     Mutant(
         "the expected offset is not compared",

@@ -167,7 +167,7 @@ class Oracle:
         if len(operations) != row["stop"] - row["start"] + 1:
             self.violated(f"I3: {len(operations)} operations at {row['start']} to {row['stop']}")
         _, _, key = row["request_id"].rpartition("/")
-        if key.startswith("key-"):
+        if key.startswith(("key-", "~")):  # A client's, or the name that a server gave it.
             if key in truth.keys:
                 self.violated(f"I8: {key} was applied at {truth.keys[key]} and {row['start']}")
             truth.keys[key] = row["start"]

@@ -43,6 +43,13 @@ def test_seeds(group: int) -> None:
         check(simulate(seed))
 
 
+@pytest.mark.timeout(0)
+def test_routed_seeds() -> None:
+    """Servers write through one another's logs, and repeat what was lost."""
+    for seed in range(SEEDS // 5):
+        check(simulate(seed, routed=True))
+
+
 def test_fresh_seeds() -> None:
     """Of this run alone."""
     first = int.from_bytes(os.urandom(4), "little")
