@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,11 @@ from ochredb.hints.hot import RedisHotFragments
 from ochredb.hints.limits import LimitsConfig, SharedLimits
 from ochredb.hints.link import RedisConfig, RedisLink
 from ochredb.hints.redis import RedisHints
+from ochredb_log.config import LogConfig
+from ochredb_node.config import NodeConfig
+from ochredb_node.node import Node
 from tests.components.redis import RedisServer, free_port
+from tests.unit.kernel import add_rows, ids_of, make_collection
 
 CLOCK = SystemClock()
 STORE = "0190-store"
@@ -402,3 +407,49 @@ class TestLimits:
                 assert 0 < client.pttl(key) <= 10_000
                 server.flush()
             limits.close()
+
+
+class TestHotFragmentsInTheLog:
+    """What a log node wrote, read by another process from Redis; and when Redis lies about it."""
+
+    @pytest.mark.parametrize("redis", ["true", "lying", "flushed", "down"])
+    def test_a_reader_gets_the_bytes_that_were_written(
+        self, server: RedisServer, tmp_path: Path, redis: str
+    ) -> None:
+        with _link(server.url) as written, _link(server.url) as read, server.client() as client:
+            config = NodeConfig(path=str(tmp_path / "s"), log=LogConfig(inline_bytes_max=0))
+            with _node(config, written) as writer, _node(config, read) as reader:
+                collection = make_collection(writer)
+                add_rows(writer, collection, 0, 100)
+                (item,) = writer.store.list("fragments/")
+                pattern = f"ochredb:{STORE}:fragment:{item.key}:*"
+                _until(lambda: len(client.keys(pattern)) == 1)
+                _until(lambda: reader.logs.hot.get(item.key, 0, item.size) is not None)
+                if redis == "lying":
+                    client.set(client.keys(pattern)[0], b"\0" * item.size)
+                elif redis == "flushed":
+                    server.flush()
+                elif redis == "down":
+                    server.kill()
+                fetched: list[str] = []
+                get_range = reader.store.get_range
+
+                def counted(key: str, start: int, stop: int) -> bytes:
+                    fetched.append(key)
+                    return get_range(key, start, stop)
+
+                reader.store.get_range = counted  # type: ignore[method-assign]
+                assert len(ids_of(reader, collection)) == 100
+                assert fetched == ([] if redis == "true" else [item.key])
+
+
+@contextlib.contextmanager
+def _node(config: NodeConfig, link: RedisLink) -> Iterator[Node]:
+    """A node without background work that finds hot bytes through this link."""
+    node = Node(config)
+    node.start(background=False)
+    node.logs.hot = RedisHotFragments(link)
+    try:
+        yield node
+    finally:
+        node.close()
