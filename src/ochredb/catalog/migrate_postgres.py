@@ -6,6 +6,7 @@ takes too, shared: a migration waits for them, and they find the new format behi
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,7 @@ def _migrate(
     config = Config()
     config.set_main_option("script_location", str(STEPS))
     try:
+        connection.patience_s = math.inf
         connection.execute(_MIGRATION_TIMEOUT)
         connection.autocommit = False
         engine = create_engine(

@@ -5,7 +5,8 @@ Rules that are easy to break, and why they stand:
   taking an advisory lock, shared, and comparing the catalog's format: a migration takes the same
   lock alone, so no process of an older release writes to what it does not know.
 * A lost connection is Unavailable before the COMMIT was sent, when nothing can have been changed,
-  and OutcomeUnknown from then on. No timeout ends a COMMIT (`PostgresSession.commit`).
+  and OutcomeUnknown from then on. No timeout of the server's ends a COMMIT
+  (`PostgresSession.commit`). A server that says nothing at all is given up as if it were gone.
 * A single read that finds its connection dead is tried again on another: the server was started
   anew, or another one has taken its place.
 * What is read must come from the primary, or a read would not see the writes before it (I4): a
@@ -17,6 +18,7 @@ Rules that are easy to break, and why they stand:
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +33,7 @@ from ochredb.catalog.connections import Connections
 from ochredb.catalog.database import Row, Session
 from ochredb.catalog.postgres_config import PostgresConfig
 from ochredb.catalog.postgres_failures import translated
-from ochredb.catalog.postgres_session import PostgresConnection, PostgresSession
+from ochredb.catalog.postgres_session import NoAnswer, PostgresConnection, PostgresSession
 from ochredb.catalog.schema import FORMAT_VERSION
 from ochredb.catalog.statement import Statement
 from ochredb.checksum import signed, xxh3
@@ -49,6 +51,7 @@ from ochredb.errors import (
 
 _T = TypeVar("_T")
 _KEY_BYTES_MAX = 1_000  # An index row holds 2,700, of up to three texts, escaped.
+_PATIENCE_S = 5.0  # Beyond a statement's timeout, which the server should have kept.
 _CONNECTIONS_TRIED = 3  # Before a server that ends each of them is called unavailable.
 _REPEAT_PAUSE_S = 0.01
 _SERVER_VERSION_MIN = 130_000
@@ -209,7 +212,9 @@ class PostgresDatabase:
             raise InvalidArgument(f"{self.place} has encoding {encoding} instead of UTF8")
         if version < _SERVER_VERSION_MIN:
             raise InvalidArgument(f"{self.place} is PostgreSQL {version // 10_000}: 13 is needed")
-        connection.adapt()
+        connection.adapt(self._host_clock)
+        connection.patience_s = config.statement_timeout_s + _PATIENCE_S
+        connection.commit_patience_s = config.commit_timeout_s
         asked_s = self.clock.monotonic_s()
         tick = connection.execute(_TICK, prepare=False).fetchone()
         assert tick is not None
@@ -238,7 +243,8 @@ class PostgresDatabase:
                 return connection, begin(connection.session)
             except BaseException as error:
                 left -= 1
-                again = connection.closed and left > 0 and isinstance(error, psycopg.Error)
+                dead = connection.closed and isinstance(error, psycopg.Error)
+                again = dead and left > 0 and not isinstance(error, NoAnswer)
                 connection.session.roll_back()
                 pool.give(connection)
                 if again:
@@ -361,6 +367,7 @@ class PostgresDatabase:
         """
         with contextlib.closing(self.connect()) as connection:
             try:
+                connection.patience_s = math.inf
                 connection.execute("SET statement_timeout = 0")
                 for (name,) in connection.execute(_TABLES).fetchall():
                     connection.warned = ""

@@ -7,19 +7,23 @@ stored as two characters U+0001, and U+0001 itself as U+0001 U+0002, which keeps
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.adapt import Dumper, Loader
 from psycopg.pq import Format
 from psycopg.types.numeric import Int8BinaryDumper, NumericBinaryLoader
 
 from ochredb.catalog.session import Row
 from ochredb.catalog.statement import Statement
+from ochredb.clock import Clock, SystemClock
 from ochredb.errors import OutcomeUnknown
 
+_T = TypeVar("_T")
 DIALECT = "postgresql"
 _TEXT_OID = 25
 _QUEUE_MAX = 1_000  # Statements that are kept back at most.
@@ -57,18 +61,46 @@ class _SumLoader(NumericBinaryLoader):
         return int(super().load(data))
 
 
+class NoAnswer(psycopg.OperationalError):
+    """The server was silent for longer than it may be; the connection was given up."""
+
+
 class PostgresConnection(psycopg.Connection[Row]):
     """A connection with its session. warned: what the server said of the last commit, or nothing.
 
+    patience_s: for an answer, and for that to a commit. Timeouts of statements are kept by the
+    server; this one notices that there is none any more.
     opened_s, used_s: monotonic times, for `Connections`.
     """
 
     session: PostgresSession
     warned = ""
+    patience_s = 10.0  # As long as nothing else is said.
+    commit_patience_s = math.inf
     opened_s = used_s = 0.0
+    _clock: Clock = SystemClock()
 
-    def adapt(self) -> None:
-        """Once, after it was opened."""
+    def wait(self, gen: PQGen[_T], *more: Any, **named: Any) -> _T:
+        """As psycopg's, which may wait without end. Raises NoAnswer."""
+        return super().wait(self._patient(gen), *more, **named)
+
+    def _patient(self, gen: PQGen[_T]) -> PQGen[_T]:
+        try:
+            wanted = next(gen)
+            until_s = self._clock.monotonic_s() + self.patience_s
+            while True:
+                ready = yield wanted
+                if not ready and self._clock.monotonic_s() > until_s:
+                    self.pgconn.finish()
+                    raise NoAnswer(f"no answer for {self.patience_s:g} s")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+
+    def adapt(self, clock: Clock) -> None:
+        """Once, after it was opened. clock: by which patience is measured."""
+        self._clock = clock
         self.session = PostgresSession(self)
         self.prepare_threshold = sys.maxsize  # What is to be prepared says so.
         self.prepared_max = None
@@ -166,11 +198,23 @@ class PostgresSession:
     def commit(self) -> None:
         """Raises psycopg.Error, or OutcomeUnknown if no standby has confirmed what was committed.
 
-        A commit waits for as long as it takes: a timeout would end the wait for a standby, and the
-        server would call that a success.
+        No timeout of the server's ends a commit: it would end the wait for a standby, and be called
+        a success.
         """
         connection = self.connection
         connection.warned = ""
+        patience_s, connection.patience_s = connection.patience_s, connection.commit_patience_s
+        try:
+            done = self._send_commit()
+        finally:
+            connection.patience_s = patience_s
+        if done.statusmessage != "COMMIT":
+            raise psycopg.errors.InFailedSqlTransaction(f"COMMIT ended in {done.statusmessage}")
+        if connection.warned:
+            raise OutcomeUnknown(f"the catalog's commit is uncertain: {connection.warned}")
+
+    def _send_commit(self) -> psycopg.Cursor[Row]:
+        connection = self.connection
         if self._queue:
             with connection.pipeline():
                 self._send_queue()
@@ -180,10 +224,7 @@ class PostgresSession:
             done = connection.execute(f"{_NO_TIMEOUT}; COMMIT", prepare=False)
             while done.nextset():
                 pass
-        if done.statusmessage != "COMMIT":
-            raise psycopg.errors.InFailedSqlTransaction(f"COMMIT ended in {done.statusmessage}")
-        if connection.warned:
-            raise OutcomeUnknown(f"the catalog's commit is uncertain: {connection.warned}")
+        return done
 
     def roll_back(self) -> None:
         """Leave the connection as it was before the transaction, or closed."""

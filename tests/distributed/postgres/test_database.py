@@ -28,6 +28,7 @@ from ochredb.errors import InvalidArgument, NewerFormat, OutcomeUnknown, Unavail
 from ochredb.ids import IdSource
 from ochredb_node.cli import main
 from tests.components.postgres import PostgresServer
+from tests.components.tcp_proxy import TcpProxy
 from tests.unit.kernel import sql
 
 _ADD = "INSERT INTO things VALUES ({}, '{}')"
@@ -363,6 +364,40 @@ class TestOutages:
                 with other.write() as session:
                     getattr(session, send)(sql(_ADD.format(number, "c")))
         assert _texts(database) == ["a", "b", "c", "c"]
+
+    def test_a_server_behind_a_network_that_swallows_everything_is_given_up(
+        self,
+        server: PostgresServer,
+        database: PostgresDatabase,
+        config: PostgresConfig,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("ochredb.catalog.postgres._PATIENCE_S", 0.2)
+        proxy = TcpProxy.start([(server.host, server.port)])
+        through = f"postgresql://postgres@{proxy.host}:{proxy.port}/postgres"
+        hurried = replace(config, statement_timeout_s=0.3, commit_timeout_s=0.5)
+        other = PostgresDatabase(through, hurried, SystemClock(), random.Random(1))
+
+        def swallow(when: str) -> None:
+            with other.write() as session:
+                session.run(sql(_ADD.format(3, when)))
+                proxy.silent = True
+                if when == "before the commit":
+                    session.run(sql(_ADD.format(4, "d")))
+
+        try:
+            with contextlib.closing(other):
+                with pytest.raises(Unavailable, match="no answer") as caught:
+                    swallow("before the commit")
+                assert not isinstance(caught.value, OutcomeUnknown)
+                proxy.silent = False
+                assert _texts(other) == ["a", "b"]
+                with pytest.raises(OutcomeUnknown, match="no answer"):
+                    swallow("at the commit")
+                proxy.silent = False
+                assert _texts(other) in (["a", "b"], ["a", "b", "at the commit"])
+        finally:
+            proxy.stop()
 
     @pytest.mark.parametrize("how", ["stop", "kill"])
     def test_it_is_used_again_as_soon_as_it_is_back(
