@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -277,3 +279,12 @@ def test_a_closed_client() -> None:
 def test_what_could_never_be_written_is_refused_before_the_call() -> None:
     with connected("127.0.0.1:1") as (log, _), pytest.raises(InvalidArgument):
         log.append("c", operations(Op.ADD, ["a"]), cancel=Cancel())
+
+
+@pytest.mark.parametrize("package", ["grpc", "grpc_health", "google.protobuf"])
+def test_what_is_not_installed_is_named(package: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; import ochredb.rpc.config"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "InvalidArgument: calls between processes need gRPC" in done.stderr
+    assert "ochredb[cluster]" in done.stderr
