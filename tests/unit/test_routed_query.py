@@ -90,6 +90,48 @@ class TestFailover:
 
         simulate(NAMES, work)
 
+    def test_one_that_drains_is_left_alone_at_once(self) -> None:
+        """It answers, and so fast that every request would cost a repeat."""
+
+        def work(world: World) -> None:
+            query = world.query()
+            draining = Behaviour(error=lambda: Unavailable("shutting down", draining=True))
+            world.behave = _only({FIRST: draining})
+            for _ in range(100):
+                assert world.count(query) == SECOND
+            assert world.calls.count(FIRST) == 1
+
+        simulate(NAMES, work)
+
+    def test_one_whose_store_is_away_is_left_alone_after_three(self) -> None:
+        def work(world: World) -> None:
+            query = world.query()
+            failing = Behaviour(error=lambda: Unavailable("the store does not answer"))
+            world.behave = _only({FIRST: failing})
+            for _ in range(100):
+                assert world.count(query) == SECOND
+            assert world.calls.count(FIRST) == 3
+
+        simulate(NAMES, work)
+
+    def test_a_failure_now_and_then_is_none_of_the_node(self) -> None:
+        def work(world: World) -> None:
+            query = world.query()
+            numbers = iter(range(1_000))
+
+            def behave(address: str) -> Behaviour:
+                if address == FIRST and next(numbers) % 3:
+                    return Behaviour(error=lambda: Unavailable("this collection is busy"))
+                return Behaviour()
+
+            world.behave = behave
+            for _ in range(60):
+                world.count(query)
+                world.clock.sleep(1.0)  # Tokens for repeats.
+            assert world.calls.count(FIRST) == 60
+
+        simulate(NAMES, work)
+
     def test_all_are_tried_if_none_is_known_to_be_well(self) -> None:
         def work(world: World) -> None:
             query = world.query()

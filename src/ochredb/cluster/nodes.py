@@ -23,23 +23,25 @@ from ochredb.cancel import Cancelled
 from ochredb.clock import Clock
 from ochredb.cluster import rendezvous
 from ochredb.cluster.membership import Members, Membership
-from ochredb.errors import DeadlineExceeded, Exhausted, OchreError
+from ochredb.errors import DeadlineExceeded, Exhausted, OchreError, StorageFull, Unavailable
 
 log = logging.getLogger("ochredb.cluster")
 
 T = TypeVar("T")
 
 _OPEN_S, _OPEN_S_MAX = 0.2, 5.0
-_SILENCES_MAX = 5
+_GONE = frozenset({"unreachable", "draining"})  # In the detail of an error.
+_STRIKES_MAX, _SILENCE, _UNAVAILABLE = 5, 1, 2  # Five silences in a row, or three failures.
 _ORDERS_MAX = 10_000
 
 
 class Node(Generic[T]):
     """One member at one address. Thread-safe.
 
-    Its circuit opens when it cannot be reached, or has not answered several calls in a row in good
-    time: for a moment at first, longer each time, it is then asked only if nobody else is left.
-    When the time is over one call goes through, and its outcome decides.
+    Its circuit opens when it cannot be reached or is shutting down, or when several calls in a row
+    were not answered in good time, or failed because of something that it depends on. For a moment
+    at first, longer each time, it is then asked only if nobody else is left. When the time is over
+    one call goes through, and its outcome decides.
     """
 
     def __init__(self, nodes: Nodes[T], name: str, address: str) -> None:
@@ -49,7 +51,7 @@ class Node(Generic[T]):
         self._client: T | None = None
         self._calls = 0
         self._is_gone = False
-        self._failures = self._silences = 0
+        self._failures = self._strikes = 0
         self._open_until_s = self._exhausted_until_s = 0.0
 
     def __repr__(self) -> str:
@@ -85,7 +87,7 @@ class Node(Generic[T]):
             self._calls -= 1
             if self._failures:
                 log.info("%s answers again", self)
-            self._failures = self._silences = 0
+            self._failures = self._strikes = 0
         if self._is_gone:
             self._close_if_unused()
 
@@ -94,14 +96,14 @@ class Node(Generic[T]):
         now_s = self._nodes.clock.monotonic_s()
         with self._lock:
             self._calls -= 1
-            if isinstance(error, Cancelled):
-                pass  # Says nothing of the node.
-            elif isinstance(error, OchreError) and error.detail.get("unreachable"):
+            if isinstance(error, OchreError) and not error.detail.keys().isdisjoint(_GONE):
                 self._open(now_s, str(error))
             elif isinstance(error, DeadlineExceeded):
-                self._silent(now_s)
-            else:
-                self._failures = self._silences = 0
+                self._strike(now_s, _SILENCE, "no answer in time")
+            elif isinstance(error, Unavailable) and not isinstance(error, StorageFull):
+                self._strike(now_s, _UNAVAILABLE, str(error))
+            elif not isinstance(error, Cancelled):  # That says nothing of the node.
+                self._failures = self._strikes = 0
             if isinstance(error, Exhausted):
                 self._exhausted_until_s = now_s + error.retry_after_s
         if self._is_gone:
@@ -110,17 +112,17 @@ class Node(Generic[T]):
     def outrun(self) -> None:
         """Another node was quicker. The call here still ends in `succeeded` or `failed`."""
         with self._lock:
-            self._silent(self._nodes.clock.monotonic_s())
+            self._strike(self._nodes.clock.monotonic_s(), _SILENCE, "no answer in time")
 
     def leave(self) -> None:
         """No longer a member: the client is closed when its last call has ended."""
         self._is_gone = True
         self._close_if_unused()
 
-    def _silent(self, now_s: float) -> None:
-        self._silences += 1
-        if self._silences >= _SILENCES_MAX:
-            self._open(now_s, f"{self._silences} calls in a row were not answered in time")
+    def _strike(self, now_s: float, weight: int, why: str) -> None:
+        self._strikes += weight
+        if self._strikes >= _STRIKES_MAX:
+            self._open(now_s, f"several calls in a row, the last: {why}")
 
     def _open(self, now_s: float, why: str) -> None:
         if not self._failures:

@@ -187,7 +187,7 @@ class RpcServer:
 
     def _refusal(self, pool: BoundedPool, metadata: Any) -> OchreError | None:
         if self._draining:
-            return Unavailable("this node is shutting down; nothing was done")
+            return Unavailable("this node is shutting down; nothing was done", draining=True)
         token = self._config.token
         if token is not None:
             given = dict(metadata or ()).get(TOKEN_KEY, "")
