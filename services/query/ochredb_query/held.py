@@ -110,20 +110,24 @@ class HeldParts:
         Raises Gone.
         """
         key = (snapshot.version, snapshot.last_offset, part_ids)
-        with self._logs.reading(), self._lock:
+        with self._lock:
             self._touched = True
+            known = self._views.get(key)
+            if known is not None:
+                self._views.move_to_end(key)
+                self._versions[snapshot.version].touched = True
+                return known
+        with self._logs.reading(), self._lock:
             try:
                 version = self._version(snapshot.version)
                 version.touched = True
-                known = self._views.get(key)
-                if known is None:
-                    known = self._views[key] = Selected(self._view(version, snapshot, part_ids))
+                found = Selected(self._view(version, snapshot, part_ids))
             except NotFound as error:
                 raise Gone(f"version {snapshot.version}: {error}") from error
-            self._views.move_to_end(key)
+            self._views[key] = found
             while len(self._views) > _VIEWS_MAX:
                 self._views.popitem(last=False)
-            return known
+            return found
 
     def _version(self, number: int) -> _HeldVersion:
         version = self._versions.get(number)

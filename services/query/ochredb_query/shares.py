@@ -92,7 +92,8 @@ def _projected(view: View, hits: Hits, fields: Field, cancel: Cancel) -> Records
 
 def _seqs(view: View, hits: Hits) -> Int64s:
     seqs = np.empty(len(hits.rows), np.int64)
-    for number in np.unique(hits.segments).tolist():
+    # `np.unique` would import numpy.ma.
+    for number in np.flatnonzero(np.bincount(hits.segments)).tolist():
         places = hits.segments == number
         seqs[places] = view.segments[number].segment.seqs[hits.rows[places]]
     return seqs
