@@ -178,6 +178,34 @@ class TestGarbage:
         assert not old & object_keys(node)
         assert len(ids_of(node, collection)) == 40
 
+    def test_a_shared_catalog_is_asked_for_versions_made_lately(
+        self, node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And every ten minutes for all: what is left over is found then."""
+        monkeypatch.setattr(type(node.database), "is_local", False)
+        collection = make_collection(node)
+
+        def compact_twice() -> None:
+            for _ in range(2):
+                add_rows(node, collection, len(ids_of(node, collection)), 3)
+                node.compactor.compact_now(collection)
+
+        def release() -> int:
+            return node.versions.release_replaced(clock.now_us() - 10_000_000, 10)
+
+        compact_twice()
+        assert release() == 0  # All were looked at; it is too early.
+        clock.advance(11)
+        assert node.versions.any_replaced(clock.now_us() - 10_000_000, clock.now_us())
+        assert release() == 1
+        compact_twice()
+        clock.advance(25 * 60)
+        node.versions._all_looked_at_us = clock.now_us()
+        assert release() == 0
+        clock.advance(11 * 60)
+        assert release() == 1
+        assert release() == 0
+
     def test_a_version_replaced_while_it_is_released_keeps_its_successor(
         self, node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 _MIGRATION_TIMEOUT = "SET statement_timeout = 0; SET lock_timeout = '60s'"
 _TABLES = "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relkind = 'r'"
-# Beside what the tables have everywhere: many compactors ask which collections wait for a merge.
-# Appends do not touch the column, so their rows stay where they are (heap-only updates).
-_INDEX = (
-    "CREATE INDEX IF NOT EXISTS logs_by_unsettled ON logs (collection) WHERE unsettled_rows > 0"
-)
 _STORE = "SELECT store_id, format_version FROM store"
+
+# Beside what the tables have everywhere: what many processes ask of a catalog of many collections.
+# Appends touch none of these columns, so rows of `logs` stay where they are (heap-only updates).
+_INDEXES = (
+    "logs_by_unsettled ON logs (collection) WHERE unsettled_rows > 0",
+    "versions_by_creation ON versions (created_us)",
+    "collections_in_order ON collections (database_id, created_us, id)",
+)
 
 
 def open_postgres(
@@ -124,7 +127,8 @@ def _migrate(
                 return current[0]
             config.attributes["connection"] = sql
             alembic.command.upgrade(config, "head")
-            sql.exec_driver_sql(_INDEX)
+            for index in _INDEXES:
+                sql.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS {index}")
             if current is None:
                 store_id = insert_store(connection.session, clock, ids)
             else:

@@ -114,17 +114,24 @@ _GET_BY_NAME = Statement(
     )
 )
 _GET_BY_ID = Statement(_JOINED.where(collections.c.id == _id))
-_LIST = Statement(
-    _JOINED.where(databases.c.tenant == _tenant, databases.c.name == bindparam("database"))
+# As one value it lets an index give the order. What is skipped before a page is only its ids.
+_database_id = (
+    select(databases.c.id)
+    .where(databases.c.tenant == _tenant, databases.c.name == bindparam("database"))
+    .scalar_subquery()
+)
+_page = (
+    select(collections.c.id)
+    .where(collections.c.database_id == _database_id)
     .order_by(collections.c.created_us, collections.c.id)
     .limit(_limit)
     .offset(_offset)
 )
+_LIST = Statement(
+    _JOINED.where(collections.c.id.in_(_page)).order_by(collections.c.created_us, collections.c.id)
+)
 _COUNT = Statement(
-    select(func.count())
-    .select_from(collections)
-    .join(databases, databases.c.id == collections.c.database_id)
-    .where(databases.c.tenant == _tenant, databases.c.name == bindparam("database"))
+    select(func.count()).select_from(collections).where(collections.c.database_id == _database_id)
 )
 _KEYS = Statement(
     select(collection_keys.c.key, collection_keys.c.type).where(collection_keys.c.collection == _id)

@@ -102,7 +102,7 @@ _DELETE_OLD_VERSION_PARTS = Statement(
         version_parts.c.collection == _collection, version_parts.c.version <= _version_max
     )
 )
-_REPLACED = Statement(
+_replaced = (
     select(versions.c.collection)
     .group_by(versions.c.collection)
     .having(
@@ -113,6 +113,9 @@ _REPLACED = Statement(
     .order_by(versions.c.collection)
     .limit(bindparam("limit"))
 )
+_REPLACED = Statement(_replaced)
+_lately = select(versions.c.collection).where(versions.c.created_us > bindparam("since_us"))
+_REPLACED_LATELY = Statement(_replaced.where(versions.c.collection.in_(_lately)))
 _CREATED = Statement(
     select(versions.c.created_us).where(
         versions.c.collection == _collection, versions.c.version == bindparam("version")
@@ -125,6 +128,7 @@ _COLLECTION_OF = Statement(select(parts.c.collection).where(parts.c.id == bindpa
 _DELETE_PART = Statement(delete(parts).where(parts.c.id == bindparam("part")))
 
 _NEVER_US = 1 << 62
+_ALL_LOOKED_AT_US = 600_000_000  # A shared catalog is large: so often every collection is.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +184,7 @@ class VersionTable:
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._db, self._clock = database, clock
+        self._all_looked_at_us = -_ALL_LOOKED_AT_US  # By `_replaced`; a race asks once more.
 
     def parts(self, collection: str, version: int) -> list[VersionPart]:
         """The parts of a version; empty for version 0 and for one that has been forgotten."""
@@ -221,9 +226,26 @@ class VersionTable:
 
     def any_replaced(self, cutoff_us: int, ahead_us: int) -> bool:
         """Whether `release_replaced` has anything to do."""
+        return bool(self._replaced(cutoff_us, ahead_us, limit=1))
+
+    def _replaced(self, cutoff_us: int, ahead_us: int, limit: int) -> list[str]:
+        """Collections with versions to be forgotten.
+
+        A shared catalog is mostly asked only for those that have got a version lately, which an
+        index finds; for all until there were none, and every ten minutes, in case that others left
+        something over.
+        """
+        now_us = self._clock.now_us()
+        wanted = {"cutoff_us": cutoff_us, "ahead_us": ahead_us, "limit": limit}
         with self._db.read() as session:
-            found = session.one(_REPLACED, cutoff_us=cutoff_us, ahead_us=ahead_us, limit=1)
-            return found is not None
+            if 0 <= now_us - self._all_looked_at_us < _ALL_LOOKED_AT_US:
+                since_us = now_us - 2 * _ALL_LOOKED_AT_US
+                rows = session.all(_REPLACED_LATELY, since_us=since_us, **wanted)
+            else:
+                rows = session.all(_REPLACED, **wanted)
+                if len(rows) < limit and not self._db.is_local:
+                    self._all_looked_at_us = now_us
+        return [name for (name,) in rows]
 
     @whole
     def release_replaced(self, cutoff_us: int, limit: int, ahead_us: int = _NEVER_US) -> int:
@@ -231,17 +253,16 @@ class VersionTable:
 
         Also those that seem to be replaced after `ahead_us`: before the clock was set back.
         One transaction for at most `limit` collections. Cost without any: a pass over the newest
-        versions, a millisecond for 5,000 collections.
+        versions, a millisecond for 5,000 collections; of a shared catalog over those made lately.
         """
-        with self._db.read() as session:
-            found = session.all(_REPLACED, cutoff_us=cutoff_us, ahead_us=ahead_us, limit=limit)
+        found = self._replaced(cutoff_us, ahead_us, limit)
         if not found:
             return 0
         with self._db.write("release-replaced") as session:
-            locked = session.each(_LOCK, [{"collection": name} for (name,) in found])
+            locked = session.each(_LOCK, [{"collection": name} for name in found])
             replaced: list[tuple[str, int]] = []
             keys: list[str] = []
-            for (collection,), rows in zip(found, locked, strict=True):
+            for collection, rows in zip(found, locked, strict=True):
                 if not rows:
                     continue
                 created = session.one(_CREATED, collection=collection, version=rows[0][0])
