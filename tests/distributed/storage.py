@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from ochredb.parts.manifest import Manifest
+from ochredb.storage.base import RESERVED_PART
 from ochredb.storage.s3_config import S3Config
 from ochredb_compactor.config import CompactorConfig
 from ochredb_frontend.config import FrontendConfig
@@ -57,7 +58,11 @@ class Storage:
         return {(row[0], row[1]): (row[2], row[3]) for row in rows}
 
     def bucket(self) -> set[str]:
-        """Keys of all objects below the cluster's prefix."""
+        """Keys of all objects below the cluster's prefix, and of its probes that a kill left.
+
+        A start tries the bucket out with an object in `tmp/`; what was left there by a start that
+        was killed is removed by one that comes ten minutes later.
+        """
         url = urlsplit(self._cluster.object_store_url)
         prefix = url.path.strip("/") + "/"
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=url.netloc, Prefix=prefix)
@@ -90,7 +95,8 @@ class Storage:
             "SELECT collection, next_offset - 1 - indexed_offset FROM logs"
             " WHERE next_offset - 1 > indexed_offset"
         )
-        bucket, referenced = self.bucket() - {STORE_ID_KEY}, self.referenced()
+        bucket = {key for key in self.bucket() if not key.startswith(f"{RESERVED_PART}/")}
+        bucket, referenced = bucket - {STORE_ID_KEY}, self.referenced()
         table = {row[0] for row in self.all("SELECT DISTINCT key FROM object_references")}
         live = {row[0] for row in self.all("SELECT key FROM objects WHERE state = 'live'")}
         texts = [
