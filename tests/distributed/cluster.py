@@ -35,6 +35,7 @@ from .members import Commands, Launcher, Member, MemberFailed
 ROLES = ("frontend", "log", "query", "compactor")
 BUCKET = "ochredb"
 _CACHE_BYTES = 256 << 20
+_LEFT_S_MAX = 15.0
 S = TypeVar("S", PostgresServer, CephServer, RedisServer)
 
 
@@ -242,6 +243,8 @@ class Cluster:
             else:
                 if code != 0:
                     problems.append(f"{member.name} ended with {code}\n{member.tail()}")
+        if left := self._left_behind():
+            problems.append(f"processes ran on {_LEFT_S_MAX:g} s after the end: {left}")
         if self._balancer is not None:
             self._balancer.stop()
         for proxy in self.proxies.values():
@@ -250,6 +253,26 @@ class Cluster:
             self.faults.stop()
         if problems and check:
             raise MemberFailed("\n".join(problems))
+
+    def _left_behind(self) -> list[int]:
+        """Workers of processes that are gone must go too; those that do not are killed."""
+        deadline_s = time.monotonic() + _LEFT_S_MAX
+        while (left := self._processes()) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return left
+
+    def _processes(self) -> list[int]:
+        """Ids of all processes of this cluster, by their environment."""
+        mine = f"OCHREDB_PATH={self.root}/".encode()
+        found = []
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            with contextlib.suppress(OSError):
+                if mine in Path(f"/proc/{pid}/environ").read_bytes():
+                    found.append(pid)
+        return found
 
     # -- addresses
 
