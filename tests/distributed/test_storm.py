@@ -30,11 +30,11 @@ def test_a_storm_over_the_cluster_loses_nothing(cluster: Cluster, launcher: Fork
     assert judged.problems == [], text
     assert judged.available("read") >= AVAILABLE_MIN, text
     # A storm that tests nothing must not pass.
-    assert report.kills.total() >= 0.9 * DURATION_S, text
+    assert report.kills.total() >= 0.7 * DURATION_S, text
     assert len(report.kills) == 4, text
     assert len(report.events) == 4, text
     assert report.s3.total() > 0, text
-    assert judged.writes >= DURATION_S, text
-    assert judged.reads >= 2 * DURATION_S, text
+    assert judged.writes >= 2 * DURATION_S, text
+    assert judged.reads >= 4 * DURATION_S, text
     assert judged.unknown > 0, text
     assert judged.repeated > 0, text
