@@ -6,8 +6,10 @@ takes too, shared: a migration waits for them, and they find the new format behi
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ochredb.catalog.postgres_config import PostgresConfig
@@ -43,25 +45,33 @@ def open_postgres(
     no catalog of ours, a newer one, or a server that would lose writes; Unavailable.
     """
     database = _database(url, clock, config)
-    connection = database.connect()
-    try:
+    with _connected(database) as connection:
         current = _current(database, connection)
         if current is None or current[1] != FORMAT_VERSION:
             return database, _migrate(database, connection, database.clock, ids)
         return database, current[0]
-    finally:
-        connection.close()
 
 
 def format_version(url: str, clock: Clock, config: PostgresConfig | None = None) -> int | None:
     """The format of the catalog at `url`; None if there is none. Changes nothing."""
     database = _database(url, clock, config)
+    with _connected(database) as connection:
+        current = _current(database, connection)
+    return None if current is None else current[1]
+
+
+@contextlib.contextmanager
+def _connected(database: PostgresDatabase) -> Iterator[PostgresConnection]:
+    """Raises Unavailable if the server goes away meanwhile."""
+    import psycopg
+
     connection = database.connect()
     try:
-        current = _current(database, connection)
+        yield connection
+    except psycopg.Error as error:
+        raise database.translated(error) from error
     finally:
         connection.close()
-    return None if current is None else current[1]
 
 
 def _database(url: str, clock: Clock, config: PostgresConfig | None) -> PostgresDatabase:
