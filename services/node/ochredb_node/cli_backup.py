@@ -50,6 +50,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("target", metavar="TARGET", nargs="?", help="a new or an empty directory")
     add("--check-only", action="store_true", help="read and compare the backup, restore nothing")
     add(
+        "--shared",
+        action="store_true",
+        help="restore into the empty catalog and object store that `ochredb serve` would use with"
+        " this environment or --config",
+    )
+    add("--config", metavar="FILE", help="with --shared: the configuration of `ochredb serve`")
+    add(
         "--keep-going", action="store_true",
         help="accept what was damaged when the backup was taken",
     )  # fmt: skip
@@ -57,8 +64,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(command: str, options: dict[str, Any]) -> int:
     """Returns the exit status: 0, 1 if it failed or found damage, 2 for wrong options."""
-    if command == RESTORE and options["check_only"] == (options["target"] is not None):
-        return failed("restore needs a TARGET, or --check-only and none", USAGE_ERROR)
+    if command == RESTORE:
+        ways = (options["target"] is not None, options["check_only"], options["shared"])
+        if ways.count(True) != 1:
+            return failed("restore needs one of TARGET, --shared, --check-only", USAGE_ERROR)
     # Late: `ochredb --help` needs none of it.
     from ochredb.api.exceptions import ChromaError
     from ochredb.errors import OchreError
@@ -97,6 +106,8 @@ def _restore(options: dict[str, Any]) -> int:
         if options["check_only"]:
             manifest = check(path, keep_going=keep_going, progress=progress)
             told = f"{path}: complete and undamaged"
+        elif options["shared"]:
+            manifest, told = _restore_shared(path, options["config"], keep_going, progress)
         else:
             manifest, store_id = restore(
                 path, options["target"], keep_going=keep_going, progress=progress
@@ -106,6 +117,42 @@ def _restore(options: dict[str, Any]) -> int:
         told = told.replace("complete and undamaged", "as it was taken")
     print(f"{told}; {_summary(manifest)}, in {time.monotonic() - started_s:.1f} s")
     return _report_damage(manifest)
+
+
+def _restore_shared(
+    path: str, config_path: str | None, keep_going: bool, progress: Progress
+) -> tuple[BackupManifest, str]:
+    """The manifest, and where the backup is now."""
+    from ochredb.backup.restore_shared import restore_shared
+    from ochredb.clock import SystemClock
+    from ochredb.errors import InvalidArgument
+    from ochredb.ids import IdSource
+    from ochredb.storage.space import Reserve
+    from ochredb_node.cli import node_config
+    from ochredb_node.foundation import open_foundation
+    from ochredb_node.serve_settings import ServeSettings
+    from ochredb_node.settings import SettingsError, load_table
+
+    try:
+        config = node_config(load_table(ServeSettings, {"config": config_path}).settings)
+    except SettingsError as error:
+        raise InvalidArgument(str(error)) from error
+    if config.catalog_url is None:
+        raise InvalidArgument("--shared needs a catalog_url; without one, give a TARGET")
+    clock = SystemClock()
+    opened = open_foundation(config, clock, IdSource(clock), Reserve(config.path))
+    with contextlib.closing(opened):
+        catalog = opened.catalog
+        manifest = restore_shared(
+            path,
+            catalog.database,
+            opened.objects,
+            catalog.store_id,
+            keep_going=keep_going,
+            progress=progress,
+        )
+    told = f"{catalog.name} and {opened.store_name}: restored, store {catalog.store_id}"
+    return manifest, told
 
 
 def _summary(manifest: BackupManifest) -> str:

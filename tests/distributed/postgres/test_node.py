@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from ochredb.integrity.check import check_store
 from ochredb.types import Op
 from ochredb_compactor.config import CompactorConfig
 from ochredb_compactor.vacuum import Vacuum
+from ochredb_node.cli import main
 from ochredb_node.node import Node, NodeConfig
 from tests.components.postgres import PostgresServer
 from tests.unit.kernel import (
@@ -107,6 +109,33 @@ def test_a_backup_is_a_store_of_sqlite(node: Node, tmp_path: Path) -> None:
         assert len(all_rows(copy, collection)) == 50
     with node.database.read() as session:
         assert session.all(sql("SELECT * FROM pins")) == []
+
+
+def test_a_backup_is_restored_into_another_shared_store(
+    node: Node, url: str, config: PostgresConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = _filled(node)
+    rows = all_rows(node, collection)
+    backup, data = str(tmp_path / "backup"), tmp_path / "restored"
+    take(node.backups, backup, keep_going=False, progress=silent, clock=SystemClock())
+    other = replace(config, schema=f"{config.schema}_restored")
+    for name, value in (
+        ("CATALOG_URL", url), ("CATALOG_SCHEMA", other.schema), ("PATH", str(data)),
+        ("CACHE_PATH", str(tmp_path / "cache")),
+    ):  # fmt: skip
+        monkeypatch.setenv(f"OCHREDB_{name}", value)
+    assert main(["restore", backup, "--shared"]) == 0
+    with _running(url, other, data) as copy:
+        assert all_rows(copy, collection) == rows
+        assert copy.foundation.catalog.store_id != node.foundation.catalog.store_id
+        assert copy.logs.keys.all(collection) == node.logs.keys.all(collection)
+        add_rows(copy, collection, 300, 2)
+        copy.compactor.compact_now(collection)
+        assert check_store(copy.backups, SystemClock()).findings == ()
+    assert len(all_rows(node, collection)) == len(rows)
+    assert main(["restore", backup, "--shared"]) == 1, "it is not empty any more"
+    with _running(url, other, data) as copy:
+        assert len(all_rows(copy, collection)) == len(rows) + 2
 
 
 def test_a_check_reads_every_byte(node: Node, tmp_path: Path) -> None:
