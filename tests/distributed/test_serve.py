@@ -51,11 +51,15 @@ class Cluster:
         self.processes: list[Served] = []
 
     def start(self, roles: str, *arguments: str, **environment: str) -> Served:
+        return self.launch(roles, *arguments, **environment).ready()
+
+    def launch(self, roles: str, *arguments: str, **environment: str) -> Served:
+        """Without waiting for it."""
         log_path = self.folder / f"{len(self.processes)}-{roles}.log"
         given = ("--roles", roles, "--path", str(self.data), *EAGER, *arguments)
         served = Served(log_path, *given, environment=environment)
         self.processes.append(served)
-        return served.ready()
+        return served
 
     def frontend(self, log: Served, query: Served, *arguments: str, **environment: str) -> Served:
         nodes = ("--log-nodes", f"static:l={log.rpc}", "--query-nodes", f"static:q={query.rpc}")
@@ -71,6 +75,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     one = Cluster(tmp_path)
     yield one
     one.close()
+    for log in tmp_path.glob("*.log"):
+        text = log.read_text()
+        assert "Traceback" not in text and "Fatal" not in text, text
 
 
 def fill(frontend: Served, name: str, rows: int) -> str:
@@ -112,7 +119,7 @@ def test_every_role_in_a_process_of_its_own(cluster: Cluster) -> None:
         assert served.is_ready()
         assert served.metric("ochredb_ready") == 1
         assert served.stop() == 0, served.log_path.read_text()
-        assert "Traceback" not in served.log_path.read_text()
+    assert "compactor worker" not in compactor.log_path.read_text(), "it ended well, too"
 
 
 def test_roles_together_are_called_directly(cluster: Cluster) -> None:
@@ -211,12 +218,22 @@ class TestEnd:
             for served in (frontend, log):
                 served.signal(number)
             until(lambda: not frontend.is_ready() and not log.is_ready())
-            until(lambda: not _accepts(frontend))
+            until(lambda: not _accepts(str(frontend.rest)))
             assert frontend.process.poll() is None and log.process.poll() is None
             fcntl.flock(lock, fcntl.LOCK_UN)
             assert write.result().status_code == 201
         assert (frontend.wait(), log.wait()) == (0, 0), log.log_path.read_text()
         assert cluster.frontend(cluster.start("log"), query).call("GET", f"{path}/count") == 2
+
+    @pytest.mark.parametrize("after_s", [0.0, 0.05, 0.1, 0.2])
+    def test_a_signal_during_the_start(self, cluster: Cluster, after_s: float) -> None:
+        port = str(free_port())
+        served = cluster.launch(
+            "frontend,log,query,compactor", "--compactor-workers", "1", "--health-port", port
+        )
+        until(lambda: _accepts(f"http://127.0.0.1:{port}"))
+        time.sleep(after_s)
+        assert served.stop() == 0, served.log_path.read_text()
 
     def test_it_does_not_wait_for_ever(self, cluster: Cluster) -> None:
         served = cluster.start(
@@ -330,11 +347,10 @@ def test_failed_starts_say_why_without_a_traceback(tmp_path: Path) -> None:
             assert "Traceback" not in done.stderr
 
 
-def _accepts(served: Served) -> bool:
-    """Whether its REST API takes connections."""
-    assert served.rest is not None
+def _accepts(url: str) -> bool:
+    """Whether somebody takes connections there."""
     try:
-        socket.create_connection(_address(served.rest)).close()
+        socket.create_connection(_address(url)).close()
     except ConnectionRefusedError:
         return False
     return True

@@ -102,6 +102,24 @@ def test_secrets_are_not_in_the_text_of_settings() -> None:
             {"object_store_url": "s3://b", "s3_access_key_id": "k"},
             "s3_access_key_id and s3_secret_access_key go together",
         ),
+        ({"s3_addressing": "path"}, "s3_addressing is given without object_store_url"),
+        (
+            {"object_store_url": "s3://b", "s3_addressing": "host"},
+            "s3_addressing must be one of auto, path, virtual",
+        ),
+        (
+            {"object_store_url": "s3://b", "s3_encryption": "rot13"},
+            "s3_encryption must be one of AES256, aws:kms",
+        ),
+        (
+            {"object_store_url": "s3://b", "s3_kms_key_id": "k"},
+            "s3_kms_key_id needs s3_encryption aws:kms",
+        ),
+        ({"s3_ca_path": "/nonexistent"}, "s3_ca_path is given without object_store_url"),
+        (
+            {"object_store_url": "s3://b", "s3_ca_path": "/nonexistent"},
+            "s3_ca_path /nonexistent: No such file",
+        ),
         ({"log_nodes": "a=1:2"}, "log_nodes must be static:NAME=HOST:PORT,... or dns:HOST:PORT or"),
         ({"log_nodes": "static:a"}, "log_nodes must be static:NAME=HOST:PORT,... or dns:HOST:PORT"),
         ({"log_nodes": "static:a=h:1,b"}, "log_nodes must be static:NAME=HOST:PORT,... or"),

@@ -170,6 +170,8 @@ class Process:
 
     def _announce(self, health_sock: socket.socket, rest_url: str | None = None) -> None:
         """Say that it is ready, on one line that programs read."""
+        if self._stopping.is_set():
+            return
         self._is_listening = True
         config = self._config
         line = f"OchreDB is ready: roles={names_of(config.roles)} node={config.name}"
@@ -188,15 +190,13 @@ class Process:
         if self._stopping.is_set():
             os._exit(128 + number)
         self._stopping.set()
-        if self._node is not None:
-            self._node.drain()
-        if self._server is not None:
-            self._server.stop()
 
     def _drain(self, node: Node) -> None:
         """Beside the REST server, which drains itself."""
         self._stopping.wait()
         node.drain()
+        if self._server is not None:
+            self._server.stop()
         if self._supervisor is not None:
             self._supervisor.terminate()
         deadline_s = self._clock.monotonic_s() + self._settings.drain_timeout_s

@@ -93,6 +93,10 @@ def _s3(settings: ServeSettings) -> S3Config | None:
             region=settings.s3_region,
             access_key_id=settings.s3_access_key_id,
             secret_access_key=settings.s3_secret_access_key,
+            addressing=settings.s3_addressing,
+            encryption=settings.s3_encryption,
+            kms_key_id=settings.s3_kms_key_id,
+            ca_bundle=settings.s3_ca_path,
         )
     except InvalidArgument as error:
         raise SettingsError(f"object_store_url: {error}") from None
@@ -116,4 +120,5 @@ def _rpc(settings: ServeSettings) -> RpcConfig:
         tls_cert_path=settings.rpc_tls_cert_path,
         tls_key_path=settings.rpc_tls_key_path,
         tls_ca_path=settings.rpc_tls_ca_path,
+        tls_server_name=settings.rpc_tls_server_name,
     )

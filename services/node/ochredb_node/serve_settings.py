@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from urllib.parse import urlsplit
 
 from ochredb_node.roles import ALL_ROLES, Role, parse_roles
@@ -36,6 +36,7 @@ _URLS = (
     ("s3_endpoint", ("http", "https"), "https://HOST:PORT"),
     ("redis_url", ("redis", "rediss", "unix"), "redis://HOST:PORT"),
 )
+_ADDRESSING, _ENCRYPTION = ("auto", "path", "virtual"), ("AES256", "aws:kms")
 _BY_SOCKET = ("postgresql", "postgres", "unix")  # The host may be the path of a socket.
 _OWNERS = {"log_nodes": Role.LOG, "query_nodes": Role.QUERY}
 
@@ -63,6 +64,14 @@ class ServeSettings(Settings):
     s3_region: str | None = setting(None, "region of the bucket (default: as boto3 finds it)")
     s3_access_key_id: str | None = setting(None, "key id for S3 (default: as boto3 finds it)")
     s3_secret_access_key: str | None = setting(None, "secret key for S3", secret=True)
+    s3_addressing: str = setting(
+        "auto", "auto, path or virtual: where the bucket is in URLs", choices=_ADDRESSING
+    )
+    s3_encryption: str | None = setting(
+        None, "AES256 or aws:kms: how the store encrypts what is put there", choices=_ENCRYPTION
+    )
+    s3_kms_key_id: str | None = setting(None, "key for aws:kms (default: the account's own)")
+    s3_ca_path: str | None = setting(None, "who signs the store's certificate (PEM)")
     cache_path: str | None = setting(
         None, "directory for this process's copies of objects in S3 (default: cache in path)"
     )
@@ -80,6 +89,9 @@ class ServeSettings(Settings):
     rpc_tls_key_path: str | None = setting(None, "its private key (PEM)")
     rpc_tls_ca_path: str | None = setting(
         None, "who signs the cluster's certificates (PEM): then both sides must have one"
+    )
+    rpc_tls_server_name: str | None = setting(
+        None, "name in the other processes' certificates, where they are addressed otherwise"
     )
     log_nodes: str | None = setting(None, f"where the log nodes are: {_NODES_FORMS}")
     query_nodes: str | None = setting(None, "where the query nodes are, likewise")
@@ -175,9 +187,15 @@ class ServeSettings(Settings):
             if not usable:  # It may hold a password: not shown.
                 raise SettingsError(f"{name} must be like {example}")
         if self.object_store_url is None:
-            for name in ("s3_endpoint", "s3_region", "s3_access_key_id", "s3_secret_access_key"):
-                if getattr(self, name) is not None:
-                    raise SettingsError(f"{name} is given without object_store_url")
+            for one in fields(ServeSettings):
+                if one.name.startswith("s3_") and getattr(self, one.name) != one.default:
+                    raise SettingsError(f"{one.name} is given without object_store_url")
+        if self.s3_addressing not in _ADDRESSING:
+            raise SettingsError(f"s3_addressing must be one of {', '.join(_ADDRESSING)}")
+        if self.s3_encryption not in (None, *_ENCRYPTION):
+            raise SettingsError(f"s3_encryption must be one of {', '.join(_ENCRYPTION)}")
+        if self.s3_kms_key_id is not None and self.s3_encryption != "aws:kms":
+            raise SettingsError("s3_kms_key_id needs s3_encryption aws:kms")
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise SettingsError("s3_access_key_id and s3_secret_access_key go together")
 
@@ -221,7 +239,7 @@ class ServeSettings(Settings):
     def _check_tls(self) -> None:
         if (self.rpc_tls_cert_path is None) != (self.rpc_tls_key_path is None):
             raise SettingsError("rpc_tls_cert_path and rpc_tls_key_path go together")
-        for name in ("rpc_tls_cert_path", "rpc_tls_key_path", "rpc_tls_ca_path"):
+        for name in ("rpc_tls_cert_path", "rpc_tls_key_path", "rpc_tls_ca_path", "s3_ca_path"):
             path = getattr(self, name)
             if path is None:
                 continue

@@ -72,6 +72,8 @@ class Supervisor:
     def terminate(self) -> None:
         """Ask all workers to end, and start none anew. Does not wait."""
         with self._lock:
+            if self._stopping.is_set():  # A second signal would end them at once.
+                return
             self._stopping.set()
             for process in self._processes.values():
                 process.send_signal(signal.SIGTERM)
@@ -97,7 +99,11 @@ class Supervisor:
         while True:
             started_s = self._clock.monotonic_s()
             code = self._run(number)
-            if code is None or self._stopping.is_set():
+            if code is None:
+                return
+            if self._stopping.is_set():
+                if code != 0:
+                    log.warning("compactor worker %d ended with %d", number, code)
                 return
             lived_s = self._clock.monotonic_s() - started_s
             failures = 0 if lived_s > _STEADY_AFTER_S else failures + 1

@@ -9,7 +9,6 @@ import logging
 import os
 import random
 import signal
-import sys
 import threading
 from dataclasses import replace
 from types import FrameType
@@ -37,7 +36,8 @@ def worker_config(config: NodeConfig, count: int, number: str) -> NodeConfig:
         roles=frozenset({Role.COMPACTOR}),
         compactor_workers=0,
         cache_path=cache_path and os.path.join(os.path.dirname(cache_path), f"worker-{number}"),
-        compactor=replace(config.compactor, graph_threads=threads),
+        # A long merge shall not keep the small ones of others waiting.
+        compactor=replace(config.compactor, graph_threads=threads, merge_threads=2),
     )
 
 
@@ -58,10 +58,11 @@ def work(config: NodeConfig, drain_timeout_s: float) -> int:
     collections = ShortCollections(SystemClock())
     parent = _Parent(stopping, orphaned)
 
+    # It begins to work when the parent has said so.
+    waiting = replace(config, compactor=replace(config.compactor, paused=True))
+
     def make() -> Node:
-        compactor = replace(config.compactor, paused=parent.paused())
-        told = replace(config, compactor=compactor)
-        return Node(told, tidy=lambda idle: collections.tidy(idle=idle))
+        return Node(waiting, tidy=lambda idle: collections.tidy(idle=idle))
 
     try:
         node = started(make, stopping, random.Random())
@@ -88,19 +89,17 @@ class _Parent:
         self._told = threading.Event()
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
 
-    def paused(self) -> bool:
-        """What was said last; waits for the first word."""
-        self._told.wait()
-        return self._is_paused
-
     def obey(self, compactor: CompactorService) -> None:
-        """Let it hear what was said since `paused`, and what will be said."""
+        """Let it hear what is said, from the first word on, which is waited for."""
+        self._told.wait()
         with self._lock:
             self._compactor = compactor
             self._act()
 
     def _listen(self) -> None:
-        for line in sys.stdin.buffer:
+        # Unbuffered: a buffer's lock, held here at the process's end, would be fatal.
+        said = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+        for line in said:
             with self._lock:
                 self._is_paused = line.strip() == PAUSE
                 self._told.set()
