@@ -204,6 +204,6 @@ def test_parts_replaced_faster_than_they_are_written_are_told(
 ) -> None:
     collection = make_collection(node)
     _put(node, collection, ["a", "b"], 1)
-    monkeypatch.setattr(node.compactor, "_rewrite", lambda *_: True)
+    monkeypatch.setattr(node.compactor._work, "rewrite", lambda *_: True)
     with pytest.raises(Exhausted, match="faster"):
         node.compactor.rewrite_now(collection, 0.0, lambda: None)
