@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from ochredb.catalog.postgres import PostgresDatabase
     from ochredb.catalog.postgres_session import PostgresConnection
 
-_MIGRATION_TIMEOUT = "SET statement_timeout = 0; SET lock_timeout = '60s'"
+_MIGRATION_TIMEOUT = (
+    "SET statement_timeout = 0; SET lock_timeout = '60s';"
+    " SET idle_in_transaction_session_timeout = 0"
+)
 _TABLES = "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relkind = 'r'"
 _STORE = "SELECT store_id, format_version FROM store"
 

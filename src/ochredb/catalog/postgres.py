@@ -65,6 +65,10 @@ SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('server_en
     WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false),
   set_config('statement_timeout', %(statement_ms)s, false),
   set_config('lock_timeout', %(lock_ms)s, false),
+  set_config('tcp_keepalives_idle', '5', false),
+  set_config('tcp_keepalives_interval', '2', false),
+  set_config('tcp_keepalives_count', '3', false),
+  set_config('tcp_user_timeout', '10000', false),
   set_config('idle_in_transaction_session_timeout', %(idle_ms)s, false)
 """
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"

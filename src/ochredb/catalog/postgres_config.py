@@ -16,6 +16,8 @@ class PostgresConfig:
 
     wait_timeout_s: for a connection, while the server is away or all are taken.
     statement_timeout_s: of each statement but COMMIT. lock_timeout_s: of one wait for a row.
+    idle_in_transaction_timeout_s: after which the server lets go of the locks of a host that is
+        gone; longer than a delete by filter may read while it holds one.
     commit_timeout_s: after which nobody waits for the answer to a commit; its outcome is unknown.
     allow_fsync_off: for tests, which may do without durability.
     """
@@ -27,7 +29,7 @@ class PostgresConfig:
     statement_timeout_s: float = 30.0
     lock_timeout_s: float = 10.0
     commit_timeout_s: float = 60.0
-    idle_in_transaction_timeout_s: float = 60.0
+    idle_in_transaction_timeout_s: float = 10.0
     attempts_max: int = 6
     application_name: str = "ochredb"
     allow_fsync_off: bool = False

@@ -69,12 +69,13 @@ class TestSettings:
     ) -> None:
         careless = f"{url}?options=-csynchronous_commit%3Doff"
         database, _ = open_postgres(careless, SystemClock(), IdSource(), config)
-        shown = ("synchronous_commit", "lock_timeout", "statement_timeout", "application_name")
+        shown = ["synchronous_commit", "lock_timeout", "statement_timeout", "application_name"]
+        shown += ["idle_in_transaction_session_timeout", "tcp_user_timeout"]  # Of lost clients.
         with contextlib.closing(database):
             for block in (database.write, database.read_consistent):
                 with block() as session:
                     values = [session.all(sql(f"SHOW {name}"))[0][0] for name in shown]
-                assert values == ["on", "5s", "10s", "ochredb"]
+                assert values == ["on", "5s", "10s", "ochredb", "10s", "10000"]
 
     def test_a_server_that_loses_writes_is_refused(
         self, tmp_path_factory: pytest.TempPathFactory
