@@ -456,3 +456,23 @@ def test_calls_that_end_at_any_moment_leave_nothing_behind(
         found = remote.query.get(collection, GetRequest(), cancel=Cancel()).ids
         assert acknowledged - {None} <= set(found)
         assert len(found) == node.logs.snapshot(collection).last_offset
+
+
+def test_a_server_that_gets_no_thread_goes_on_when_it_does(
+    held: _Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.go_on.set()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("rpc-read"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with _served(held, RpcConfig()) as (_, log, query):
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(DeadlineExceeded):
+            query.count("c", cancel=Cancel(0.2))
+        assert log.append("c", _ONE, cancel=Cancel()) == Appended(1, 1)
+        monkeypatch.undo()
+        assert query.count("c", cancel=Cancel()) == 7

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
-_T = TypeVar("_T")
+log = logging.getLogger("ochredb.rpc")
 
 
 class BoundedPool(ThreadPoolExecutor):
@@ -24,13 +25,19 @@ class BoundedPool(ThreadPoolExecutor):
         return self._taken >= self._taken_max
 
     def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Never raises: grpc's one thread that hands out calls would end with it.
+
+        Where no thread can be started the call stays in the queue, for one that there is, or will
+        be; its caller's deadline bounds the wait.
+        """
         with self._change:
             self._taken += 1
         try:
             future = super().submit(call, *args, **kwargs)
-        except BaseException:
-            self._release()
-            raise
+        except RuntimeError as error:
+            log.warning("no new thread for %s calls: %s", self.kind, error)
+            future = Future()
+            future.set_result(None)
         future.add_done_callback(self._release)
         return future
 
