@@ -33,6 +33,7 @@ def own_namespace() -> bool:
 @dataclass
 class Network:
     hosts: Sequence[str]
+    subnet = "10.77.0.0/16"  # Of all hosts, and of the hub as they see it.
 
     @classmethod
     def build(cls, hosts: Sequence[str]) -> Self:
