@@ -23,6 +23,7 @@ from ochredb.clock import SystemClock
 from ochredb.rpc.channel import channel
 from ochredb.rpc.compactor_client import CompactorClient
 from ochredb.rpc.config import RpcConfig
+from tests.unit.test_rpc_tls import _authority
 
 from .served import PROGRAM, Served
 
@@ -199,6 +200,22 @@ def test_a_wrong_token_between_processes_is_told(cluster: Cluster) -> None:
     assert (refused.status_code, "token" in refused.text) == (503, True), refused.text
     right = cluster.frontend(log, query, OCHREDB_RPC_TOKEN="right")
     assert right.call("GET", f"/collections/{made['id']}/count") == 0
+
+
+def test_certificates_between_processes(cluster: Cluster, tmp_path: Path) -> None:
+    ours = _authority(tmp_path / "ours")
+    certificate, key = ours.certificate("node", "IP:127.0.0.1")
+    tls = (
+        "--rpc-tls-ca-path", ours.ca, "--rpc-tls-cert-path", certificate,
+        "--rpc-tls-key-path", key,
+    )  # fmt: skip
+    node = cluster.start("log,query", *tls)
+    frontend = cluster.frontend(node, node, *tls)
+    path = fill(frontend, "secret", 20)
+    assert frontend.call("GET", f"{path}/count") == 20
+    bare = cluster.frontend(node, node, "--rpc-tls-ca-path", ours.ca, "--deadline-s", "2")
+    url = f"/api/v2/tenants/default_tenant/databases/default_database{path}/count"
+    assert bare.http.get(url).status_code in (503, 504), "without a certificate of its own"
 
 
 class TestEnd:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from ochredb_node.cli import main
+from ochredb_node.cli import main, node_config
 from ochredb_node.cli_config import effective
+from ochredb_node.roles import Role
 from ochredb_node.serve_settings import ServeSettings
 from ochredb_node.settings import SettingsError, add_arguments, load_table
 from ochredb_node.urls import without_password
+from ochredb_node.worker import worker_config
 
-NODES = {"log_nodes": "static:a=127.0.0.1:1", "query_nodes": "static:a=127.0.0.1:1"}
-SHARED = {"catalog_url": "postgresql://db/ochre", "object_store_url": "s3://bucket"}
+NODES: dict[str, Any] = {"log_nodes": "static:a=127.0.0.1:1", "query_nodes": "static:a=127.0.0.1:1"}
+SHARED: dict[str, Any] = {"catalog_url": "postgresql://db/ochre", "object_store_url": "s3://bucket"}
 
 
 def parse(*arguments: str) -> dict[str, Any]:
@@ -191,6 +194,33 @@ def test_bad_yaml_is_named(tmp_path: Path, text: str, problem: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load({"config": str(file)}, {})
     assert str(caught.value).startswith(f"config file {file}: {problem}")
+
+
+def test_a_query_node_knows_its_name() -> None:
+    def name(**given: Any) -> str:
+        return node_config(ServeSettings(roles="query", insecure=True, **SHARED, **given)).name
+
+    assert name() == socket.gethostname()
+    assert name(query_nodes="kubernetes:query:rpc") == socket.gethostname()
+    assert name(query_nodes="dns:query:8100", rpc_host="10.0.0.2") == "10.0.0.2:8100"
+    assert name(query_nodes="dns:query:8100", rpc_host="0.0.0.0") == socket.gethostname()
+    given: dict[str, Any] = {"query_nodes": "dns:query:8100", "rpc_host": "0.0.0.0"}
+    assert name(node_name="10.0.0.2:8100", **given) == "10.0.0.2:8100"
+
+
+def test_settings_reach_the_node() -> None:
+    config = node_config(ServeSettings(**SHARED, cache_path="/c", compactor_workers=3))
+    assert (config.path, config.compactor_workers) == (None, 3)
+    assert config.s3 is not None and config.s3.bucket == "bucket"
+    assert (config.cache_path, config.cache_bytes) == ("/c/node", (10 << 30) // 4)
+    assert config.compactor.grace_s == 600.0
+    assert worker_config(config, 3, "1").cache_path == "/c/worker-1"
+    assert worker_config(config, 3, "1").roles == {Role.COMPACTOR}
+    assert "postgresql" not in repr(config)
+    local = node_config(ServeSettings(path="/p", gc_grace_s=5.0, roles="frontend", **NODES))
+    assert (local.path, local.s3, local.compactor.grace_s) == ("/p", None, 5.0)
+    assert local.frontend.read_threads == 64, "they wait for other processes"
+    assert node_config(ServeSettings(redis_url="redis://:pw@h:1")).redis is not None
 
 
 class TestConfig:

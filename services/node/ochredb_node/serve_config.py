@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _REMOTE_READ_THREADS = 64  # They mostly wait for other processes.
 _S3_GRACE_S = 600.0
+_ANY = ("0.0.0.0", "::")  # Listens on all addresses: which one others use is not known.
 
 
 def in_cluster(config: NodeConfig, settings: ServeSettings) -> NodeConfig:
@@ -40,7 +41,7 @@ def in_cluster(config: NodeConfig, settings: ServeSettings) -> NodeConfig:
         config,
         path=None if is_all_elsewhere else settings.path,
         roles=roles,
-        name=settings.node_name or socket.gethostname(),
+        name=settings.node_name or _name(settings),
         compactor_workers=settings.worker_count,
         catalog_url=settings.catalog_url,
         postgres=_postgres(settings),
@@ -100,6 +101,16 @@ def _s3(settings: ServeSettings) -> S3Config | None:
         )
     except InvalidArgument as error:
         raise SettingsError(f"object_store_url: {error}") from None
+
+
+def _name(settings: ServeSettings) -> str:
+    """As other nodes call this one, where that can be told."""
+    kind, _, rest = (settings.query_nodes or "").partition(":")
+    if kind == "dns" and settings.rpc_host not in _ANY:
+        from ochredb.cluster.membership import address_of
+
+        return address_of(settings.rpc_host, int(rest.rpartition(":")[2]))
+    return socket.gethostname()
 
 
 def _redis(settings: ServeSettings) -> RedisConfig | None:

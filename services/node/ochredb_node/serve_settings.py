@@ -47,7 +47,8 @@ class ServeSettings(Settings):
 
     roles: str = setting(_ALL, "what this process does: names between commas")
     node_name: str | None = setting(
-        None, "stable name of this process among its peers (default: the host's name)"
+        None,
+        "stable name of this process among its peers (default: the host's; with dns: its address)",
     )
 
     catalog_url: str | None = setting(

@@ -48,6 +48,7 @@ class Supervisor:
         self._is_paused = is_paused
         self.restarts = 0  # Of all workers, since the start.
         self._stopping = threading.Event()
+        self._stopping_s = 0.0  # Since when.
         self._threads = [
             threading.Thread(target=self._keep, args=(number,), name=f"worker-{number}")
             for number in range(count)
@@ -75,13 +76,15 @@ class Supervisor:
             if self._stopping.is_set():  # A second signal would end them at once.
                 return
             self._stopping.set()
+            self._stopping_s = self._clock.monotonic_s()
             for process in self._processes.values():
                 process.send_signal(signal.SIGTERM)
 
     def stop(self, timeout_s: float) -> None:
-        """The same, and wait; what still runs after `timeout_s` is killed: it loses only work."""
+        """The same, and wait; what still runs `timeout_s` after it was asked is killed: it loses
+        only work."""
         self.terminate()
-        deadline_s = self._clock.monotonic_s() + timeout_s
+        deadline_s = self._stopping_s + timeout_s
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline_s - self._clock.monotonic_s()))
