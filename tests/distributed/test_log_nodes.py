@@ -353,6 +353,7 @@ def test_closing_finishes_every_flush_and_everybody_in_line(start: Callable[...,
         _append(node, names[0], _add("late"))
 
 
+@pytest.mark.timeout(300)  # A killed server syncs every file of its data before it serves again.
 def test_the_server_restarts_under_the_writers(
     start: Callable[..., LogNode], store: MemoryStore, server: PostgresServer
 ) -> None:

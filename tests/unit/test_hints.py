@@ -118,7 +118,8 @@ class TestLimits:
 
     def test_a_balance_replaces_what_was_known_but_not_what_was_spent_since(self) -> None:
         clock = ManualClock()
-        limits = LocalLimits(LimitsConfig(requests_per_second=10, requests_burst=10), clock)
+        config = LimitsConfig(requests_per_second=10, requests_burst=10)
+        limits = LocalLimits(config, clock, lambda: None)
         limits.enter("a")
         assert limits.take_active() == [("a", 1, 1)]
         limits.enter("a")
@@ -131,7 +132,8 @@ class TestLimits:
         limits.enter("a")
 
     def test_an_idle_tenant_is_not_reported(self) -> None:
-        limits = LocalLimits(LimitsConfig(requests_per_second=10), ManualClock())
+        config = LimitsConfig(requests_per_second=10)
+        limits = LocalLimits(config, ManualClock(), lambda: None)
         limits.enter("a")
         assert limits.take_active() == [("a", 1, 1)]
         assert limits.take_active() == [("a", 0, 1)]

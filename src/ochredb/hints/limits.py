@@ -116,9 +116,9 @@ class LocalLimits:
         self,
         config: LimitsConfig,
         clock: Clock,
-        on_active: Callable[[], None] = lambda: None,
+        on_active: Callable[[], None] | None = None,
     ) -> None:
-        """on_active: called after a request was let in."""
+        """on_active: called after a request was let in, by whoever calls `take_active`."""
         self._config, self._clock, self._on_active = config, clock, on_active
         self._lock = threading.Lock()
         # By last use. One that goes for want of room is as good as unused.
@@ -142,6 +142,8 @@ class LocalLimits:
             account.tokens -= 1.0
             account.spent += 1
             account.running += 1
+            if self._on_active is None:
+                return
             self._active.add(tenant)
         self._on_active()
 
@@ -150,7 +152,8 @@ class LocalLimits:
             account = self._accounts.get(tenant)
             if account is not None:
                 account.running -= 1
-                self._active.add(tenant)
+                if self._on_active is not None:
+                    self._active.add(tenant)
 
     def take_active(self) -> list[tuple[str, int, int]]:
         """(tenant, requests since this was last asked, requests running) of those with either."""
