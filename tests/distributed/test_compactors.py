@@ -186,3 +186,16 @@ def test_asking_for_work_does_not_look_at_collections_without_any(
     finally:
         connection.close()
     assert [due.collection for due in writer.logs.tails(1, 1, 0)] == [name]
+
+
+def test_closing_leaves_to_others_what_is_not_due(start: Callable[..., Node]) -> None:
+    """A restart of all compactors in turn is quick, however much there is."""
+    writer = start(compacts=False)
+    name = make_collection(writer)
+    late = CompactorConfig(idle_due_s=600.0, settle_due_s=600.0, busy_due_s=600.0, graph_threads=1)
+    node = start(config=late)
+    add_rows(writer, name, 0, 600)
+    node.close()
+    assert writer.logs.snapshot(name).indexed_offset == 0
+    start()
+    _until(lambda: writer.logs.snapshot(name).indexed_offset == 600)

@@ -109,13 +109,13 @@ class CompactorService:
         self._wake()
 
     def stop(self) -> None:
-        """Stop the threads, then fold what is left if that takes at most `close_budget_s`."""
+        """Stop the threads; in a local catalog fold what is left, for `close_budget_s` at most."""
         self._stop.set()
         self._wake()
         for thread in self._threads:
             thread.join()
-        if self._threads and not self._is_paused:
-            self._fold_on_close()
+        if self._threads and not self._is_paused and self._world.logs.is_local:
+            self._fold_on_close()  # Of a shared one others do it.
         self._threads = []
 
     def drain(self, timeout_s: float) -> bool:
