@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,6 +20,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeApiserver]:
     server = KubeApiserver.start(tmp_path_factory.mktemp("kubernetes"))
     yield server
     server.stop()
+    # urllib3 leaves a connection that was cut in its handshake to the collector.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
@@ -36,6 +42,7 @@ class TestKubernetes(KubernetesSuite):
         place.clear()
         yield place
         place.clear()
+        place.close()
 
     @pytest.fixture
     def forget(self) -> Callable[[], None]:

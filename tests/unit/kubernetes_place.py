@@ -116,6 +116,9 @@ class KubernetesPlace:
         for item in listed["items"]:
             self.delete(item["metadata"]["name"])
 
+    def close(self) -> None:
+        self._api.api_client.rest_client.pool_manager.clear()
+
     def fail(self) -> None:
         self._fail(True)
 
@@ -149,6 +152,7 @@ class KubernetesSuite(ChangingMembershipSuite):
         forget()
         with pytest.raises(Expired):
             _watch_all(slices, version)
+        slices.close()
 
     def test_a_watch_begins_after_the_version(self, place: KubernetesPlace) -> None:
         place.publish(ONE)
@@ -158,6 +162,7 @@ class KubernetesSuite(ChangingMembershipSuite):
         place.publish({})
         watched = (event for event in slices.watch(version) if event["type"] != "BOOKMARK")
         first, second = next(watched), next(watched)
+        watched.close()
         slices.close()
         assert [first["type"], second["type"]] == ["MODIFIED", "DELETED"]
         assert addresses_in([first["object"]], PORT_NAME) == TWO

@@ -179,12 +179,14 @@ class TestKubernetes(KubernetesSuite):
         fake.close()
 
     @pytest.fixture
-    def place(self, api: FakeKubernetes) -> KubernetesPlace:
-        return KubernetesPlace(
+    def place(self, api: FakeKubernetes) -> Iterator[KubernetesPlace]:
+        place = KubernetesPlace(
             lambda: client(api.url),
             version=api.version,
             fail=lambda fails: self._fail(api, fails),
         )
+        yield place
+        place.close()
 
     @pytest.fixture
     def forget(self, api: FakeKubernetes) -> Callable[[], None]:
@@ -197,8 +199,10 @@ class TestKubernetes(KubernetesSuite):
 
 class TestWatch:
     @pytest.fixture
-    def place(self, api: FakeKubernetes) -> KubernetesPlace:
-        return KubernetesPlace(lambda: client(api.url))
+    def place(self, api: FakeKubernetes) -> Iterator[KubernetesPlace]:
+        place = KubernetesPlace(lambda: client(api.url))
+        yield place
+        place.close()
 
     def test_one_list_is_enough(self, api: FakeKubernetes, place: KubernetesPlace) -> None:
         place.publish(ONE)

@@ -54,8 +54,12 @@ class Slices(Protocol):
         """
         ...
 
+    def interrupt(self) -> None:
+        """End a watch of another thread, for good."""
+        ...
+
     def close(self) -> None:
-        """Ends a watch of another thread."""
+        """Let go of connections."""
         ...
 
 
@@ -92,12 +96,15 @@ class ApiSlices:
             finally:
                 self._watched = None
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         self._is_closed = True
         watched = self._watched
         if watched is not None:
             with contextlib.suppress(OSError, ValueError, RuntimeError):  # It has just ended.
                 watched.shutdown()
+
+    def close(self) -> None:
+        self._api.api_client.rest_client.pool_manager.clear()
 
     @contextlib.contextmanager
     def _request(self, *, timeout_s: float, **more: Any) -> Iterator[Any]:
@@ -173,7 +180,8 @@ class KubernetesMembership:
         self._lookout.hurry()
 
     def close(self) -> None:
-        self._lookout.close(self._slices.close)
+        self._lookout.close(self._slices.interrupt)
+        self._slices.close()
 
     def _look(self) -> float:
         """List if need be, then watch until that ends."""
