@@ -221,5 +221,5 @@ def test_exactly_once_while_connections_are_cut(cluster: Cluster) -> None:
     assert acknowledged <= set(applied) <= acknowledged | unknown
     last = cluster.node.logs.snapshot(cluster.collection).last_offset
     assert last == len(applied), "nothing was applied twice"
-    assert len(acknowledged) > 100
-    assert sum(proxy.counts["connections"] for proxy in cluster.proxies.values()) > 10
+    assert len(acknowledged) > 50
+    assert sum(proxy.counts["connections"] for proxy in cluster.proxies.values()) > 2

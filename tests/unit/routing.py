@@ -49,6 +49,11 @@ class Behaviour:
     error: Callable[[], OchreError] | None = None
 
 
+def only(bad: dict[str, Behaviour]) -> Callable[[str], Behaviour]:
+    """These nodes behave like this, the others well."""
+    return lambda address: bad.get(address, Behaviour())
+
+
 @dataclass
 class FakeMembership:
     """Members that a test changes."""

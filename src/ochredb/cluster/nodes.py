@@ -30,7 +30,8 @@ log = logging.getLogger("ochredb.cluster")
 T = TypeVar("T")
 
 _OPEN_S, _OPEN_S_MAX = 0.2, 5.0
-_GONE = frozenset({"unreachable", "draining"})  # In the detail of an error.
+GONE = frozenset({"unreachable", "draining"})
+"""In the detail of an error: the call has reached nobody who would work on it."""
 _STRIKES_MAX, _SILENCE, _UNAVAILABLE = 5, 1, 2  # Five silences in a row, or three failures.
 _ORDERS_MAX = 10_000
 
@@ -96,7 +97,7 @@ class Node(Generic[T]):
         now_s = self._nodes.clock.monotonic_s()
         with self._lock:
             self._calls -= 1
-            if isinstance(error, OchreError) and not error.detail.keys().isdisjoint(_GONE):
+            if isinstance(error, OchreError) and not GONE.isdisjoint(error.detail):
                 self._open(now_s, str(error))
             elif isinstance(error, DeadlineExceeded):
                 self._strike(now_s, _SILENCE, "no answer in time")

@@ -48,12 +48,10 @@ class RoutedCompactor:
                 node.failed(error)
                 if not isinstance(error, Unavailable):
                     raise
-                node, delay_s = attempts.after(error)
+                node = attempts.next_node(error, self._clock)
             else:
                 node.succeeded()
                 return
-            if delay_s:
-                self._clock.sleep(delay_s)
 
     def hint(self, collection_id: str, last_offset: int, /) -> None:
         """To one compactor, and not again: the next hint, or a poll, makes up for a lost one."""

@@ -10,6 +10,7 @@ have been applied, else Unavailable: nothing was.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from ochredb.cancel import Cancel
@@ -234,8 +235,9 @@ class RoutedLog:
                 node.failed(patience.blame(error))
                 if not doubt.may_repeat(error):
                     raise doubt.told(error) from error.__cause__
+                patience.over()
                 try:
-                    node, delay_s = attempts.after(error, is_paid=patience.has_ended)
+                    node = attempts.next_node(error, self._clock, is_paid=patience.has_ended)
                 except OchreError as last:
                     raise doubt.told(last) from last.__cause__
             except BaseException as error:
@@ -246,8 +248,6 @@ class RoutedLog:
                 return answer
             finally:
                 patience.over()
-            if delay_s:
-                self._clock.sleep(delay_s)
 
 
 class _EvaluationFailed(Exception):
@@ -301,13 +301,19 @@ class _Submission:
         if not self._doubt.may_repeat(error):
             self._deliver(self._doubt.told(error))
             return
+        self._next(error, is_paid)
+
+    def _next(self, error: OchreError, is_paid: bool = False) -> None:
         try:
-            other, delay_s = self._attempts.after(error, is_paid=is_paid)
+            node, delay_s = self._attempts.after(error, is_paid=is_paid)
         except OchreError as last:
             self._deliver(self._doubt.told(last))
             return
         # Not here: this may be the caller's thread, or one that carries the answers of others.
-        self._timer.call_later(delay_s, lambda: self.again(other))
+        if node is None:
+            self._timer.call_later(delay_s, lambda: self._next(error))
+        else:
+            self._timer.call_later(0.0, partial(self.again, node))
 
 
 class _Attempt:

@@ -125,9 +125,7 @@ class RoutedQuery:
             try:
                 return self._ask(method, node, attempts, cancel, call)
             except Unavailable as error:
-                node, delay_s = attempts.after(error)
-                if delay_s:
-                    self._clock.sleep(delay_s)
+                node = attempts.next_node(error, self._clock)
 
     def _ask(
         self,
