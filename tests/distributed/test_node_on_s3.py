@@ -195,7 +195,7 @@ def test_the_command_serves_from_s3_and_shows_its_cache(
             "OCHREDB_S3_ACCESS_KEY_ID": ceph.access_key,
             "OCHREDB_S3_SECRET_ACCESS_KEY": ceph.secret_key,
         },
-    )
+    ).ready()
     try:
         made = served.call("POST", "/collections", {"name": "records"})
         ids = [f"id-{number}" for number in range(700)]
