@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from ochredb_node import (
     cli_backup,
     cli_check,
-    cli_config,
     cli_explain,
     cli_migrate,
     cli_quarantine,
@@ -22,18 +21,19 @@ from ochredb_node import (
 )
 from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
 from ochredb_node.memory import ShortCollections, tune_allocator
-from ochredb_node.serve_settings import WORKER_VARIABLE, ServeSettings
 from ochredb_node.settings import Settings, SettingsError, add_arguments, load, load_table
 
 if TYPE_CHECKING:
     from ochredb_node.config import NodeConfig
+    from ochredb_node.serve_settings import ServeSettings
 
-_SERVE = "serve"
+_SERVE, _CONFIG = "serve", "config"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 after a clean stop, 1 if the start failed, 2 for bad settings."""
-    parser = _parser()
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(of_a_cluster=_SERVE in given or _CONFIG in given)
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     if command is None:
@@ -53,10 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli_quarantine.run(options)
     if command == cli_migrate.COMMAND:
         return cli_migrate.run(options)
-    if command == cli_config.COMMAND:
-        return cli_config.run(options)
     try:
-        if command == _SERVE:
+        if command in (_SERVE, _CONFIG):
+            from ochredb_node import cli_config
+            from ochredb_node.serve_settings import ServeSettings
+
+            if command == _CONFIG:
+                return cli_config.run(options)
             served = load_table(ServeSettings, options).settings
             return serve(served, own_command(arguments))
         return run(load(options))
@@ -64,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failed(error, USAGE_ERROR)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, of_a_cluster: bool) -> argparse.ArgumentParser:
+    """of_a_cluster: with the many options of `serve` and `config`, which take time to make."""
     parser = argparse.ArgumentParser(prog="ochredb", description="A vector database for AI.")
     parser.add_argument(
         "--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
@@ -89,7 +93,22 @@ def _parser() -> argparse.ArgumentParser:
             " store. Options as of `ochredb run`; `ochredb config` shows what they come to."
         ),
     )
-    add_arguments(serve_parser, ServeSettings)
+    config_parser = commands.add_parser(
+        _CONFIG,
+        help="show the settings that `ochredb serve` would have",
+        description=(
+            "Check the settings that `ochredb serve` would have with the same flags, environment"
+            " and file, and print them as TOML, each with where it came from. Secrets are hidden."
+        ),
+    )
+    if of_a_cluster:
+        from ochredb_node.serve_settings import ServeSettings
+
+        add_arguments(serve_parser, ServeSettings)
+        add_arguments(config_parser, ServeSettings)
+        config_parser.add_argument(
+            "--reference", action="store_true", help="print a table of all settings instead"
+        )
     cli_vacuum.add_command(commands)
     cli_explain.add_command(commands)
     cli_backup.add_commands(commands)
@@ -97,7 +116,6 @@ def _parser() -> argparse.ArgumentParser:
     cli_migrate.add_command(commands)
     cli_check.add_command(commands)
     cli_repair.add_command(commands)
-    cli_config.add_command(commands)
     return parser
 
 
@@ -158,6 +176,7 @@ def serve(settings: ServeSettings, command: Sequence[str]) -> int:
     tune_allocator()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What it finds wrong is raised, too.
     from ochredb.errors import OchreError
+    from ochredb_node.serve_settings import WORKER_VARIABLE
 
     try:
         config = node_config(settings)
@@ -213,11 +232,13 @@ def node_config(settings: Settings) -> NodeConfig:
     query = QueryConfig(target_recall=settings.target_recall)
     compactor = CompactorConfig(paused=settings.pause_compaction)
     config = NodeConfig(path=settings.path, frontend=frontend, query=query, compactor=compactor)
-    if isinstance(settings, ServeSettings):
-        from ochredb_node.serve_config import in_cluster
+    if type(settings) is Settings:
+        return config
+    from ochredb_node.serve_config import in_cluster
+    from ochredb_node.serve_settings import ServeSettings
 
-        return in_cluster(config, settings)
-    return config
+    assert isinstance(settings, ServeSettings)
+    return in_cluster(config, settings)
 
 
 if __name__ == "__main__":

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import fields
 from typing import Any
 
 from ochredb_node.cli_common import USAGE_ERROR, failed
 from ochredb_node.serve_settings import ServeSettings
-from ochredb_node.settings import Loaded, SettingsError, add_arguments, load_table
+from ochredb_node.settings import Loaded, SettingsError, load_table
 from ochredb_node.urls import HIDDEN, without_password
-
-COMMAND = "config"
-
-
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the program's parser."""
-    parser = commands.add_parser(
-        COMMAND,
-        help="show the settings that `ochredb serve` would have",
-        description=(
-            "Check the settings that `ochredb serve` would have with the same flags, environment"
-            " and file, and print them as TOML, each with where it came from. Secrets are hidden."
-        ),
-    )
-    add_arguments(parser, ServeSettings)
-    parser.add_argument(
-        "--reference", action="store_true", help="print a table of all settings instead"
-    )
 
 
 def run(options: dict[str, Any]) -> int:
