@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from ochredb.catalog.pins import PinTable
-from ochredb.errors import InvalidArgument, NotFound
+from ochredb.errors import InvalidArgument, NotFound, Unavailable
 from ochredb_compactor.config import CompactorConfig
 from ochredb_node.node import Node, NodeConfig, Peers
 from ochredb_node.roles import ALL_ROLES, Role, names_of, parse_roles
@@ -118,6 +118,23 @@ def test_who_does_not_compact_leaves_the_catalog_s_upkeep_to_others(tmp_path: Pa
         pins.check("pin")
     for node in nodes:
         node.close()
+
+
+def test_memory_is_looked_after_while_the_catalog_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    node = Node(NodeConfig(path=str(tmp_path)), clock=ManualClock(), tidy=told.append)
+    node.start(background=False)
+
+    def away() -> None:
+        raise Unavailable("the catalog is away")
+
+    monkeypatch.setattr(node.sqlite, "check_format", away)
+    with pytest.raises(Unavailable):
+        node._housekeep()
+    assert told == [False]
+    node.close()
 
 
 def test_a_draining_node_says_so_and_answers(stack: ExitStack, tmp_path: Path) -> None:

@@ -69,12 +69,15 @@ class Housekeeping:
         """Raises NewerFormat once a newer OchreDB has migrated the catalog, and other errors."""
         if not self._is_read_only:
             self._reserve.take_back()
-        self._database.check_format()
-        was_read = self._query is not None and self._query.trim()
-        self._tidy(not was_read and self._since_append_s() > _IDLE_AFTER_S)
+        was_read = True
+        try:
+            self._database.check_format()
+            was_read = self._query is not None and self._query.trim()
+        finally:  # However long the catalog is away, memory is looked after.
+            self._tidy(not was_read and self._since_append_s() > _IDLE_AFTER_S)
+            self._logs.recent.age()
         if self._is_read_only:
             return
-        self._logs.recent.age()
         if isinstance(self._database, SqliteDatabase):
             self._checkpoint(self._database)
         now_s = self._clock.monotonic_s()
