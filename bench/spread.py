@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from peer_bench.data import NEAREST, clustered
 
 from ochredb.cancel import Cancel
@@ -46,14 +47,14 @@ from ochredb_query.service import QueryService
 
 _NAME = "large"
 _APPENDED, _FOLDED = 5_000, 15_000
-_SEED = 7
+_SEED, _QUERIES = 7, 200
 _GRAPH = {"space": "l2", "max_neighbors": 24, "ef_construction": 200}
 _TENANT = ("default_tenant", "default_database")
 
 
 def build(directory: str, rows: int, dimension: int, parts: int) -> None:
     scheduler.GRAPH_PART_ROWS_MAX = rows // parts
-    vectors, _, _ = clustered(rows, dimension, 1, _SEED)
+    vectors, _, queries = clustered(rows, dimension, _QUERIES, _SEED)
     node = Node(NodeConfig(path=directory))
     node.start(background=False)
     configuration, schema = resolve(None, {"hnsw": _GRAPH}, None, num_threads=2)
@@ -74,6 +75,7 @@ def build(directory: str, rows: int, dimension: int, parts: int) -> None:
         if stop % (rows // parts) == 0:
             node.compactor.compact_now(collection)
             print(f"{stop} of {rows} rows", flush=True)
+    np.save(f"{directory}.queries.npy", queries)
     version = node.logs.snapshot(collection).version
     for part in node.versions.parts(collection, version):
         manifest = part.manifest
@@ -168,8 +170,9 @@ def ask(
     return found
 
 
-def measure(directory: str, rows: int, dimension: int, count: int, times: int) -> None:
-    _, _, queries = clustered(rows, dimension, count, _SEED)
+def measure(directory: str, times: int) -> None:
+    queries = np.load(f"{directory}.queries.npy")
+    count = len(queries)
     node = Node(NodeConfig(path=directory))
     node.start(background=False)
     collection = node.namespace.get_collection(*_TENANT, _NAME).id
@@ -211,13 +214,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=128)
     parser.add_argument("--parts", type=int, default=8)
-    parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--times", type=int, default=10)
     given = parser.parse_args()
     if given.what == "build":
         build(given.directory, given.rows, given.dimension, given.parts)
     elif given.what == "measure":
-        measure(given.directory, given.rows, given.dimension, given.queries, given.times)
+        measure(given.directory, given.times)
     else:
         name, spread_bytes = given.rest
         serve(given.directory, name, int(spread_bytes))
