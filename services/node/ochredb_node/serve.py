@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
-import signal
 import socket
 import threading
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from ochredb.clock import SystemClock
@@ -31,7 +28,7 @@ from ochredb_node.figures import publish
 from ochredb_node.health import HealthListener
 from ochredb_node.memory import ShortCollections
 from ochredb_node.node import Node
-from ochredb_node.patience import started
+from ochredb_node.patience import Signals, started
 from ochredb_node.peers import connect
 from ochredb_node.roles import names_of
 from ochredb_node.serve_settings import ServeSettings
@@ -71,7 +68,6 @@ class Process:
         self._settings, self._config, self._command = settings, config, command
         self._closing = closing
         self._clock, self._rng = SystemClock(), random.Random()
-        self._stopping = threading.Event()
         self._is_listening = False
         self._metrics = Metrics()
         self._node: Node | None = None
@@ -84,8 +80,7 @@ class Process:
         settings = self._settings
         health_sock = self._listen(settings.health_host, settings.health_port)
         rest_sock = self._listen(settings.host, settings.port) if settings.serves_rest else None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._signalled)
+        self._signals = Signals()
         health = HealthListener(
             health_sock, is_ready=self._is_ready, metrics=lambda: self._metrics.text()
         )
@@ -105,9 +100,9 @@ class Process:
                 self._server.run()
             else:
                 self._announce(health_sock)
-                self._stopping.wait()
+                self._signals.stopping.wait()
         finally:
-            self._stopping.set()
+            self._signals.stopping.set()
             drainer.join()
 
     # -- the start
@@ -132,7 +127,7 @@ class Process:
                 tidy=lambda idle: collections.tidy(idle=idle),
             )
 
-        node = started(make, self._stopping, self._rng)
+        node = started(make, self._signals, self._rng)
         if node is not None:
             self._closing.callback(node.close)
             collections.start()
@@ -170,7 +165,7 @@ class Process:
 
     def _announce(self, health_sock: socket.socket, rest_url: str | None = None) -> None:
         """Say that it is ready, on one line that programs read."""
-        if self._stopping.is_set():
+        if self._signals.stopping.is_set():
             return
         self._is_listening = True
         config = self._config
@@ -184,16 +179,11 @@ class Process:
     # -- the end
 
     def _is_ready(self) -> bool:
-        return self._is_listening and not self._stopping.is_set()
-
-    def _signalled(self, number: int, _frame: FrameType | None) -> None:
-        if self._stopping.is_set():
-            os._exit(128 + number)
-        self._stopping.set()
+        return self._is_listening and not self._signals.stopping.is_set()
 
     def _drain(self, node: Node) -> None:
         """Beside the REST server, which drains itself."""
-        self._stopping.wait()
+        self._signals.stopping.wait()
         node.drain()
         if self._server is not None:
             self._server.stop()

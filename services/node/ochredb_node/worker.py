@@ -8,10 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 import threading
 from dataclasses import replace
-from types import FrameType
 
 from ochredb.clock import SystemClock
 from ochredb.errors import OchreError
@@ -20,7 +18,7 @@ from ochredb_node.cli_common import FAILURE, failed
 from ochredb_node.config import NodeConfig
 from ochredb_node.memory import ShortCollections
 from ochredb_node.node import Node
-from ochredb_node.patience import started
+from ochredb_node.patience import Signals, started
 from ochredb_node.roles import Role
 from ochredb_node.supervisor import PAUSE
 
@@ -46,17 +44,9 @@ def work(config: NodeConfig, drain_timeout_s: float) -> int:
 
     drain_timeout_s: so long a job that runs may take when it is told; without a parent, no time.
     """
-    stopping, orphaned = threading.Event(), threading.Event()
-
-    def signalled(number: int, _frame: FrameType | None) -> None:
-        if stopping.is_set():
-            os._exit(128 + number)
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signalled)
+    signals, orphaned = Signals(), threading.Event()
     collections = ShortCollections(SystemClock())
-    parent = _Parent(stopping, orphaned)
+    parent = _Parent(signals.stopping, orphaned)
 
     # It begins to work when the parent has said so.
     waiting = replace(config, compactor=replace(config.compactor, paused=True))
@@ -65,13 +55,13 @@ def work(config: NodeConfig, drain_timeout_s: float) -> int:
         return Node(waiting, tidy=lambda idle: collections.tidy(idle=idle))
 
     try:
-        node = started(make, stopping, random.Random())
+        node = started(make, signals, random.Random())
     except (OchreError, OSError) as error:
         return failed(error, FAILURE)
     if node is not None:
         collections.start()
         parent.obey(node.compactor)
-        stopping.wait()
+        signals.stopping.wait()
         node.compactor.drain(0.0 if orphaned.is_set() else drain_timeout_s)
         node.close()
     return 0
