@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,16 +50,13 @@ class Launcher(Protocol):
 
 
 class Commands:
-    """prefix: put before each command, for example `ip netns exec NAME`, by process name."""
+    """`ochredb serve` by this very interpreter."""
 
-    def __init__(self, prefixes: Mapping[str, Sequence[str]] | None = None) -> None:
-        self._prefixes = prefixes or {}
+    def __init__(self) -> None:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def spawn(self, arguments: Sequence[str], environment: Mapping[str, str], log: str) -> int:
-        # The console script's entry point, by this very interpreter.
-        command = [*self._prefixes.get(environment["OCHREDB_NODE_NAME"], ()), sys.executable]
-        command += ["-c", "from tests.distributed.process import main; main()", *arguments]
+        command = [sys.executable, "-m", "tests.distributed.process", *arguments]
         with open(log, "ab") as output:
             process = subprocess.Popen(
                 command,
@@ -143,8 +140,6 @@ class Member:
     launcher: Launcher
     host: str = "127.0.0.1"
     pid: int = 0
-    lives: int = 0
-    codes: list[int] = field(default_factory=list)  # How its lives ended.
 
     @property
     def is_frontend(self) -> bool:
@@ -161,7 +156,6 @@ class Member:
     def start(self) -> None:
         """Only starts it: see `wait_ready`."""
         assert self.pid == 0, f"{self.name} runs already"
-        self.lives += 1
         self.pid = self.launcher.spawn(["serve"], self.environment, str(self.log))
 
     def wait_ready(self, timeout_s: float = START_S_MAX) -> None:
@@ -185,7 +179,7 @@ class Member:
     def kill(self) -> None:
         """kill -9."""
         self.launcher.signal(self.pid, signal.SIGKILL)
-        self._over(self.launcher.code(self.pid))
+        self.pid = 0
 
     def terminate(self) -> None:
         """SIGTERM; returns at once."""
@@ -201,17 +195,12 @@ class Member:
                 self.kill()
                 raise MemberFailed(f"{self.name} ran on {timeout_s:g} s after SIGTERM{self.tail()}")
             time.sleep(0.01)
-        self._over(code)
+        self.pid = 0
         return code
 
     def stop(self, timeout_s: float = STOP_S_MAX) -> int:
         self.terminate()
         return self.wait_ended(timeout_s)
-
-    def _over(self, code: int | None) -> None:
-        assert code is not None
-        self.codes.append(code)
-        self.pid = 0
 
     def tail(self) -> str:
         """The end of its log."""
