@@ -247,9 +247,9 @@ class PostgresDatabase:
                 return connection, begin(connection.session)
             except BaseException as error:
                 left -= 1
+                connection.session.roll_back()  # Which notices that it is dead, at the latest.
                 dead = connection.closed and isinstance(error, psycopg.Error)
                 again = dead and left > 0 and not isinstance(error, NoAnswer)
-                connection.session.roll_back()
                 pool.give(connection)
                 if again:
                     pool.drop_idle()  # They are likely as dead as this one.
@@ -338,9 +338,11 @@ class PostgresDatabase:
             try:
                 session.commit()
             except psycopg.Error as error:
+                session.roll_back()
+                # A process that is ended behind its COMMIT says so in the place of an answer: only
+                # one that is still there has said that it did not commit.
                 if connection.closed:
                     raise OutcomeUnknown(f"the catalog's commit failed: {error}") from error
-                session.roll_back()  # The server has said that it did not commit.
                 raise self.translated(error) from error
             except BaseException:  # An interrupt, too, must not leave it open.
                 session.roll_back()
