@@ -359,3 +359,23 @@ def test_explain_shows_who_did_what(node: Node, collection: str) -> None:
     assert all(steps_of(step, "Nearest") for step in shares)
     (merge,) = steps_of(plan, "Merge")
     assert merge.details == {"rows_in": 30, "rows_out": 10}
+
+
+def test_no_node_has_more_than_its_share_and_a_little(node: Node) -> None:
+    """Hashing alone would give some node twice as much as another."""
+    (one, two, _), members = spread(node).services, 3
+    assert one._scatter is not None
+    assert two._scatter is not None
+    for parts in (6, 12, 40):
+        sizes = {f"part-{parts}-{number:02}": 1_000 for number in range(parts)}
+        owners = one._scatter.owners(sizes)
+        assert sorted(part for ids in owners.values() for part in ids) == sorted(sizes)
+        assert max(map(len, owners.values())) <= 1.15 * parts / members
+        assert owners == dict(sorted(two._scatter.owners(sizes).items()))
+        assert next(iter(two._scatter.owners(sizes))) == "query-1", "its own come first"
+        newest = {**sizes, "part-99": 1_000}
+        later = one._scatter.owners(newest)
+        stayed = sum(len(set(owners[name]) & set(later[name])) for name in owners)
+        assert stayed >= 0.7 * parts
+    large = {"part-0": 10_000, "part-1": 10}
+    assert sum(len(ids) for ids in one._scatter.owners(large).values()) == 2

@@ -65,7 +65,8 @@ class LoadedCollection:
         self.view: View | None = None
         self.searches: Searches | None = None  # Of `view`, or of one before it.
         self._own_share: tuple[View, tuple[str, ...], Selected] | None = None  # Likewise.
-        self.stored_bytes = 0  # Of the parts of the newest version that was opened.
+        self.part_bytes: dict[str, int] = {}  # Of each part of the newest version that was opened.
+        self.stored_bytes = 0  # Of all.
         self.touched = True  # Read since the flag was last cleared.
         self.measured: tuple[int, int] | None = None  # (memory, mapped) bytes, when last asked.
         self.was_touched = False  # Before that, since it was cleared the time before.
@@ -239,16 +240,18 @@ class LoadedCollection:
             parts[item.manifest.id] = part
             base.append(SegmentView(part, live, item.live_rows, item.manifest.id))
         self._parts, self._prepared = parts, {}
-        self.stored_bytes = sum(part.manifest.size_bytes for part in parts.values())
+        self.part_bytes = {name: part.manifest.size_bytes for name, part in parts.items()}
+        self.stored_bytes = sum(self.part_bytes.values())
         before, version, indexed = self._fold, snapshot.version, snapshot.indexed_offset
         moved = None if before is None else before.moved(version, indexed, base)
         return moved or Fold(version, indexed, base, self._memory)
 
     def prepare(self, manifest: Manifest) -> None:
         """Open a part that a coming version will name, graph and all, before reads need it."""
-        if manifest.id in self._parts or manifest.id in self._prepared:
+        part = self._parts.get(manifest.id) or self._prepared.get(manifest.id)
+        if part is not None and part.has_open(("vectors",)):
             return
-        part = self._open_parts.open(manifest, self.settings)
+        part = part or self._open_parts.open(manifest, self.settings)
         part.warm()
         self._prepared[manifest.id] = part
 

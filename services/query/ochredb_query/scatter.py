@@ -1,18 +1,19 @@
 """Shares of a read, sent to the nodes that own its parts.
 
-Each part has an owner, the first node of its rendezvous order, which keeps it in its caches. A node
+Each part has an owner, the first node of its rendezvous order that has not more than its share of
+the others, which keeps it in its caches. A node
 that cannot be reached, or is silent for long, is passed over for the next of the order, and this
 one at last: any node can serve any part, so who owns what is a matter of speed only (I11).
 
     scatter = Scatter(nodes, "query-0", budget, clock)
-    scatter.owners(part_ids)  # {"query-0": (...), "query-1": (...)}
+    scatter.owners({part_id: size_bytes})  # {"query-0": (...), "query-1": (...)}
     shares = scatter.gather(collection_id, own, others, local, cancel)
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ochredb.cancel import Cancel, Cancelled
@@ -27,7 +28,7 @@ _HELPERS_MAX = 16  # Threads that ask second nodes.
 _PATIENCE_S = 1.0
 # A node that is being replaced may be older than this one, and not know what it is asked.
 _PASSED_OVER = (Unavailable, Unimplemented)
-_NOBODY: frozenset[str] = frozenset()
+_SHARE_MAX = 1.15  # Of the bytes of all parts, as a multiple of an even share.
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,36 +71,47 @@ class Scatter:
         self._helpers.close()
         self._timer.close()
 
-    def owns(self, part_id: str) -> bool:
-        """Whether this node is the one that keeps a part."""
-        return self._next(part_id, _NOBODY) is None
+    def owners(self, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+        """The parts of each owner, by its name; first this node's, which may be none.
 
-    def owners(self, part_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """The parts of each owner, by its name; first this node's, which may be none."""
+        sizes: bytes of each part. A node that has its share already, and a little more, is passed
+        over: the busiest one says how long a read takes. Older parts choose first, so they stay
+        where they are. All nodes find the same, as long as they know the same parts and members.
+        """
         owned: dict[str, list[str]] = {self._name: []}
-        for part_id in part_ids:
-            node = self._next(part_id, _NOBODY)
-            owned.setdefault(self._name if node is None else node.name, []).append(part_id)
+        taken: dict[str, int] = {}
+        bytes_max = 0.0
+        for part_id in sorted(sizes):
+            order = [node for node in self._nodes.ordered(part_id) if not node.is_open]
+            if not bytes_max:
+                bytes_max = sum(sizes.values()) / max(1, len(order)) * _SHARE_MAX
+            names = [node.name for node in order] or [self._name]
+            size = sizes[part_id]
+            free = (name for name in names if taken.get(name, 0) + size <= bytes_max)
+            name = next(free, names[0])
+            taken[name] = taken.get(name, 0) + size
+            owned.setdefault(name, []).append(part_id)
         return {name: tuple(ids) for name, ids in owned.items()}
 
     def gather(
         self,
         collection_id: str,
         own: PartsRequest,
-        others: Sequence[PartsRequest],
+        others: Sequence[tuple[str, PartsRequest]],
         local: Local,
         cancel: Cancel,
     ) -> list[Share]:
         """The shares: first this node's own, with the tail, then the others in their order.
 
-        others: parts of one owner each. Raises what a share raises, once the others are called off.
+        others: who is asked, for which parts. Raises what a share raises, once the others are
+            called off.
         """
         call = _Call(collection_id, local, cancel.child())
         self._budget.earn()
         asked: list[_Asked] = []
         try:
-            for request in others:
-                asked.append(_Asked(self, call, request))
+            for name, request in others:
+                asked.append(_Asked(self, call, request, name))
             return [self.here(call, own, True), *(each.answer() for each in asked)]
         finally:
             call.cancel.cancel()
@@ -120,6 +132,12 @@ class Scatter:
         """Who is to be asked for a share; None: this node. Its parts stay together: a page is of
         the rows of all of them."""
         return self._next(request.part_ids[0], passed)
+
+    def named(self, name: str) -> Node[DistantQueryNode] | None:
+        """The node of this name; None if it is this one, or has left."""
+        if name == self._name:
+            return None
+        return next((node for node in self._nodes.ordered(name) if node.name == name), None)
 
     def ask_others(self, call: _Call, request: PartsRequest, passed: frozenset[str]) -> Share:
         """Another node's answer, or this one's; `passed` did not answer."""
@@ -173,14 +191,14 @@ class _Call:
 class _Asked:
     """One share that another node was asked for, and perhaps a second one."""
 
-    def __init__(self, scatter: Scatter, call: _Call, request: PartsRequest) -> None:
+    def __init__(self, scatter: Scatter, call: _Call, request: PartsRequest, name: str) -> None:
         """The request is on its way when this returns."""
         self._scatter, self._call, self._request = scatter, call, request
         self._lock = threading.Lock()
         self._is_over = self._has_ended = False
         self._second_ended: threading.Event | None = None
         self._second: Share | None = None  # If it was first.
-        self._node = scatter.next(request, _NOBODY)
+        self._node = scatter.named(name)
         self._cancel = call.cancel.child()
         self._started_s = scatter.now_s()
         if self._node is not None:

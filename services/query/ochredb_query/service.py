@@ -238,9 +238,8 @@ class QueryService:
         """How other nodes take part in a read; None if this one reads alone."""
         if self._scatter is None or read.is_alone or not self._is_large(read.loaded):
             return None
-        owners = self._scatter.owners(
-            item.part_id for item in read.view.segments if item.part_id is not None
-        )
+        sizes, names = read.loaded.part_bytes, [item.part_id for item in read.view.segments]
+        owners = self._scatter.owners({name: sizes.get(name, 0) for name in names if name})
         if len(owners) == 1:
             return None
         nearest = partial(self._nearest, read.loaded.settings)
@@ -248,8 +247,9 @@ class QueryService:
             read.view, read.loaded, self._scatter, owners, nearest, read.cancel, read.trace
         )
 
-    def _owns(self, part_id: str) -> bool:
-        return self._scatter is not None and self._scatter.owns(part_id)
+    def _mine(self, sizes: dict[str, int]) -> tuple[str, ...]:
+        """Those of a large collection's parts that this node keeps."""
+        return next(iter(self._scatter.owners(sizes).values())) if self._scatter else ()
 
     def _hold(self, collection_id: str) -> HeldParts:
         info = self._namespace.get_collection_by_id(collection_id)
@@ -445,7 +445,7 @@ class QueryService:
         """Open a part before a version names it, if its collection is loaded."""
         # Swept because its writer was slow: the commit will say so (Conflict).
         with contextlib.suppress(NotFound):
-            self._prepare(collection_id, [manifest])
+            self._prepare(collection_id, [manifest], is_whole=False)
 
     def prefetch(self, collection_id: str, version: int) -> None:
         """Told of a version: open its parts, if its collection is read here. Returns at once."""
@@ -454,16 +454,23 @@ class QueryService:
 
     def _open_version(self, collection_id: str, version: int) -> None:
         parts = self._versions.parts(collection_id, version)
-        self._prepare(collection_id, [part.manifest for part in parts])
+        self._prepare(collection_id, [part.manifest for part in parts], is_whole=True)
 
-    def _prepare(self, collection_id: str, manifests: list[Manifest]) -> None:
-        """Open those of a version's parts that reads will need on this node, graphs and all."""
+    def _prepare(self, collection_id: str, manifests: list[Manifest], *, is_whole: bool) -> None:
+        """Open those of a version's parts that reads will need on this node, graphs and all.
+
+        is_whole: these are all of its parts.
+        """
         loaded, held = self._loaded.get(collection_id), self._held.find(collection_id)
-        is_large = loaded is not None and self._is_large(loaded)
+        is_large = loaded is None or self._is_large(loaded)
+        sizes = {manifest.id: manifest.size_bytes for manifest in manifests}
+        if not is_whole and loaded is not None:
+            sizes = {**loaded.part_bytes, **sizes}
+        mine = self._mine(sizes)
         for manifest in manifests:
-            if loaded is not None and not (is_large and not self._owns(manifest.id)):
+            if loaded is not None and (not is_large or manifest.id in mine):
                 loaded.prepare(manifest)
-            elif held is not None and self._owns(manifest.id):
+            elif held is not None and manifest.id in mine:
                 held.prepare(manifest)
 
     def follow(self, collection_id: str, _last_offset: int) -> None:

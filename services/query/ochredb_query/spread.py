@@ -53,7 +53,7 @@ class Spread:
         pages = pages_of([share.answer for share in shares], request)
         # Each page is of the rows of these parts together: they stay together.
         asked = [
-            replace(share.request, request=page, keys_only=False)
+            (share.node, replace(share.request, request=page, keys_only=False))
             for number, (share, page) in enumerate(zip(shares, pages, strict=True))
             if number == 0 or page.limit
         ]
@@ -79,7 +79,7 @@ class Spread:
 
     def _requests(
         self, request: GetRequest | QueryRequest, *, keys_only: bool = False
-    ) -> list[PartsRequest]:
+    ) -> list[tuple[str, PartsRequest]]:
         view = self.view
         snapshot = Snapshot(
             collection_id=self.loaded.collection_id,
@@ -92,12 +92,17 @@ class Spread:
             floor_offset=view.indexed_offset,
         )
         return [
-            PartsRequest(snapshot=snapshot, part_ids=part_ids, request=request, keys_only=keys_only)
-            for part_ids in self.owners.values()
+            (
+                name,
+                PartsRequest(
+                    snapshot=snapshot, part_ids=part_ids, request=request, keys_only=keys_only
+                ),
+            )
+            for name, part_ids in self.owners.items()
         ]
 
-    def _gather(self, requests: list[PartsRequest]) -> list[Share]:
-        own, *others = requests
+    def _gather(self, requests: list[tuple[str, PartsRequest]]) -> list[Share]:
+        (_, own), *others = requests
         with step(self.trace, "Scatter") as plan:
             shares = self.scatter.gather(
                 self.loaded.collection_id, own, others, self._local, self.cancel
