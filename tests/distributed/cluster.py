@@ -320,6 +320,14 @@ class Cluster:
             if (code := member.ended()) is not None
         ]
 
+    def start_ended(self) -> Iterator[str]:
+        """Start again what has ended by itself or was killed by hand; says what that was."""
+        for member in self.members.values():
+            code = member.ended()
+            if code is not None:
+                member.start()
+                yield f"{member.name} ended with {code}, started again as pid {member.pid}"
+
     def tails(self) -> str:
         return "\n".join(member.tail() for member in self.members.values())
 
@@ -349,11 +357,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = member.url if member.is_frontend else member.rpc_address
             say(f"  {member.name:12s} pid {member.pid:7d}  {where}")
         say(f"logs: {root}/*.log")
+        say("kill any of them, if you like: it is started again after a second")
         say(f"the REST API is at {cluster.url}; ctrl-C stops everything and deletes it")
         while not ended.wait(1.0):
-            for text in cluster.ended():
+            for text in cluster.start_ended():
                 say(text)
-                ended.set()
         say("stopping")
         cluster.stop()
     except MemberFailed as failed:

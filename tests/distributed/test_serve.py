@@ -342,11 +342,14 @@ def test_failed_starts_say_why_without_a_traceback(tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         data = str(tmp_path / "data")
+        taken_text = f"cannot listen on 127.0.0.1:{port}: Address already in use"
         for arguments, status, reason in (
             (("--path", str(file)), 1, str(file)),
-            (("--path", data, "--port", port), 1, f"127.0.0.1:{port}"),
-            (("--path", data, "--roles", "query", "--rpc-port", port), 1, f"127.0.0.1:{port}"),
-            (("--path", data, "--roles", "query", "--health-port", port), 1, f"127.0.0.1:{port}"),
+            (("--path", data, "--port", port), 1, f"ochredb: host, port: {taken_text}"),
+            (("--path", data, "--roles", "query", "--rpc-port", port), 1,
+             f"rpc_host, rpc_port: {taken_text}"),
+            (("--path", data, "--roles", "query", "--health-port", port), 1,
+             f"ochredb: health_host, health_port: {taken_text}"),
             (("--roles", "frontend"), 2, "roles has frontend but not log"),
             (("--roles", "frontend", "--log-nodes", "static:a=h:1", "--query-nodes", "static:a=h:1",
               "--insecure"), 2, "log_nodes names other machines"),

@@ -92,10 +92,11 @@ def test_bad_settings_are_named(environment: dict[str, str], problem: str) -> No
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("prot = 1", "unknown setting prot; known are path, host, port"),
-        ('port = "1"', "port must be of type int"),
-        ("port = true", "port must be of type int"),
-        ("allow_reset = 1", "allow_reset must be of type bool"),
+        ("prot = 1", "unknown setting prot (did you mean port?); known are path, host, port"),
+        ("a = 1", "unknown setting a; known are path, host, port"),
+        ('port = "1"', "port must be of type int, not '1'"),
+        ("port = true", "port must be of type int, not True"),
+        ("allow_reset = 1", "allow_reset must be of type bool, not 1"),
         ("token = 5", "token must be of type str"),
         ("port =", "Invalid value"),
     ],

@@ -296,8 +296,15 @@ def test_what_does_not_finish_in_time_is_cancelled(
 def test_another_server_has_the_port(held: _Held) -> None:
     with _served(held, RpcConfig()) as (server, _, _):
         port = int(server.address.rpartition(":")[2])
-        with pytest.raises(Unavailable, match="cannot listen"):
+        with pytest.raises(
+            Unavailable,
+            match=f"rpc_host, rpc_port: cannot listen on 127.0.0.1:{port}: Address already in use$",
+        ):
             RpcServer(RpcConfig(port=port), clock=SystemClock()).start()
+        with pytest.raises(
+            Unavailable, match=r"on 192\.0\.2\.1:0: Cannot assign requested address$"
+        ):
+            RpcServer(RpcConfig(host="192.0.2.1", port=0), clock=SystemClock()).start()
 
 
 def test_a_client_finds_a_server_that_was_started_again(held: _Held) -> None:

@@ -98,7 +98,10 @@ def test_secrets_are_not_in_the_text_of_settings() -> None:
         ({"rpc_token": "ä"}, "rpc_token must be one or more printable ASCII characters"),
         ({"catalog_url": "mysql://u:pw@h/d"}, "catalog_url must be like postgresql://USER@HOST"),
         ({"catalog_url": "postgresql://h:x/d"}, "catalog_url must be like postgresql://USER@HOST"),
-        ({"object_store_url": "gs://b"}, "object_store_url must be like s3://BUCKET/PREFIX"),
+        (
+            {"object_store_url": "gs://b"},
+            "object_store_url must be like s3://BUCKET/PREFIX, not 'gs://b'",
+        ),
         ({"redis_url": "localhost:1"}, "redis_url must be like redis://HOST:PORT"),
         ({"s3_endpoint": "http://h:1"}, "s3_endpoint is given without object_store_url"),
         (
@@ -182,10 +185,10 @@ def test_what_is_right_is_taken(tmp_path: Path) -> None:
     [
         ("- roles", "must be names and values"),
         ("1: 2", "must be names and values"),
-        ("roles: [log]", "roles must be of type str"),
+        ("roles: [log]", "roles must be of type str, not ['log']"),
         ("rpc_port: yes", "rpc_port must be of type int"),
         ("roles: 'log", "while scanning a quoted scalar"),
-        ("rolls: log", "unknown setting rolls; known are path, host"),
+        ("rolls: log", "unknown setting rolls (did you mean roles?); known are path, host"),
     ],
 )
 def test_bad_yaml_is_named(tmp_path: Path, text: str, problem: str) -> None:
@@ -194,6 +197,15 @@ def test_bad_yaml_is_named(tmp_path: Path, text: str, problem: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load({"config": str(file)}, {})
     assert str(caught.value).startswith(f"config file {file}: {problem}")
+
+
+def test_a_flag_of_the_wrong_type_is_told_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--rpc-port", "abc"])
+    assert caught.value.code == 2
+    usage, reason = capsys.readouterr().err.splitlines()
+    assert usage == "usage: ochredb serve [OPTION]..."
+    assert reason == "ochredb serve: error: argument --rpc-port: invalid int value: 'abc'"
 
 
 def test_a_query_node_knows_its_name() -> None:

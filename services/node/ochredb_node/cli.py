@@ -87,6 +87,7 @@ def _parser(*, of_a_cluster: bool) -> argparse.ArgumentParser:
     add_arguments(run_parser)
     serve_parser = commands.add_parser(
         _SERVE,
+        usage="ochredb serve [OPTION]...",
         help="start one process of a cluster",
         description=(
             "Start some of the roles, as one process of several on one catalog and one object"
@@ -95,6 +96,7 @@ def _parser(*, of_a_cluster: bool) -> argparse.ArgumentParser:
     )
     config_parser = commands.add_parser(
         _CONFIG,
+        usage="ochredb config [OPTION]...",
         help="show the settings that `ochredb serve` would have",
         description=(
             "Check the settings that `ochredb serve` would have with the same flags, environment"

@@ -12,6 +12,8 @@ USAGE_ERROR, FAILURE = 2, 1
 
 def failed(reason: object, status: int) -> int:
     """Tell why on standard error; returns the status."""
+    if isinstance(reason, OSError) and reason.filename is None:
+        reason = reason.strerror or reason  # Without the number, which says nothing more.
     print(f"ochredb: {reason}", file=sys.stderr)
     return status
 

@@ -48,7 +48,9 @@ def run(options: dict[str, Any]) -> int:
     if options["path"] is None and url is None:
         url = os.environ.get(_URL_VARIABLE)
     if (options["path"] is None) == (url is None):
-        return failed("say which database: PATH, or --catalog-url", USAGE_ERROR)
+        return failed(
+            "say which database: PATH, or --catalog-url (OCHREDB_CATALOG_URL)", USAGE_ERROR
+        )
     name = options["path"] or "the catalog"
     try:
         find, migrate = (

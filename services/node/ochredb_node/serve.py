@@ -78,8 +78,8 @@ class Process:
     def run(self) -> None:
         """Until a signal came and what ran is finished. Raises OchreError, OSError at the start."""
         settings = self._settings
-        health_sock = self._listen(settings.health_host, settings.health_port)
-        rest_sock = self._listen(settings.host, settings.port) if settings.serves_rest else None
+        health_sock = self._listen("health_host", "health_port")
+        rest_sock = self._listen("host", "port") if settings.serves_rest else None
         self._signals = Signals()
         health = HealthListener(
             health_sock, is_ready=self._is_ready, metrics=lambda: self._metrics.text()
@@ -107,8 +107,12 @@ class Process:
 
     # -- the start
 
-    def _listen(self, host: str, port: int) -> socket.socket:
-        sock = listen(host, port)
+    def _listen(self, host: str, port: str) -> socket.socket:
+        """Where the settings of these names say. Raises OSError that names them."""
+        try:
+            sock = listen(getattr(self._settings, host), getattr(self._settings, port))
+        except OSError as error:
+            raise OSError(error.errno, f"{host}, {port}: {error.strerror}") from None
         self._closing.callback(sock.close)
         return sock
 

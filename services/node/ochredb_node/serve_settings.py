@@ -36,6 +36,7 @@ _URLS = (
     ("s3_endpoint", ("http", "https"), "https://HOST:PORT"),
     ("redis_url", ("redis", "rediss", "unix"), "redis://HOST:PORT"),
 )
+_WITH_PASSWORD = ("catalog_url", "redis_url")  # Not shown.
 _ADDRESSING, _ENCRYPTION = ("auto", "path", "virtual"), ("AES256", "aws:kms")
 _BY_SOCKET = ("postgresql", "postgres", "unix")  # The host may be the path of a socket.
 _OWNERS = {"log_nodes": Role.LOG, "query_nodes": Role.QUERY}
@@ -185,8 +186,9 @@ class ServeSettings(Settings):
                 _ = "," in parts.netloc or parts.port  # Of several hosts.
             except ValueError:
                 usable = False
-            if not usable:  # It may hold a password: not shown.
-                raise SettingsError(f"{name} must be like {example}")
+            if not usable:
+                shown = "" if name in _WITH_PASSWORD else f", not {url!r}"
+                raise SettingsError(f"{name} must be like {example}{shown}")
         if self.object_store_url is None:
             for one in fields(ServeSettings):
                 if one.name.startswith("s3_") and getattr(self, one.name) != one.default:

@@ -224,15 +224,23 @@ def _names(table: type[Settings]) -> dict[str, str]:
 def _from_file(table: type[Settings], path: str) -> dict[str, Any]:
     values = _parsed(path)
     known = _names(table)
+    secrets = {one.name for one in fields(table) if one.metadata.get("secret")}
     for name, value in values.items():
         if name not in known:
+            import difflib
+
             shown = ", ".join(one.name for one in fields(table))
-            raise SettingsError(f"config file {path}: unknown setting {name}; known are {shown}")
+            near = difflib.get_close_matches(name, known, n=1)
+            guess = f" (did you mean {near[0]}?)" if near else ""
+            raise SettingsError(
+                f"config file {path}: unknown setting {name}{guess}; known are {shown}"
+            )
         expected = known[name].split(" | ")[0]
         if expected == "float" and type(value) is int:
             values[name] = float(value)
         elif type(value).__name__ != expected:
-            raise SettingsError(f"config file {path}: {name} must be of type {expected}")
+            shown = "" if name in secrets else f", not {value!r}"
+            raise SettingsError(f"config file {path}: {name} must be of type {expected}{shown}")
     return values
 
 

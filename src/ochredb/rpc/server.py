@@ -12,6 +12,7 @@ import hmac
 import logging
 import math
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -123,7 +124,8 @@ class RpcServer:
             else:
                 self._port = server.add_secure_port(address, server_credentials(config))
         except RuntimeError as error:
-            raise Unavailable(f"cannot listen on {address}: {error}") from error
+            cause = _why_not(config.host, config.port) or error
+            raise Unavailable(f"rpc_host, rpc_port: cannot listen on {address}: {cause}") from error
         server.start()
         self._server = server
         self.set_serving(True)
@@ -324,3 +326,17 @@ def _options(config: RpcConfig) -> list[tuple[str, str | int]]:
         # Clients of the same cluster ask as often as its settings say.
         ("grpc.http2.min_ping_interval_without_data_ms", int(config.keepalive_s * 500)),
     ]
+
+
+def _why_not(host: str, port: int) -> str | None:
+    """Why one cannot listen there, which grpc does not tell; None: one can by now."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+            trial.listen(1)
+    except OSError as error:
+        return error.strerror
+    return None
