@@ -14,7 +14,7 @@ from ochredb.catalog.repeats import KEYS_KEPT_S, NAMES_KEPT_S
 from ochredb.catalog.schema import idempotency
 from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.catalog.statement import Statement
-from ochredb.errors import Conflict, OchreError, OutcomeUnknown
+from ochredb.errors import Conflict, DeadlineExceeded, OchreError, OutcomeUnknown
 from ochredb.types import Appended, Op, Operations
 from ochredb_node.node import Node
 
@@ -96,6 +96,26 @@ def test_old_names_and_those_of_the_process_itself_leave_nothing(
     _append(node, collection, None, "d")
     node.compactor.fold_now(collection)
     assert _names_kept(node) == 0
+
+
+def test_who_slept_until_the_name_had_expired_writes_nothing(
+    node: Node, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just before its transaction, while another node took the write."""
+    collection = make_collection(node)
+    append = node.logs.append
+
+    def sleepy(requests: list[AppendRequest], **terms: bool) -> list[Appended | OchreError]:
+        append(requests)
+        node.compactor.fold_now(collection)
+        clock.advance(NAMES_KEPT_S + 1.0)
+        node.logs.expire_idempotency(KEYS_KEPT_S)
+        return append(requests, **terms)
+
+    monkeypatch.setattr(node.logs, "append", sleepy)
+    with pytest.raises(DeadlineExceeded):
+        node.log.append(collection, _add("a", "b"), request_id=NAME, cancel=Cancel(30.0, clock))
+    assert node.logs.snapshot(collection).last_offset == 2
 
 
 def test_a_name_belongs_to_one_collection(node: Node) -> None:

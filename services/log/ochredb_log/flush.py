@@ -87,7 +87,7 @@ class Flusher:
         for waiting in batch:
             request, data = waiting.stored, waiting.payload
             if request is None and not waiting.is_large:
-                request = replace(waiting.request, payload=data.to_pybytes())
+                request = replace(waiting.request, payload=data.to_pybytes(), cancel=waiting.cancel)
             elif request is None:
                 object_key = object_key or f"fragments/{self._ids.uuid7()}"
                 request = replace(
@@ -95,6 +95,7 @@ class Flusher:
                     object_key=object_key,
                     byte_start=size,
                     byte_stop=size + data.size,
+                    cancel=waiting.cancel,
                 )
                 pieces.append(memoryview(data))
                 size += data.size

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ochredb.cancel import Cancel
 from ochredb.catalog import mark, repeats
 from ochredb.catalog import objects as object_table
 from ochredb.catalog.core import BindParameter, bindparam, insert, select, update
@@ -75,6 +76,8 @@ class AppendRequest:
     byte_count: int
     checksum: int
     may_be_repeat: bool = False  # An earlier attempt under this id may have been applied.
+    # Asked under the lock: who slept through its deadline finds that its name has expired.
+    cancel: Cancel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,11 +205,13 @@ class Appends:
 
     def _refusal(self, request: AppendRequest, log: _Log) -> OchreError | None:
         try:
+            if request.cancel is not None:
+                request.cancel.check()
             if self._database.key_bytes_max is not None:
                 check_key(self._database, "Idempotency-Key", request.request_id)
                 for key, _ in request.key_types:
                     check_key(self._database, "metadata key", key)
-        except InvalidArgument as error:
+        except OchreError as error:
             return error
         if request.dimension is not None and log.dimension not in (None, request.dimension):
             assert log.dimension is not None
