@@ -237,9 +237,9 @@ class PostgresDatabase:
     ) -> tuple[PostgresConnection, _T]:
         """A connection, and what `begin` said on it: on another if this one turned out dead.
 
-        Nothing has been changed before `begin` has returned.
+        Nothing has been changed before `begin` has returned. `check_usable` comes before: it
+        changes the pools in a fork's child.
         """
-        self.check_usable()
         left = _CONNECTIONS_TRIED
         while True:
             connection = pool.take()
@@ -269,6 +269,7 @@ class PostgresDatabase:
 
     def read_once(self, statement: Callable[[PostgresSession], _T]) -> _T:
         """Run one statement outside of a transaction. Cost: one round trip."""
+        self.check_usable()
         connection, found = self._taken(self._reads, statement)
         self._reads.give(connection)
         return found
@@ -278,6 +279,7 @@ class PostgresDatabase:
 
     @contextlib.contextmanager
     def _consistent(self, begin: str) -> Iterator[Session]:
+        self.check_usable()
         connection, _ = self._taken(self._reads, lambda session: session.begin(begin))
         try:
             yield connection.session
@@ -322,6 +324,7 @@ class PostgresDatabase:
     def _transaction(
         self, name: str, begin: Callable[[PostgresSession], None]
     ) -> Iterator[PostgresConnection]:
+        self.check_usable()
         connection, _ = self._taken(self._writes, begin)
         session = connection.session
         try:
@@ -389,6 +392,7 @@ class PostgresDatabase:
     # -- life
 
     def check_format(self) -> None:
+        self.check_usable()
         asked_s = self.clock.monotonic_s()
         self._reads.tidy()
         self._writes.tidy()
