@@ -87,6 +87,7 @@ def test_secrets_are_not_in_the_text_of_settings() -> None:
         ({"rpc_port": 65536}, "rpc_port must be 0 to 65535, not 65536"),
         ({"health_port": -1}, "health_port must be 0 to 65535, not -1"),
         ({"drain_timeout_s": 0.0}, "drain_timeout_s must be above 0, not 0.0"),
+        ({"deadline_s": 301.0}, "deadline_s must be at most 300, not 301.0"),
         ({"compactor_workers": -1}, "compactor_workers must be at least 0, not -1"),
         ({"gc_grace_s": -1.0}, "gc_grace_s must be at least 0, not -1.0"),
         ({"cache_bytes": 5}, "cache_bytes must be at least 67108864, not 5"),

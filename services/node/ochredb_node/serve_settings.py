@@ -11,6 +11,7 @@ import socket
 from dataclasses import dataclass, fields
 from urllib.parse import urlsplit
 
+from ochredb.catalog.repeats import NAMES_KEPT_S
 from ochredb_node.roles import ALL_ROLES, Role, parse_roles
 from ochredb_node.settings import (
     Settings,
@@ -24,6 +25,8 @@ from ochredb_node.settings import (
 )
 
 WORKER_VARIABLE = "OCHREDB_COMPACTOR_WORKER"  # Set by a process for those that compact for it.
+# A write is repeated until its deadline, and known by its name for twice as long.
+_DEADLINE_S_MAX = NAMES_KEPT_S / 2
 _ALL = "frontend,log,query,compactor"
 _NODES_FORMS = "static:NAME=HOST:PORT,... or dns:HOST:PORT or kubernetes:SERVICE:PORT"
 _NODES = re.compile(
@@ -138,6 +141,10 @@ class ServeSettings(Settings):
         for name in ("rpc_port", "health_port"):
             check_port(self, name)
         check_above_0(self, "drain_timeout_s")
+        if self.deadline_s > _DEADLINE_S_MAX:
+            raise SettingsError(
+                f"deadline_s must be at most {_DEADLINE_S_MAX:g}, not {self.deadline_s}"
+            )
         check_at_least(self, 0, "compactor_workers", "gc_grace_s")
         check_at_least(self, 64 * _MIB, "cache_bytes")
         check_at_least(self, _MIB, "query_memory_bytes", "compactor_memory_bytes")
