@@ -323,8 +323,8 @@ class Cluster:
     def start_ended(self) -> Iterator[str]:
         """Start again what has ended by itself or was killed by hand; says what that was."""
         for member in self.members.values():
-            code = member.ended()
-            if code is not None:
+            if member.ended() is not None:
+                code = member.wait_ended()
                 member.start()
                 yield f"{member.name} ended with {code}, started again as pid {member.pid}"
 

@@ -6,6 +6,8 @@ looks like from outside is in docs/operations.md.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import pytest
@@ -172,6 +174,22 @@ def test_one_of_two_is_killed(cluster: Cluster, launcher: Forks, role: str) -> N
 
     judged = under_load(cluster, launcher, f"kill-{role}", trouble)
     assert all_settled(judged, 2), judged.summary()
+
+
+def test_what_was_killed_by_hand_is_started_again(cluster: Cluster) -> None:
+    """As `make cluster` does."""
+    member = cluster.members["query-0"]
+    assert list(cluster.start_ended()) == []
+    killed = member.pid
+    os.kill(killed, signal.SIGKILL)
+    said: list[str] = []
+    deadline_s = time.monotonic() + 10
+    while not said and time.monotonic() < deadline_s:
+        said = list(cluster.start_ended())
+        time.sleep(0.05)
+    assert said == [f"query-0 ended with -9, started again as pid {member.pid}"]
+    assert member.pid != killed
+    cluster.wait_ready()
 
 
 def test_what_is_left_is_what_is_referenced(cluster: Cluster) -> None:

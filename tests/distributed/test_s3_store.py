@@ -205,6 +205,9 @@ def test_wrong_credentials(
     for call in calls:
         with pytest.raises(Unavailable, match=text):
             call()
+    hint = r": 403, Forbidden \(the access key or its secret is wrong, or may not do this\)"
+    with pytest.raises(Unavailable, match=hint):
+        store.check()
     assert isinstance(store.delete_many(["a", "b"])["b"], Unavailable)
     with pytest.raises(Unavailable, match=r"the secret key is wrong|the access key is not known"):
         store.get("a")

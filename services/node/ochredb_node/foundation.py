@@ -193,6 +193,5 @@ def _with_s3(catalog: Catalog, config: NodeConfig, s3: S3Config, ids: IdSource) 
         cache.close()
         objects.close()
 
-    return Foundation(
-        catalog=catalog, store=cache, store_name=s3.place, cache=cache, close_store=close
-    )
+    name = f"{s3.place}, prefix {s3.prefix}" if s3.prefix else s3.place
+    return Foundation(catalog=catalog, store=cache, store_name=name, cache=cache, close_store=close)

@@ -65,6 +65,7 @@ _PASSING = {
 }  # fmt: skip
 _HINTS = {
     "AccessDenied": "these credentials may not do this",
+    "403": "the access key or its secret is wrong, or may not do this",  # To a HEAD.
     "InvalidAccessKeyId": "the access key is not known there",
     "SignatureDoesNotMatch": "the secret key is wrong, or a proxy changes requests",
     "ExpiredToken": "the session token has expired",
@@ -142,7 +143,7 @@ def _answered(response: dict[str, Any], said: str, key: str) -> Failure:
     code = str(response.get("Error", {}).get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     text = str(response.get("Error", {}).get("Message") or "")
-    cause = f"{said}: {status} {code}"
+    cause = f"{said}: {status}" if code == str(status) else f"{said}: {status} {code}"
     if text and text != "Unknown":
         cause += f", {text}"
     if code in _HINTS:
