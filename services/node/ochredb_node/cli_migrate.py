@@ -11,6 +11,7 @@ from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
 
 COMMAND = "migrate"
 _URL_VARIABLE = "OCHREDB_CATALOG_URL"
+_SCHEMA_VARIABLE = "OCHREDB_CATALOG_SCHEMA"
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,7 +32,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         f" {_URL_VARIABLE}, if it has a password",
     )
     parser.add_argument(
-        "--catalog-schema", default="public", help="its schema there (default: public)"
+        "--catalog-schema", help=f"its schema there (default: {_SCHEMA_VARIABLE}, or public)"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done, change nothing"
@@ -51,13 +52,10 @@ def run(options: dict[str, Any]) -> int:
         return failed(
             "say which database: PATH, or --catalog-url (OCHREDB_CATALOG_URL)", USAGE_ERROR
         )
+    schema = options["catalog_schema"] or os.environ.get(_SCHEMA_VARIABLE) or "public"
     name = options["path"] or "the catalog"
     try:
-        find, migrate = (
-            _in_directory(options["path"])
-            if url is None
-            else _in_postgres(url, options["catalog_schema"])
-        )
+        find, migrate = _in_directory(options["path"]) if url is None else _in_postgres(url, schema)
         before = find()
         if before is None and url is None:
             return failed(f"{name} holds no OchreDB database", USAGE_ERROR)

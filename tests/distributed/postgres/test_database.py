@@ -178,11 +178,17 @@ class TestMigration:
                 pass
 
     def test_the_command_creates_and_migrates(
-        self, url: str, config: PostgresConfig, capsys: pytest.CaptureFixture[str]
+        self,
+        url: str,
+        config: PostgresConfig,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         arguments = ["migrate", "--catalog-url", url, "--catalog-schema", config.schema]
         assert main(arguments) == 0
-        assert main(arguments) == 0
+        monkeypatch.setenv("OCHREDB_CATALOG_URL", url)  # As `ochredb serve` is told.
+        monkeypatch.setenv("OCHREDB_CATALOG_SCHEMA", config.schema)
+        assert main(["migrate"]) == 0
         told = capsys.readouterr().out.splitlines()
         assert told == [
             "the catalog: created",
