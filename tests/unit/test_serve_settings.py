@@ -217,6 +217,10 @@ def test_a_query_node_knows_its_name() -> None:
     assert name(query_nodes="kubernetes:query:rpc") == socket.gethostname()
     assert name(query_nodes="dns:query:8100", rpc_host="10.0.0.2") == "10.0.0.2:8100"
     assert name(query_nodes="dns:query:8100", rpc_host="0.0.0.0") == socket.gethostname()
+    frontend = ServeSettings(
+        roles="frontend", log_nodes="dns:log:8100", query_nodes="dns:query:8100", **SHARED
+    )
+    assert node_config(frontend).name == socket.gethostname()  # Not that of a query node.
     given: dict[str, Any] = {"query_nodes": "dns:query:8100", "rpc_host": "0.0.0.0"}
     assert name(node_name="10.0.0.2:8100", **given) == "10.0.0.2:8100"
 

@@ -106,7 +106,7 @@ def _s3(settings: ServeSettings) -> S3Config | None:
 def _name(settings: ServeSettings) -> str:
     """As other nodes call this one, where that can be told."""
     kind, _, rest = (settings.query_nodes or "").partition(":")
-    if kind == "dns" and settings.rpc_host not in _ANY:
+    if kind == "dns" and Role.QUERY in settings.role_set and settings.rpc_host not in _ANY:
         from ochredb.cluster.membership import address_of
 
         return address_of(settings.rpc_host, int(rest.rpartition(":")[2]))
