@@ -22,7 +22,7 @@ import xxhash
 
 from ochredb.clock import Clock
 from ochredb.crash_points import reach
-from ochredb.errors import Unavailable
+from ochredb.errors import InvalidArgument, Unavailable
 from ochredb.ids import IdSource
 from ochredb.storage import files
 from ochredb.storage.space import is_full, storage_full
@@ -64,7 +64,8 @@ class LocalCopies:
     ) -> None:
         """is_mapped: whether evicting the copy of this name would give no space back yet.
 
-        Raises Unavailable if another process has the directory, or it cannot be used.
+        Raises Unavailable if another process has the directory, or it cannot be used now;
+        InvalidArgument if it is, or lies below, a file.
         """
         self.directory, self.bytes_max = os.path.abspath(directory), bytes_max
         self.used_bytes = 0
@@ -81,6 +82,10 @@ class LocalCopies:
             os.makedirs(self._temporary, exist_ok=True)
             self._claim = self._claimed()
             self._scan()
+        except (FileExistsError, NotADirectoryError) as error:
+            self.close()
+            text = f"cannot use the cache directory {self.directory}: a file is in its place"
+            raise InvalidArgument(text, path=self.directory) from error
         except OSError as error:
             self.close()
             raise self.failed(error) from error
