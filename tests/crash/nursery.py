@@ -7,6 +7,7 @@ lines of JSON: kills and waits happen where the children are.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import json
@@ -27,7 +28,7 @@ class Nursery:
     """`python -m module`, which calls `serve`. Thread-safe."""
 
     def __init__(self, module: str, log: str) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._log = threading.Lock(), log
         with open(log, "wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module],
@@ -44,15 +45,21 @@ class Nursery:
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         with self._lock:
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
-            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(order) + "\n")
+                process.stdin.flush()
+            line = process.stdout.readline()
+        if not line:
+            said = Path(self._log).read_text(errors="replace")
+            raise RuntimeError(f"the nursery has ended ({process.wait()}): {said}")
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
         """Kill whatever still runs."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # It has ended already.
+            self._process.stdin.close()
         self._process.wait(timeout=60)
         if self._process.stdout is not None:
             self._process.stdout.close()

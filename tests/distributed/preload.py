@@ -12,7 +12,6 @@ _PACKAGES = (
 _LIBRARIES = (
     "boto3",
     "grpc",
-    "psycopg_pool",
     "psycopg",
     "redis",
     "uvicorn",

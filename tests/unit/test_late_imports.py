@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 CLUSTER = (
-    "grpc", "google.protobuf", "boto3", "botocore", "psycopg", "psycopg_pool", "redis",
+    "grpc", "google.protobuf", "boto3", "botocore", "psycopg", "redis",
     "kubernetes", "yaml", "http.server", "ochredb.rpc", "ochredb.proto", "ochredb.cluster",
     "ochredb.storage.s3", "ochredb.storage.cached", "ochredb.catalog.postgres",
     "ochredb.hints.redis", "ochredb_node.serve", "ochredb_node.cli",
