@@ -20,6 +20,7 @@ from ochredb_node.roles import Role
 if TYPE_CHECKING:
     from ochredb.cluster.nodes import Nodes
     from ochredb.peers import DistantQueryNode
+    from ochredb.rpc.query_client import QueryClient
     from ochredb_query.scatter import Scatter
 
 _T = TypeVar("_T")
@@ -111,14 +112,9 @@ class _Connecting:
         """For the parts of a large collection that other nodes keep."""
         if setting is None:
             return None
-        from ochredb.rpc.channel import channel
-        from ochredb.rpc.query_client import QueryClient
         from ochredb_query.scatter import Scatter
 
-        def client(address: str) -> DistantQueryNode:
-            return QueryClient(channel(address, self._rpc), self._rpc, clock=self._clock)
-
-        nodes = self._nodes(setting, client)
+        nodes: Nodes[DistantQueryNode] = self._nodes(setting, self._query_client)
         scatter = Scatter(nodes, self._name, self._budget, self._clock)
         self._closing.callback(scatter.close)
         return scatter
@@ -127,16 +123,17 @@ class _Connecting:
         if setting is None:
             return None
         from ochredb.cluster.routed_query import RoutedQuery
-        from ochredb.rpc.channel import channel
-        from ochredb.rpc.query_client import QueryClient
 
-        def client(address: str) -> Query:
-            return QueryClient(channel(address, self._rpc), self._rpc, clock=self._clock)
-
-        nodes = self._nodes(setting, client)
+        nodes: Nodes[Query] = self._nodes(setting, self._query_client)
         routed = RoutedQuery(nodes, budget=self._budget, clock=self._clock)
         self._closing.callback(routed.close)
         return routed
+
+    def _query_client(self, address: str) -> QueryClient:
+        from ochredb.rpc.channel import channel
+        from ochredb.rpc.query_client import QueryClient
+
+        return QueryClient(channel(address, self._rpc), self._rpc, clock=self._clock)
 
     def _compactor(self, setting: str | None) -> Compactor | None:
         if setting is None:
