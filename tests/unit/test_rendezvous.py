@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from ochredb.cluster.rendezvous import REPLICATION, order
+from ochredb.cluster.rendezvous import order
 
 KEYS = [f"0190a0b0-0000-7000-8000-{number:012x}" for number in range(20_000)]
 
@@ -28,7 +28,7 @@ def test_it_is_the_same_in_every_release() -> None:
 
 
 @pytest.mark.parametrize("nodes", [2, 3, 10, 100])
-@pytest.mark.parametrize("place", range(REPLICATION))
+@pytest.mark.parametrize("place", [0, 1])
 def test_shares_are_fair(nodes: int, place: int) -> None:
     """At each place of the order: within five standard deviations of the mean."""
     counts = Counter(order(key, _names(nodes))[place] for key in KEYS[: 2_000 * min(nodes, 10)])

@@ -1,7 +1,8 @@
 """Which node a collection belongs to: highest random weight, on stable names.
 
 Each name's weight for a key is a hash of both. A node that comes takes a fair share from every
-other, one that goes leaves its share to all, and nothing else moves.
+other, one that goes leaves its share to all, and nothing else moves. The first of a key's order is
+asked; the second is who is asked when that one fails or is slow, so both keep the collection warm.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ochredb.checksum import xxh3
-
-REPLICATION = 2
-"""How many nodes keep a collection warm: the first of its order."""
 
 
 def order(key: str, names: Iterable[str]) -> list[str]:
