@@ -53,17 +53,11 @@ def read_fragments(
             yield [(expected, recent)]
             expected += len(recent)
             continue
-        places = table.fragments(collection, expected, last, _PAGE_FRAGMENTS)
-        if not places:
-            raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
-        for place in places:
-            if place.start != expected:
-                raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
+        for place in _page(table, collection, expected, last):
             data = _payload(table.hot, store, collection, place)
             yield admitted(place.start, place.stop, data, dimension, found)
             expected = place.stop + 1
-    if first <= last and expected != last + 1:
-        raise Gone(f"offset {last} of collection {collection} is no end of a fragment")
+    _check_end(collection, first, last, expected)
 
 
 def read_payloads(
@@ -75,14 +69,30 @@ def read_payloads(
     """
     expected = first
     while expected <= last:
-        places = table.fragments(collection, expected, last, _PAGE_FRAGMENTS)
-        if not places:
-            raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
-        for place in places:
-            if place.start != expected:
-                raise Gone(f"offset {expected} of collection {collection} is below the log's floor")
+        for place in _page(table, collection, expected, last):
             yield place.start, place.stop, _payload(table.hot, store, collection, place)
             expected = place.stop + 1
+    _check_end(collection, first, last, expected)
+
+
+def _page(table: LogTable, collection: str, expected: int, last: int) -> Iterator[FragmentPlace]:
+    """The next fragments up to `last`; the first begins at `expected`. Raises Gone for a hole."""
+    places = table.fragments(collection, expected, last, _PAGE_FRAGMENTS)
+    if not places:
+        raise _below_floor(collection, expected)
+    for place in places:
+        if place.start != expected:
+            raise _below_floor(collection, expected)
+        yield place
+        expected = place.stop + 1
+
+
+def _below_floor(collection: str, offset: int) -> Gone:
+    return Gone(f"offset {offset} of collection {collection} is below the log's floor")
+
+
+def _check_end(collection: str, first: int, last: int, expected: int) -> None:
+    """Raises Gone unless the fragments of [first, last] ended before `expected`."""
     if first <= last and expected != last + 1:
         raise Gone(f"offset {last} of collection {collection} is no end of a fragment")
 
