@@ -140,19 +140,11 @@ class S3Store:
             for start, stop in ranges
             for first in range(start, stop, _RANGE_BYTES)
         ]
-        others: list[Future[int | None]] = []
-        try:
+        with _together() as others:
             for first, end in pieces[1:]:
                 others.append(self._pool().submit(self._fetch_range, key, first, end, opened))
             for first, end in pieces[:1]:
                 self._fetch_range(key, first, end, opened)
-            for other in others:
-                other.result()
-        except BaseException:
-            for other in others:
-                other.cancel()
-            wait(others)  # What still runs would write to what the caller gives up.
-            raise
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[StoredObject]:
         """See `ObjectStore`. One round trip per 1,000 objects. The endpoint must list in byte
@@ -360,7 +352,6 @@ class S3Store:
 
         The answer to the first range says how long the object is; the others come beside it.
         """
-        others: list[Future[int | None]] = []
         begun: tuple[int, Take] | None = None
 
         def opened(size: int) -> Take:
@@ -379,15 +370,8 @@ class S3Store:
             return begun[1]
 
         end = start + _RANGE_BYTES if stop is None else min(stop, start + _RANGE_BYTES)
-        try:
+        with _together() as others:
             checksum = self._fetch_range(key, start, end, opened)
-            for other in others:
-                other.result()
-        except BaseException:
-            for other in others:
-                other.cancel()
-            wait(others)  # What still runs would write to what the caller gives up.
-            raise
         return checksum
 
     def _fetch_range(self, key: str, start: int, stop: int, begin: Begin) -> int | None:
@@ -479,6 +463,21 @@ class S3Store:
         if self._of_process != os.getpid():
             self._connected = self._fetchers = None
             self._of_process = os.getpid()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[list[Future[int | None]]]:
+    """Whatever is put into the list has ended when the block has; one failure ends the others."""
+    others: list[Future[int | None]] = []
+    try:
+        yield others
+        for other in others:
+            other.result()
+    except BaseException:
+        for other in others:
+            other.cancel()
+        wait(others)  # What still runs would write to what the caller gives up.
+        raise
 
 
 def _checksum_of(answer: dict[str, Any]) -> int | None:
