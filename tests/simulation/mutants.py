@@ -253,9 +253,14 @@ MUTANTS = [
         "a read does not notice holes in the log",
         lambda: mutated(
             read_fragments,
-            ("if place.start != expected:", "if False:"),
-            ("if not places:", "if not places:\n            return\n        if False:"),
-            ("if first <= last and expected != last + 1:", "if False:"),
+            (
+                "for place in _page(table, collection, expected, last):",
+                "places = table.fragments(collection, expected, last, _PAGE_FRAGMENTS)\n"
+                "        if not places:\n"
+                "            return\n"
+                "        for place in places:",
+            ),
+            ("_check_end(collection, first, last, expected)", "pass"),
         ),
     ),
     Mutant(
