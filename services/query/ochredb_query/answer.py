@@ -214,3 +214,16 @@ def none_lives() -> InvalidArgument:
 
 def any_lives(view: View, ids: list[str]) -> bool:
     return any(bool((rows >= 0).any()) for rows in view.find_ids(ids))
+
+
+def state_of(collection_id: str, view: View) -> dict[str, Value]:
+    """What a plan says of the state that a read saw."""
+    parts = [item for item in view.segments if item.part_id is not None]
+    return {
+        "collection": collection_id,
+        "version": view.version,
+        "offset": view.last_offset,
+        "parts": len(parts),
+        "records": view.count,
+        "tail_records": view.count - sum(item.live_count for item in parts),
+    }

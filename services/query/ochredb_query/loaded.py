@@ -6,6 +6,7 @@ parts that are new. Concurrent reads share one refresh. A view once taken stays 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -49,11 +50,17 @@ class LoadedCollection:
         open_parts: OpenParts,
         memory: TailMemory,
         make_room: Callable[[str, int], None],
+        open_ahead: Callable[[str, int], bool] = lambda _collection, _version: False,
     ) -> None:
         """make_room: given this collection's id and a number of bytes, frees memory of tails of
         other collections until there is room, or raises Exhausted.
+
+        open_ahead: have the parts of a version opened by another thread, which calls `arrive`;
+        whether there is one.
         """
         self._memory, self._make_room = memory, make_room
+        self._open_ahead = open_ahead
+        self._ahead = self._arrived = -1  # The versions of the last of these calls.
         self.collection_id = collection_id
         self.settings, self.revision = settings, revision
         self._logs, self._versions, self._store = logs, versions, store
@@ -99,9 +106,19 @@ class LoadedCollection:
     def shows(self, view: View, snapshot: Snapshot) -> bool:
         """The same of a view that the caller holds."""
         return (
-            view.version == snapshot.version
-            and view.last_offset == snapshot.last_offset
+            view.last_offset == snapshot.last_offset
             and self.revision == snapshot.revision
+            and self._serves(view, snapshot)
+        )
+
+    def _serves(self, view: View, snapshot: Snapshot) -> bool:
+        """Whether reads at the snapshot go by the view's parts: by older ones while its are opened.
+
+        Which parts hold the rows makes no difference to what is read (I5).
+        """
+        version = snapshot.version
+        return view.version == version or (
+            view.version < version == self._ahead and version > self._arrived
         )
 
     def refresh_is_quick(self, snapshot: Snapshot) -> bool:
@@ -112,7 +129,7 @@ class LoadedCollection:
         view = self.view
         return (
             view is not None
-            and view.version == snapshot.version
+            and self._serves(view, snapshot)
             and self.revision == snapshot.revision
             and snapshot.last_offset - view.last_offset <= QUICK_OPERATIONS_MAX
             and all(part.has_open(("id_index", "record_batch")) for part in self._parts.values())
@@ -155,7 +172,7 @@ class LoadedCollection:
                     view = self.view
                     if view is None or self.revision != snapshot.revision:
                         return
-                    if view.version != snapshot.version:
+                    if not self._serves(view, snapshot):
                         return
                     if snapshot.last_offset - view.last_offset <= QUICK_OPERATIONS_MAX:
                         return
@@ -165,11 +182,12 @@ class LoadedCollection:
 
     def _refresh(self, snapshot: Snapshot) -> View:
         view = self.view
-        if view is not None and view.version >= snapshot.version:
+        stays = self._stays(snapshot)
+        if view is not None and (stays or view.version >= snapshot.version):
             if view.last_offset >= snapshot.last_offset:
                 return view
         fold = self._fold
-        if fold is None or fold.version != snapshot.version:
+        if fold is None or (fold.version != snapshot.version and not stays):
             if fold is not None and fold.version > snapshot.version:
                 raise Gone("the snapshot is older than what is loaded")
             fold = self._open_version(snapshot)
@@ -189,6 +207,33 @@ class LoadedCollection:
         self._fold = fold
         self.view = fold.freeze()
         return self.view
+
+    def _stays(self, snapshot: Snapshot) -> bool:
+        """Whether to go on over the parts that are open, while those of a newer version are opened.
+
+        Only what the log still holds can be folded onto them.
+        """
+        fold, version = self._fold, snapshot.version
+        if fold is None or fold.version >= version or fold.last_offset < snapshot.indexed_offset:
+            return False
+        if version <= self._arrived:
+            return False
+        if version != self._ahead:
+            names = [part.manifest.id for part in self._versions.parts(self.collection_id, version)]
+            if all(name in self._parts or name in self._prepared for name in names):
+                return False  # Nothing to wait for.
+            if not self._open_ahead(self.collection_id, version):
+                return False
+            self._ahead = version
+        return True
+
+    def arrive(self, version: int) -> None:
+        """The parts of a version are open, or cannot be: from now on reads go by them."""
+        self._arrived = max(version, self._arrived)
+        with contextlib.suppress(Gone, NotFound, Exhausted):  # Readers find out what it means.
+            snapshot = self._logs.snapshot(self.collection_id)
+            if self._fold is not None and self.revision == snapshot.revision:
+                self.refresh(snapshot)
 
     def _admit(self) -> None:
         """Before a whole log is read into memory. Raises Exhausted if it does not fit."""

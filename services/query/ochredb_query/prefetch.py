@@ -32,20 +32,21 @@ class Prefetcher:
         self._thread: threading.Thread | None = None
         self._is_busy = self._is_closed = False
 
-    def add(self, collection_id: str, version: int) -> None:
-        """Returns at once."""
+    def add(self, collection_id: str, version: int) -> bool:
+        """Returns at once: whether it will be opened."""
         with self._changed:
             if self._is_closed:
-                return
+                return False
             self._waiting[collection_id] = max(version, self._waiting.get(collection_id, 0))
             if len(self._waiting) > _WAITING_MAX:
                 self._waiting.popitem(last=False)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # Of before a fork.
                 self._thread = threading.Thread(
                     target=self._run, name="ochredb-prefetch", daemon=True
                 )
                 self._thread.start()
             self._changed.notify_all()
+            return True
 
     def settle(self, timeout_s: float) -> bool:
         """Wait until nothing is left to do; whether that was in time."""
