@@ -53,6 +53,7 @@ _BUSY_FOR_S = 1.0
 _ROUND_S = 2.0  # Then other tails may have become more urgent.
 _TAILS_PER_ROUND = 1_000
 _SMALL_MERGE_ROWS = 50_000
+_OVERDUE = 4.0  # Times what is due: of the limits of a backlog a sixth.
 _STORE = ""  # Instead of a collection, in leases that are about all of them.
 _NO_VERSION = -1  # Of a collection that was dropped.
 _REWRITES_MAX = 1_000  # Of one collection by one call.
@@ -69,13 +70,16 @@ class CompactorService:
         *,
         on_idle: Callable[[], None] = lambda: None,
         on_quiet: Callable[[], None] = lambda: None,
+        delegate: Callable[[bool], bool] = lambda _is_large: False,
     ) -> None:
         """owner: unique to this process. on_idle: called about once a second (housekeeping).
 
         on_quiet: called some seconds after the last job, to let go of what it left behind.
+        delegate: whether another process does a job that is due; told whether it is a large one.
         """
         self._world, self._owner = world, owner
         self._on_idle, self._on_quiet = on_idle, on_quiet
+        self._delegate = delegate
         self._trims_due_s: list[float] = []
         self._wakes: list[threading.Event] = []  # One for each thread.
         self._stop = threading.Event()
@@ -316,6 +320,8 @@ class CompactorService:
             self._step()
             if self._is_paused or world.clock.monotonic_s() - begun_s > _ROUND_S:
                 break
+            if self._is_delegated(due):
+                continue
             if self._attempts.run("compact", due.collection, self._work.compact_some):
                 more = True
             self._tidy()
@@ -324,6 +330,12 @@ class CompactorService:
             for wake in self._wakes[:1]:  # Its own.
                 wake.set()
         return self.since_append_s() < config.idle_due_s + 1.0
+
+    def _is_delegated(self, due: Due) -> bool:
+        """Whether to leave a tail to another process; not if that gets nowhere."""
+        config, work = self._world.config, due.work
+        size = max(work.tail_rows / config.tail_rows_due, work.tail_bytes / config.tail_bytes_due)
+        return size < _OVERDUE and self._delegate(size >= 1.0)
 
     def _tails_due(self, busy: bool) -> list[Due]:
         """The next some tails that are due, most urgent first."""
@@ -387,6 +399,8 @@ class CompactorService:
                 break
             quiet_s = (world.clock.now_us() - due.work.time_us) / 1e6
             idle = due.work.tail_rows == 0 or quiet_s > _IDLE_FOR_MERGE_S
+            if self._delegate(due.work.unsettled_rows >= config.tail_rows_due):
+                continue
             self._attempts.run("merge", due.collection, partial(self._work.merge, idle=idle))
         return bool(found)
 

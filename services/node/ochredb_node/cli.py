@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import random
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,13 +23,22 @@ from ochredb_node import (
 )
 from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
 from ochredb_node.memory import ShortCollections, tune_allocator
-from ochredb_node.settings import Settings, SettingsError, add_arguments, load, load_table
+from ochredb_node.settings import (
+    WORKER_VARIABLE,
+    Settings,
+    SettingsError,
+    add_arguments,
+    load,
+    load_table,
+)
 
 if TYPE_CHECKING:
     from ochredb_node.config import NodeConfig
     from ochredb_node.serve_settings import ServeSettings
 
 _SERVE, _CONFIG = "serve", "config"
+_WORKER_NICENESS = 10  # It holds locks of the catalog now and then: not the lowest.
+_WORKER_DRAIN_S = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return cli_config.run(options)
             served = load_table(ServeSettings, options).settings
             return serve(served, own_command(arguments))
-        return run(load(options))
+        return run(load(options), own_command(arguments))
     except SettingsError as error:
         return failed(error, USAGE_ERROR)
 
@@ -131,22 +142,41 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT."""
+def run(settings: Settings, command: Sequence[str]) -> int:
+    """Serve until SIGTERM or SIGINT, or be a worker of a process that does.
+
+    command: this process's own, without the interpreter, for its worker.
+    """
     _set_up_logging(settings.log_level)
     tune_allocator()
+    if os.environ.get(WORKER_VARIABLE) is not None:
+        return _help(settings)
     # Late: `ochredb --help` and refusals of settings need none of it.
     from ochredb.clock import SystemClock
     from ochredb.errors import OchreError
     from ochredb_frontend.app import App
     from ochredb_frontend.server import listen, serve
+    from ochredb_node.helper import Helper
     from ochredb_node.node import Node
+    from ochredb_node.supervisor import Supervisor
 
     data = os.path.abspath(settings.path)
-    collections = ShortCollections(SystemClock())
+    clock = SystemClock()
+    collections = ShortCollections(clock)
+
+    def tidy(idle: bool) -> None:
+        collections.tidy(idle=idle)
+        helper.turn()
+
+    helper = Helper(
+        lambda: Supervisor(command, 1, clock=clock, rng=random.Random()),
+        clock=clock,
+        is_read=lambda: node.query.is_read,
+        is_needed=lambda: node.is_at_work,
+    )
     try:
         sock = listen(settings.host, settings.port)
-        node = Node(node_config(settings), tidy=lambda idle: collections.tidy(idle=idle))
+        node = Node(node_config(settings), tidy=tidy, delegate=helper.takes)
         node.start()
     except (OchreError, OSError) as error:
         return failed(error, FAILURE)
@@ -154,7 +184,7 @@ def run(settings: Settings) -> int:
     app = App(node.frontend)
     app.metrics.counter(
         "ochredb_graph_insertions_total",
-        "Vectors inserted into graphs.",
+        "Vectors inserted into graphs by this process.",
         lambda: node.compactor.graph_insertions,
     )
     try:
@@ -165,8 +195,18 @@ def run(settings: Settings) -> int:
             log_level="info" if settings.log_level == "debug" else "warning",
         )
     finally:
+        helper.close()
         node.close()
     return 0
+
+
+def _help(settings: Settings) -> int:
+    """Be the worker of a server, which comes before it wherever both want the processor."""
+    from ochredb_node.worker import work, worker_config
+
+    with contextlib.suppress(OSError):  # Not permitted: only slower for the server.
+        os.nice(_WORKER_NICENESS)
+    return work(worker_config(node_config(settings), 1, "0"), _WORKER_DRAIN_S)
 
 
 def serve(settings: ServeSettings, command: Sequence[str]) -> int:
@@ -178,7 +218,6 @@ def serve(settings: ServeSettings, command: Sequence[str]) -> int:
     tune_allocator()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What it finds wrong is raised, too.
     from ochredb.errors import OchreError
-    from ochredb_node.serve_settings import WORKER_VARIABLE
 
     try:
         config = node_config(settings)

@@ -61,6 +61,7 @@ __all__ = ["Node", "NodeConfig", "Peers"]
 log = logging.getLogger("ochredb.node")
 
 _Peer = TypeVar("_Peer")
+_WRITTEN_S = 2.0
 
 
 class Node:
@@ -74,10 +75,14 @@ class Node:
         ids: IdSource | None = None,
         peers: Peers | None = None,
         tidy: Callable[[bool], None] = lambda _idle: None,
+        delegate: Callable[[bool], bool] = lambda _is_large: False,
     ) -> None:
-        """tidy: called about once a second, with whether nothing was read or written meanwhile."""
+        """tidy: called about once a second, with whether nothing was read or written meanwhile.
+
+        delegate: see `CompactorService`.
+        """
         self.config = config
-        self._tidy = tidy
+        self._tidy, self._delegate = tidy, delegate
         self._peers = peers or Peers()
         self.clock = clock or SystemClock()
         self.ids = ids or IdSource(self.clock)
@@ -237,6 +242,7 @@ class Node:
             self.owner,
             on_idle=self._housekeep,
             on_quiet=self.query.forget_pages if self.has(Role.QUERY) else lambda: None,
+            delegate=self._delegate,
         )
 
     @cached_property
@@ -262,6 +268,13 @@ class Node:
         if self.compacts:
             return self.compactor.since_append_s()
         return self.clock.monotonic_s() - self._appended_s
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether records are written, or another process folds, merges or collects."""
+        return self._since_append_s() < _WRITTEN_S or any(
+            job.running and not job.owner.startswith(self.owner) for job in self.world.jobs.status()
+        )
 
     @cached_property
     def vacuums(self) -> VacuumService:

@@ -24,7 +24,6 @@ from ochredb_node.settings import (
     setting,
 )
 
-WORKER_VARIABLE = "OCHREDB_COMPACTOR_WORKER"  # Set by a process for those that compact for it.
 # A write is repeated until its deadline, and known by its name for twice as long.
 _DEADLINE_S_MAX = NAMES_KEPT_S / 2
 _ALL = "frontend,log,query,compactor"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 ENVIRONMENT_PREFIX = "OCHREDB_"
+WORKER_VARIABLE = "OCHREDB_COMPACTOR_WORKER"  # Set by a process for those that compact for it.
 DEFAULT = "default"
 _FILE_SUFFIX = "_file"
 _YAML_ENDINGS = (".yaml", ".yml")

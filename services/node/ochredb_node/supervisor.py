@@ -2,8 +2,9 @@
 
 A worker is this process's own command line once more, with `WORKER_VARIABLE` in its environment;
 so it reads the same settings in the same way, and no secret travels between processes. It lives in
-a session of its own (a terminal's Ctrl-C reaches only the parent, which passes it on) and ends when
-its standard input does: that is when the parent is gone, whatever ended it.
+a process group of its own (a terminal's Ctrl-C reaches only the parent, which passes it on), but in
+the parent's session: Linux weighs priorities within one. It ends when its standard input does: that
+is when the parent is gone, whatever ended it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 from collections.abc import Sequence
 
 from ochredb.clock import Clock
-from ochredb_node.serve_settings import WORKER_VARIABLE
+from ochredb_node.settings import WORKER_VARIABLE
 
 log = logging.getLogger("ochredb.node")
 
@@ -130,7 +131,7 @@ class Supervisor:
                     env={**os.environ, WORKER_VARIABLE: str(number)},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
-                    start_new_session=True,
+                    process_group=0,
                 )
             except OSError as error:  # No memory, no more processes: as if it had ended at once.
                 log.warning("compactor worker %d cannot be started: %s", number, error)
