@@ -179,11 +179,13 @@ class QuickRead:
     """A read that is ready to run.
 
     group: reads of equal group may be run together, which costs less; None: only alone.
+    search_us: what the search of a read with a group is estimated to take; equal in a group.
     """
 
     run: Callable[[Cancel], Records | QueryAnswer | int]
     group: Hashable = None
     embeddings: Float32s | None = None  # Of a read with a group.
+    search_us: float = 0.0
 
 
 class Batch(Protocol):

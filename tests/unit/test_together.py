@@ -44,7 +44,7 @@ class _Frontend:
         return QuickAnswers([read.read for read in reads], self.made[-1])
 
 
-def _read(name: str, group: str | None = "g") -> QuickAnswer:
+def _read(name: str, group: str | None = "g", search_us: float = 100.0) -> QuickAnswer:
     def run(_cancel: Cancel) -> QueryAnswer:
         if name == "bad":
             raise InvalidArgument("bad")
@@ -54,7 +54,7 @@ def _read(name: str, group: str | None = "g") -> QuickAnswer:
         assert isinstance(answer, QueryAnswer)
         return answer.records[0].ids[0].encode()
 
-    return QuickAnswer(Read("c", None, encode), QuickRead(run, group))
+    return QuickAnswer(Read("c", None, encode), QuickRead(run, group, search_us=search_us))
 
 
 def _run(
@@ -153,8 +153,8 @@ class _Searcher:
 def test_a_batch_that_was_searched_is_answered_before_the_loop_searches_another() -> None:
     """With much waiting, the loop used to search a batch itself while answers lay ready."""
     together, searcher = Together(_Frontend()), _Searcher()  # type: ignore[arg-type]
-    together._searcher.close()
-    together._searcher = searcher  # type: ignore[assignment]
+    together.close()
+    together._searchers = [searcher]  # type: ignore[list-item]
     order: list[str] = []
     search = _Batch.search
 
@@ -179,3 +179,29 @@ def test_a_batch_that_was_searched_is_answered_before_the_loop_searches_another(
         asyncio.run(run())
     assert order[:3] == ["search", "search", "first"], "first the other thread's, then the answer"
     assert order[3] == "search", "then the loop's own"
+
+
+@pytest.mark.parametrize(("search_us", "sizes"), [(100.0, [6]), (2_000.0, [3, 3])])
+def test_long_searches_have_a_thread_for_each_processor(search_us: float, sizes: list[int]) -> None:
+    frontend = _Frontend()
+    together, searchers = Together(frontend), [_Searcher(), _Searcher()]  # type: ignore[arg-type]
+    together.close()
+    together._searchers = searchers  # type: ignore[assignment]
+    answers: list[bytes | Exception] = []
+
+    async def run() -> None:
+        for read in _PAIR:
+            together.run(read, Cancel(), lambda _: None)
+        await asyncio.sleep(0)
+        for name in "abcdef":
+            together.run(_read(name, search_us=search_us), Cancel(), answers.append)
+        await asyncio.sleep(0)
+        together.run(_read("g", search_us=search_us), Cancel(), answers.append)
+        await asyncio.sleep(0)
+        assert frontend.batches == sizes, "what comes while all of them are busy waits"
+        for searcher in searchers:
+            searcher.busy = False
+            searcher.done()
+
+    asyncio.run(run())
+    assert sorted(map(str, answers)) == [str(name.encode()) for name in "abcdef"]

@@ -3,13 +3,16 @@
 Most of what a short search costs beside the search itself are calls that cost the same for eight
 queries as for one. And the search itself does without the interpreter's lock: it runs in a thread
 beside, so that with many clients two processors are at work, one parsing and encoding, one
-searching.
+searching. Where searches are so long that they are most of the work, there is a thread for each
+processor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import os
 import queue
 import sys
 import threading
@@ -22,6 +25,9 @@ from ochredb_frontend.service import Frontend, QuickAnswer, QuickAnswers
 
 _READS_MAX = 16  # Of a batch: bounds how long the loop is held, and how long a read waits.
 _CROWDED_TURNS = 8
+# From here on parsing and encoding, about 0.25 ms, leave a processor idle beside one that searches.
+_LONG_SEARCH_US = 400.0
+_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Answer = Callable[[bytes | Exception], None]
 Item = tuple[QuickAnswer, Cancel, Answer]
@@ -42,7 +48,7 @@ class Together:
         self._waiting_count = 0
         self._reads_of_turn = 0
         self._crowded_turns = 0
-        self._searcher = _Searcher()
+        self._searchers = [_Searcher() for _ in range(_THREADS)]
 
     def run(self, read: QuickAnswer, cancel: Cancel, answer: Answer) -> None:
         """Have `answer` called, now or later."""
@@ -60,8 +66,9 @@ class Together:
         self._waiting_count += 1
 
     def close(self) -> None:
-        """Let the thread end."""
-        self._searcher.close()
+        """Let the threads end."""
+        for searcher in self._searchers:
+            searcher.close()
 
     def _turn_is_over(self) -> None:
         crowded = self._reads_of_turn > 1
@@ -70,27 +77,38 @@ class Together:
         self._begin()
 
     def _begin(self, waiting_max: int = _READS_MAX) -> None:
-        """Hand what waits to the thread beside; if that is busy and too much waits, do it here."""
-        while self._waiting and (not self._searcher.busy or self._waiting_count >= waiting_max):
-            items = self._next_items()
+        """Hand what waits to threads beside; if they are busy and too much waits, do it here."""
+        while self._waiting:
+            idle = self._idle_searchers()
+            if not idle and self._waiting_count < waiting_max:
+                return
+            items = self._next_items(max(1, len(idle)))
             try:
                 answers = self._frontend.together([read for read, _, _ in items])
             except Exception:
                 _run_alone(items)
                 continue
             done = partial(self._searched, items, answers)
-            if not self._searcher.search(answers.batch, done):
+            if not idle or not idle[0].search(answers.batch, done):
                 answers.batch.search()
                 _answer(items, answers)
 
-    def _next_items(self) -> list[Item]:
-        """Of the group that waits longest, at most a batch."""
+    def _idle_searchers(self) -> list[_Searcher]:
+        """Those that the group that waits longest may have."""
+        (read, _, _), *_ = next(iter(self._waiting.values()))
+        is_long = read.quick.search_us >= _LONG_SEARCH_US
+        searchers = self._searchers if is_long else self._searchers[:1]
+        return [searcher for searcher in searchers if not searcher.busy]
+
+    def _next_items(self, shares: int) -> list[Item]:
+        """Of the group that waits longest, one of so many shares; at most a batch."""
         group, items = next(iter(self._waiting.items()))
         del self._waiting[group]
-        if items[_READS_MAX:]:
-            self._waiting[group] = items[_READS_MAX:]
-        self._waiting_count -= len(items[:_READS_MAX])
-        return items[:_READS_MAX]
+        count = min(_READS_MAX, math.ceil(len(items) / shares))
+        if items[count:]:
+            self._waiting[group] = items[count:]
+        self._waiting_count -= count
+        return items[:count]
 
     def _searched(self, items: list[Item], answers: QuickAnswers) -> None:
         self._begin(sys.maxsize)  # First, so that both processors have something to do.

@@ -190,7 +190,8 @@ class QueryService:
             search = searches.find(request, partial(self._nearest, loaded.settings), limit_us)
             if search is None:
                 return None
-            return QuickRead(partial(search_quickly, search, request), search, request.embeddings)
+            run = partial(search_quickly, search, request)
+            return QuickRead(run, search, request.embeddings, search.search_us)
         nearest = self._nearest(loaded.settings, request)
         selections = quick.query_selections(view, request, nearest, limit_us)
         if selections is None:
