@@ -174,12 +174,16 @@ class QueryRequest:
     target_recall: float | None = None
 
 
+ON_LOOP_US_MAX = 1_000.0
+
+
 @dataclass(frozen=True, slots=True)
 class QuickRead:
     """A read that is ready to run.
 
     group: reads of equal group may be run together, which costs less; None: only alone.
-    search_us: what the search of a read with a group is estimated to take; equal in a group.
+    search_us: what the search of a read with a group is estimated to take. Above ON_LOOP_US_MAX it
+        is for a thread beside an event loop.
     """
 
     run: Callable[[Cancel], Records | QueryAnswer | int]
@@ -226,7 +230,8 @@ class Query(Protocol):
     ) -> QuickRead | None:
         """A read that answers from memory in an estimated millisecond or less, or None.
 
-        `None` as the request means count. Never blocks; an event loop may call it and its result.
+        Or in a few, for a thread beside an event loop: see `QuickRead.search_us`. `None` as the
+        request means count. Never blocks; an event loop may call it and its result.
         """
         ...
 

@@ -205,3 +205,26 @@ def test_long_searches_have_a_thread_for_each_processor(search_us: float, sizes:
 
     asyncio.run(run())
     assert sorted(map(str, answers)) == [str(name.encode()) for name in "abcdef"]
+
+
+def test_the_loop_does_no_long_search_and_takes_no_end_of_them() -> None:
+    frontend = _Frontend()
+    together, searcher = Together(frontend), _Searcher()  # type: ignore[arg-type]
+    together.close()
+    together._searchers = [searcher]  # type: ignore[list-item]
+    answers: list[bytes | Exception] = []
+
+    async def run() -> list[bool]:
+        together.run(_read("first", search_us=2_000.0), Cancel(), answers.append)
+        assert not frontend.batches and not answers
+        await asyncio.sleep(0)
+        assert frontend.batches == [1] and searcher.busy
+        taken = []
+        for number in range(80):
+            read = _read(str(number), search_us=2_000.0)
+            taken.append(together.run(read, Cancel(), answers.append))
+            await asyncio.sleep(0)
+        assert frontend.batches == [1] and not answers
+        return taken
+
+    assert asyncio.run(run()) == [True] * 64 + [False] * 16

@@ -21,6 +21,7 @@ from ochredb.cancel import Cancel
 from ochredb.crash_points import reach
 from ochredb.ids import IdSource
 from ochredb.metrics import Metrics
+from ochredb.peers import ON_LOOP_US_MAX
 from ochredb.types import Appended, Op
 from ochredb_frontend import wire
 from ochredb_frontend.asgi import (
@@ -343,13 +344,12 @@ class App:
             return partial(route.handler, self.frontend, request)
         read = route.parse_read(request, self._config)
         quick = self.frontend.quick(read)
-        if quick is None:
-            return PooledRead(self.frontend, read, request.cancel)
-        if alone:
+        if quick is not None and alone and quick.quick.search_us <= ON_LOOP_US_MAX:
             answer(quick.run(request.cancel))
-        else:
-            self.together.run(quick, request.cancel, answer)
-        return None
+            return None
+        if quick is not None and not alone and self.together.run(quick, request.cancel, answer):
+            return None
+        return PooledRead(self.frontend, read, request.cancel)
 
     def _begin_write(
         self, route: Route, request: Request, receive: Receive

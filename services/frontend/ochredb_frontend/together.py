@@ -20,10 +20,11 @@ from collections.abc import Callable, Hashable
 from functools import partial
 
 from ochredb.cancel import Cancel
-from ochredb.peers import Batch
+from ochredb.peers import ON_LOOP_US_MAX, Batch
 from ochredb_frontend.service import Frontend, QuickAnswer, QuickAnswers
 
 _READS_MAX = 16  # Of a batch: bounds how long the loop is held, and how long a read waits.
+_LONG_WAITING_MAX = 64  # Beyond, the pool decides whether there is room for more.
 _CROWDED_TURNS = 8
 # From here on parsing and encoding, about 0.25 ms, leave a processor idle beside one that searches.
 _LONG_SEARCH_US = 400.0
@@ -50,20 +51,24 @@ class Together:
         self._crowded_turns = 0
         self._searchers = [_Searcher() for _ in range(_THREADS)]
 
-    def run(self, read: QuickAnswer, cancel: Cancel, answer: Answer) -> None:
-        """Have `answer` called, now or later."""
+    def run(self, read: QuickAnswer, cancel: Cancel, answer: Answer) -> bool:
+        """Have `answer` called, now or later; False if too many wait."""
         group = read.quick.group
         if group is None:
             _run(read, cancel, answer)
-            return
+            return True
+        is_long = read.quick.search_us > ON_LOOP_US_MAX
+        if is_long and self._waiting_count >= _LONG_WAITING_MAX:
+            return False
         if not self._reads_of_turn:
             asyncio.get_running_loop().call_soon(self._turn_is_over)
         self._reads_of_turn += 1
-        if not self._crowded_turns:
+        if not self._crowded_turns and not is_long:
             _run(read, cancel, answer)
-            return
+            return True
         self._waiting.setdefault(group, []).append((read, cancel, answer))
         self._waiting_count += 1
+        return True
 
     def close(self) -> None:
         """Let the threads end."""
@@ -77,10 +82,16 @@ class Together:
         self._begin()
 
     def _begin(self, waiting_max: int = _READS_MAX) -> None:
-        """Hand what waits to threads beside; if they are busy and too much waits, do it here."""
+        """Hand what waits to threads beside; if they are busy and too much waits, do it here.
+
+        But not what would hold the loop for long.
+        """
         while self._waiting:
-            idle = self._idle_searchers()
-            if not idle and self._waiting_count < waiting_max:
+            (read, _, _), *_ = next(iter(self._waiting.values()))
+            idle = self._idle_searchers(read.quick.search_us)
+            if not idle and (
+                self._waiting_count < waiting_max or read.quick.search_us > ON_LOOP_US_MAX
+            ):
                 return
             items = self._next_items(max(1, len(idle)))
             try:
@@ -93,11 +104,9 @@ class Together:
                 answers.batch.search()
                 _answer(items, answers)
 
-    def _idle_searchers(self) -> list[_Searcher]:
-        """Those that the group that waits longest may have."""
-        (read, _, _), *_ = next(iter(self._waiting.values()))
-        is_long = read.quick.search_us >= _LONG_SEARCH_US
-        searchers = self._searchers if is_long else self._searchers[:1]
+    def _idle_searchers(self, search_us: float) -> list[_Searcher]:
+        """Those that searches of this length may have."""
+        searchers = self._searchers if search_us >= _LONG_SEARCH_US else self._searchers[:1]
         return [searcher for searcher in searchers if not searcher.busy]
 
     def _next_items(self, shares: int) -> list[Item]:

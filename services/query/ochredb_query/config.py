@@ -15,6 +15,7 @@ class QueryConfig:
         without all others, its read is refused (429), never answered in part. More than one log can
         have: 200,000 operations or 512 MiB.
     quick_us: a read predicted to cost less than this on a warm view may run on an event loop.
+    beside_us: the same of a search of one graph, which an event loop has done in a thread beside.
     spread_bytes: the parts of a larger collection are spread over the query nodes, if there are
         several: each keeps and searches those that it owns.
     target_recall: share of the true ten nearest that approximate searches shall find, on
@@ -26,6 +27,7 @@ class QueryConfig:
     mapped_bytes: int = 128 << 20
     tail_bytes_max: int = 1 << 30
     quick_us: float = 1_000.0
+    beside_us: float = 3_000.0
     spread_bytes: int = 1 << 30
     target_recall: float = 0.95
 

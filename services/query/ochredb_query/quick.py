@@ -67,9 +67,16 @@ class Searches:
         self._known: dict[object, Search] = {}
 
     def find(
-        self, request: QueryRequest, nearest: Callable[[QueryRequest], Nearest], limit_us: float
+        self,
+        request: QueryRequest,
+        nearest: Callable[[QueryRequest], Nearest],
+        limit_us: float,
+        graph_limit_us: float,
     ) -> Search | None:
-        """The search for a request without ids, or None if it is not quick."""
+        """The search for a request without ids, or None if it is not quick.
+
+        graph_limit_us: of a search of one graph, which does without the interpreter's lock.
+        """
         queries, dimension = request.embeddings.shape
         if queries > QUERIES_MAX or request.n_results > RESULTS_MAX:
             return None
@@ -95,6 +102,8 @@ class Searches:
             )
             if request.where is None and len(self._known) < _PLANS_MAX:
                 self._known[asked] = search
+        if search.one_graph is not None:
+            limit_us = graph_limit_us
         return search if search.search_us * queries <= limit_us else None
 
     def select(

@@ -187,11 +187,13 @@ class QueryService:
                 return None
             return QuickRead(partial(page_of, view, request, selections))
         if request.ids is None and request.n_results:
-            search = searches.find(request, partial(self._nearest, loaded.settings), limit_us)
+            nearest_of = partial(self._nearest, loaded.settings)
+            search = searches.find(request, nearest_of, limit_us, self._config.beside_us)
             if search is None:
                 return None
             run = partial(search_quickly, search, request)
-            return QuickRead(run, search, request.embeddings, search.search_us)
+            search_us = search.search_us * len(request.embeddings)
+            return QuickRead(run, search, request.embeddings, search_us)
         nearest = self._nearest(loaded.settings, request)
         selections = quick.query_selections(view, request, nearest, limit_us)
         if selections is None:
