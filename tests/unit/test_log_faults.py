@@ -115,6 +115,30 @@ def test_a_payload_swept_before_its_commit_is_written_again(tmp_path: Path) -> N
         assert ids_of(node, collection) == ["before", "sleeper"]
 
 
+def test_a_payload_that_is_swept_each_time_is_no_conflict(tmp_path: Path) -> None:
+    """Nobody changed what the writer looked at; a repeat may succeed."""
+    clock = ManualClock()
+    with running_node(str(tmp_path), clock=clock, inline_bytes_max=0) as node:
+        collection = make_collection(node)
+        append(node, collection, _add("before"))
+        table_append = node.logs.append
+
+        def sleepy(
+            requests: list[AppendRequest], *, skip_locked: bool = False
+        ) -> list[Appended | OchreError]:
+            clock.advance(3_600)
+            node.compactor.collect_now(sweep_orphans=True)
+            return table_append(requests)
+
+        node.logs.append = sleepy  # type: ignore[method-assign]
+        with pytest.raises(Unavailable, match=r"had been swept: nothing was changed; retry later"):
+            append(node, collection, _add("sleeper"), idempotency_key="k")
+        node.logs.append = table_append  # type: ignore[method-assign]
+        assert ids_of(node, collection) == ["before"]
+        assert not append(node, collection, _add("sleeper"), idempotency_key="k").repeated
+        assert ids_of(node, collection) == ["before", "sleeper"]
+
+
 def test_a_failing_store_fails_the_flush_and_nothing_is_written(tmp_path: Path) -> None:
     with running_node(str(tmp_path), inline_bytes_max=0) as node:
         collection = make_collection(node)

@@ -8,7 +8,14 @@ from ochredb.catalog.appends import AppendRequest
 from ochredb.catalog.logs import LogTable
 from ochredb.catalog.objects import Swept
 from ochredb.crash_points import reach
-from ochredb.errors import Internal, OchreError, OutcomeUnknown, OutOfMemory, StorageFull
+from ochredb.errors import (
+    Internal,
+    OchreError,
+    OutcomeUnknown,
+    OutOfMemory,
+    StorageFull,
+    Unavailable,
+)
 from ochredb.ids import IdSource
 from ochredb.storage.base import ObjectStore
 from ochredb.storage.space import Reserve
@@ -67,7 +74,8 @@ class Flusher:
                 repeated = [type(error)(str(error), **error.detail) for _ in again]
             for i, outcome in zip(again, repeated, strict=True):
                 outcomes[i] = outcome
-        return outcomes
+        # To the writer a swept object is no conflict: nobody changed what it looked at.
+        return [_never_kept(one) if isinstance(one, Swept) else one for one in outcomes]
 
     def _flush_once(self, batch: list[Waiting]) -> list[Appended | OchreError]:
         try:
@@ -110,6 +118,13 @@ class Flusher:
         for waiting, request in zip(batch, stored, strict=True):
             waiting.stored = request
         return stored
+
+
+def _never_kept(swept: Swept) -> Unavailable:
+    return Unavailable(
+        f"each time it was to be committed, its object had been swept: nothing was changed; retry"
+        f" later, and compare the clocks of the store and the catalog ({swept})"
+    )
 
 
 def copy_of(error: BaseException) -> BaseException:
