@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from ochredb.catalog.pending import Due
 from ochredb.errors import Unavailable
 from ochredb.hints.base import Hint, HintKind, Listener
-from ochredb.types import PendingWork
+from ochredb.types import Op, PendingWork
 from ochredb_compactor.config import CompactorConfig
 from ochredb_compactor.memory import MemoryBudget, fold_bytes, graph_rows, merge_bytes
 from ochredb_compactor.scheduler import GRAPH_PART_ROWS_MAX, graph_rows_max, merge_plan
@@ -20,7 +21,7 @@ from ochredb_compactor.urgency import is_taken, of_merge, of_tail, ordered
 from ochredb_node.config import NodeConfig
 from ochredb_node.node import Node
 
-from .kernel import add_rows, ids_of, make_collection, running_node
+from .kernel import add_rows, append, ids_of, make_collection, operations, running_node
 from .test_scheduler import DIMENSION, _part
 
 CONFIG = CompactorConfig()
@@ -217,6 +218,35 @@ class TestCalls:
         assert len(parts()) == 2
         assert not parts() & before
         assert len(ids_of(node, name)) == 200
+
+    def test_whatever_writes_parts_counts_in_the_budget(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is asked for by vacuum or repair too: all do as merges do."""
+        name = make_collection(node)
+        add_rows(node, name, 0, 100)
+        node.compactor.fold_now(name)
+        append(node, name, operations(Op.DELETE, [f"id-{number}" for number in range(50)]))
+        node.compactor.fold_now(name)
+        taken: list[int] = []
+        memory = node.compactor._world.memory
+        held = memory.held
+
+        def seen(size_bytes: int, step: Callable[[], None]) -> AbstractContextManager[None]:
+            taken.append(size_bytes)
+            return held(size_bytes, step)
+
+        monkeypatch.setattr(memory, "held", seen)
+        needed = merge_bytes(50, 4, with_graph=False)
+        node.compactor.rewrite_now(name, 0.0, lambda: None)
+        assert taken == [needed]
+        node.compactor.rebuild_now(name)
+        assert taken == [needed] * 2
+        version = node.logs.snapshot(name).version
+        (part,) = node.versions.parts(name, version)
+        assert node.compactor.rebuild_part(part.manifest.id, lambda: None)
+        assert taken == [needed] * 3
+        assert not node.compactor.rebuild_part(part.manifest.id, lambda: None), "it was replaced"
 
     def test_paused_it_begins_nothing_and_does_what_it_is_asked(self, node: Node) -> None:
         name = make_collection(node)

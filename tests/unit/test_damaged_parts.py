@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from ochredb.cancel import Cancel
 from ochredb.errors import Corrupt
-from ochredb.integrity import check
+from ochredb.integrity import Report, check
 from ochredb.parts import writer
 from ochredb.parts.manifest import Manifest
 from ochredb.peers import GetRequest, QueryRequest
 from ochredb.types import Field, Op
 from ochredb.where import Compare, DocumentContains
 from ochredb_compactor import scheduler
+from ochredb_frontend.messages import Request
 from ochredb_node.node import Node
 
 from .kernel import add_rows, all_rows, append, make_collection, operations, running_node
@@ -56,10 +58,10 @@ def _manifest(node: Node, name: str = "records") -> tuple[str, Manifest]:
     return info.id, part.manifest
 
 
-def _damage(path: str, section: str) -> None:
+def _damage(path: str, section: str, name: str = "records") -> None:
     """Flip a byte in the middle of a section; nobody has the store open."""
     with running_node(path) as node:
-        _, manifest = _manifest(node)
+        _, manifest = _manifest(node, name)
     names = [name for name in manifest.sections if name.split("/")[0] == section] or [section]
     place = manifest.sections[names[0]]
     file = os.path.join(path, "objects", manifest.objects[place.object].key)
@@ -154,3 +156,51 @@ def test_growing_a_damaged_graph_builds_a_new_one(path: str) -> None:
         _, manifest = _manifest(node)
         assert manifest.graph_labels == 120
         assert node.query.count(collection, cancel=Cancel()) == 120
+
+
+def _checked(node: Node, query: str) -> Report:
+    """What the server's own check says, asked over its API."""
+    request = Request(method="POST", path="/api/v2/checks", query_string=query)
+    begun = orjson.loads(node.frontend.handle(request).body)
+    request = Request(method="GET", path=f"/api/v2/checks/{begun['id']}")
+    while (state := orjson.loads(node.frontend.handle(request).body))["report"] is None:
+        assert state["error"] is None, state
+    return Report.from_document(state["report"])
+
+
+@pytest.mark.parametrize("section", DERIVED)
+def test_a_server_that_is_asked_builds_anew_what_it_finds(path: str, section: str) -> None:
+    _damage(path, section)
+    with running_node(path, grace_s=0.0) as node:
+        _, manifest = _manifest(node)
+        assert _checked(node, "").is_damaged
+        report = _checked(node, "repair=true")
+        assert [item.mended for item in report.findings] == [True]
+        assert not report.is_damaged
+        assert _manifest(node)[1].id != manifest.id
+        assert not _checked(node, "").findings
+        assert not _checked(node, "repair=true").findings
+
+
+def test_a_part_that_has_lost_records_is_left_and_the_others_are_mended(path: str) -> None:
+    with running_node(path) as node:
+        part_ids = [_manifest(node, name)[1].id for name in ("records", "other")]
+    for section in ("records", "graph"):
+        _damage(path, section)
+    _damage(path, "graph", "other")
+    with running_node(path) as node:
+        report = _checked(node, "repair=true")
+        assert report.is_damaged
+        after = [_manifest(node, name)[1].id for name in ("records", "other")]
+        assert after[0] == part_ids[0] and after[1] != part_ids[1]
+        (mended,) = [item for item in report.findings if item.mended]
+        assert part_ids[1] in mended.place
+        (graph,) = [item for item in report.findings if item.derived and not item.mended]
+        assert "it cannot be built anew: " in graph.problem
+
+
+def test_a_check_that_is_to_repair_needs_true_or_false(path: str) -> None:
+    with running_node(path) as node:
+        request = Request(method="POST", path="/api/v2/checks", query_string="repair=yes")
+        answer = node.frontend.handle(request)
+        assert (answer.status, b"repair" in answer.body) == (400, True)

@@ -10,6 +10,7 @@ from ochredb.catalog.jobs import Lease
 from ochredb.errors import Corrupt
 from ochredb_compactor.merge import merge
 from ochredb_compactor.scheduler import rebuild_plan
+from ochredb_compactor.work import plan_bytes
 from ochredb_compactor.world import World
 
 log = logging.getLogger("ochredb.compactor")
@@ -39,13 +40,15 @@ class Rebuilds:
     def rebuild(self, collection_id: str, step: Callable[[], None], part_id: str) -> bool | None:
         """Write the part anew, indexes and all. None: somebody else has the lease."""
         version = self._world.logs.snapshot(collection_id).version
-        plan = rebuild_plan(self._world.versions.parts(collection_id, version), part_id)
+        parts = self._world.versions.parts(collection_id, version)
+        plan = rebuild_plan(parts, part_id)
         if plan is not None:
             with self._leases(collection_id, "merge") as lease:
                 if lease is None:
                     return None
                 try:
-                    merge(self._world, lease, plan, step, settles=True)
+                    with self._world.memory.held(plan_bytes(plan, parts), step):
+                        merge(self._world, lease, plan, step, settles=True)
                 except Corrupt:  # Its records are damaged too: what is lost, somebody has to say.
                     self.waiting.pop(part_id, None)
                     raise

@@ -231,6 +231,17 @@ class CompactorService:
             )
             self._work.until_done(collection_id, rebuild)
 
+    def rebuild_part(self, part_id: str, step: Callable[[], None]) -> bool:
+        """Write one part anew, with all that is derived; False if it was replaced already.
+
+        Raises Corrupt if records of it are damaged too.
+        """
+        collection_id = self._world.versions.collection_of(part_id)
+        if collection_id is None:
+            return False
+        rebuild = partial(self._rebuilds.rebuild, collection_id, step, part_id=part_id)
+        return self._work.until_done(collection_id, rebuild)
+
     def rewrite_now(
         self, collection_id: str, dead_share_max: float, step: Callable[[], None]
     ) -> None:
@@ -436,6 +447,7 @@ class CompactorService:
             self._swept_s = now
             if not first:  # Not at once after a start: nothing is urgent about orphans.
                 self._sweep_due()
+                self._swept_s = self._world.clock.monotonic_s()  # It may have taken a period.
 
     def _collect_due(self) -> None:
         """One process collects. That is no matter of safety: a lease never protects a delete."""

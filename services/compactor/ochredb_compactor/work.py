@@ -58,7 +58,7 @@ class Work:
         with self._lease(collection_id, "merge") as lease:
             if lease is None:
                 return None
-            with world.memory.held(_plan_bytes(plan, parts), step):
+            with world.memory.held(plan_bytes(plan, parts), step):
                 merge(world, lease, plan, step, settles=idle)
         return True
 
@@ -77,7 +77,9 @@ class Work:
         with self._lease(collection_id, "merge") as lease:
             if lease is None:
                 return None
-            clean.add(merge(self._world, lease, plan, step, settles=True) or plan.inputs[0])
+            with self._world.memory.held(plan_bytes(plan, parts), step):
+                merged = merge(self._world, lease, plan, step, settles=True)
+            clean.add(merged or plan.inputs[0])
         return True
 
     def until_done(self, collection_id: str, attempt: Callable[[], bool | None]) -> bool:
@@ -111,7 +113,8 @@ class Work:
         raise DeadlineExceeded("another process holds the collection's lease")
 
 
-def _plan_bytes(plan: MergePlan, parts: Sequence[VersionPart]) -> int:
+def plan_bytes(plan: MergePlan, parts: Sequence[VersionPart]) -> int:
+    """What a merge of some of these parts will need."""
     inputs = [part for part in parts if part.manifest.id in plan.inputs]
     rows = sum(part.live_rows for part in inputs)
     dimension = max(part.manifest.dimension for part in inputs)

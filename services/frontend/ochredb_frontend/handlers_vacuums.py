@@ -7,23 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ochredb.errors import InvalidArgument
 from ochredb_frontend import shapes
 from ochredb_frontend.messages import Request, Response, json_response
 
 if TYPE_CHECKING:
     from ochredb_frontend.service import Frontend
 
-_BOOLEANS = {"true": True, "false": False}
-
 
 def create_vacuum(frontend: Frontend, request: Request) -> Response:
-    text = shapes.query_parameters(request).get("purge", "false")
-    if text not in _BOOLEANS:
-        raise InvalidArgument(
-            f"Failed to deserialize query string: purge: {text!r} is not `true` or `false`"
-        )
-    return json_response(frontend.vacuums.start(purge=_BOOLEANS[text]).to_json(), 201)
+    purge = shapes.query_flag(request, "purge")
+    return json_response(frontend.vacuums.start(purge=purge).to_json(), 201)
 
 
 def get_vacuum(frontend: Frontend, request: Request) -> Response:

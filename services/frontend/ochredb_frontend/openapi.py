@@ -28,6 +28,10 @@ _QUERY: dict[str, JsonSchema] = {
         "description": "Also erase: deleted data is in no file of the store afterwards.",
         "schema": {"type": "boolean", "default": False},
     },
+    "repair": {
+        "description": "Also build anew what is found damaged, if it is derived.",
+        "schema": {"type": "boolean", "default": False},
+    },
     "owner": {"description": "Who takes the backup; for people.", "schema": {"type": "string"}},
     "key": {
         "description": "The object's key, as the catalog names it.",

@@ -258,8 +258,9 @@ ROUTES: tuple[Route, ...] = (
     _quarantine("DELETE", QUARANTINED, quarantine.drop_quarantine, "Drop quarantined operations",
                 description="Extension. There is no other copy of them."),
     _backup("POST", PREFIX + "/checks", checks.create_check, "Begin a check of the whole store",
-            description="Extension. One runs at a time, in the background.",
-            tag="Check", status=201, response="Check", errors=(501,)),
+            description="Extension. One runs at a time, in the background. If asked to repair, it"
+            " then builds anew what is derived and damaged; the report says which.",
+            tag="Check", query=("repair",), status=201, response="Check", errors=(400, 501)),
     _backup("GET", PREFIX + "/checks/{check_id}", checks.get_check, "How far a check is",
             description="Extension. With its report when it is done; it is given up if nobody asks"
             " for a minute.", tag="Check", response="CheckState", errors=(404, 501)),

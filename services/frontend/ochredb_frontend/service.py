@@ -39,6 +39,7 @@ from ochredb_frontend.wire import Answer, Deletion, Read, Write
 
 if TYPE_CHECKING:
     from ochredb.backup.source import Backups
+    from ochredb.integrity.mend_parts import Rebuild
     from ochredb.integrity.running import Checks
     from ochredb.quarantine import Quarantine
     from ochredb.vacuum import Vacuums
@@ -92,13 +93,14 @@ class Frontend:
         open_backups: Callable[[], Backups] | None = None,
         open_quarantine: Callable[[], Quarantine] | None = None,
         limits: Limits | None = None,
+        rebuild_part: Rebuild | None = None,
     ) -> None:
         self._open_vacuums = open_vacuums
         self.config = config or FrontendConfig()
         self.clock = clock or SystemClock()
         self.ready, self.limits = ready, limits
         self._open_backups = open_backups
-        self._open_quarantine = open_quarantine
+        self._open_quarantine, self._rebuild_part = open_quarantine, rebuild_part
         self._namespace, self._log, self._query = namespace, log, query
         self._matcher = Matcher(ROUTES)
         self._facts_lock = threading.Lock()
@@ -156,7 +158,8 @@ class Frontend:
         """The checks of this store; imported by the first of them."""
         from ochredb.integrity.running import Checks
 
-        return Checks(lambda: self.backups, self.clock, IdSource(self.clock))
+        ids = IdSource(self.clock)
+        return Checks(lambda: self.backups, self.clock, ids, self._rebuild_part)
 
     # -- tenants and databases
 

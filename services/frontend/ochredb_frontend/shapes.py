@@ -21,6 +21,7 @@ from ochredb_frontend.messages import Request, unsupported_media_type
 
 U32_MAX = 2**32 - 1
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_BOOLEANS = {"true": True, "false": False}
 _STRING: frozenset[type] = frozenset((str,))
 _STRING_OR_NULL: frozenset[type] = frozenset((str, type(None)))
 
@@ -151,6 +152,16 @@ def collection_id(request: Request) -> str:
         return str(uuid.UUID(text))
     except ValueError:
         raise InvalidArgument("Collection ID is not a valid UUIDv4") from None
+
+
+def query_flag(request: Request, name: str) -> bool:
+    """A field of the query string that is `true`, `false` or absent. Raises InvalidArgument."""
+    text = query_parameters(request).get(name, "false")
+    if text not in _BOOLEANS:
+        raise InvalidArgument(
+            f"Failed to deserialize query string: {name}: {text!r} is not `true` or `false`"
+        )
+    return _BOOLEANS[text]
 
 
 def query_parameters(request: Request) -> dict[str, str]:

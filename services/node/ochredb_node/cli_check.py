@@ -84,6 +84,6 @@ def told(finding: Finding) -> str:
         text += f" (in {', '.join(finding.sections)})"
     if finding.collections:
         text += f"; of {', '.join(finding.collections)}"
-    if finding.derived:
+    if finding.derived and not finding.mended:
         text += "; can be made again"
     return text

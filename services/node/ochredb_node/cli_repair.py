@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ochredb_node.cli_backup import progress_shown
 from ochredb_node.cli_check import told
-from ochredb_node.cli_common import FAILURE, failed
+from ochredb_node.cli_common import FAILURE, USAGE_ERROR, add_token, failed, token_headers
 
 if TYPE_CHECKING:
     from ochredb.integrity import Report
@@ -24,6 +24,9 @@ _CATALOG_ADVICE = (
     " (ochredb restore); without one, keep the directory and ask"
 )
 
+_LEFT_ADVICE = "something is left as it is; --accept-loss goes on without what cannot be read"
+_REMOTE_ADVICE = "what is left is no derived file: restore a backup, or drop the collection"
+
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the program's parser."""
@@ -33,16 +36,18 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description=(
             "Check a database, which may be in use, and mend what is damaged: put back single"
             " flipped bits, build derived files anew. What cannot be read is named and left, unless"
-            " you accept that it is lost."
+            " you accept that it is lost. Through a URL, of a server or a cluster's frontend, only"
+            " derived files are built anew."
         ),
     )
     add = parser.add_argument
-    add("path", metavar="PATH", help="directory of the data")
+    add("target", metavar="PATH|URL", help="directory of the data, or http(s)://host:port")
     add(
         "--accept-loss", action="store_true",
         help="go on without the records that cannot be read; the damaged files are kept aside",
     )  # fmt: skip
     add("--json", action="store_true", help="print what was done as JSON")
+    add_token(parser)
 
 
 def run(options: dict[str, Any]) -> int:
@@ -50,8 +55,14 @@ def run(options: dict[str, Any]) -> int:
     # Late: `ochredb --help` needs none of it.
     from ochredb.errors import OchreError
 
+    target = options["target"]
+    is_remote = target.startswith(("http://", "https://"))
+    if is_remote and options["accept_loss"]:
+        return failed("--accept-loss is for a directory, whose files it keeps aside", USAGE_ERROR)
     try:
-        return _repair(options["path"], options["accept_loss"], options["json"])
+        if is_remote:
+            return _repair_remote(target, token_headers(options) or {}, options["json"])
+        return _repair(target, options["accept_loss"], options["json"])
     except (OchreError, OSError) as error:
         return failed(str(error), FAILURE)
     except KeyboardInterrupt:
@@ -90,6 +101,25 @@ def _repair(path: str, accept_loss: bool, as_json: bool) -> int:
     return _tell(path, done, kept, as_json)
 
 
+def _repair_remote(url: str, headers: dict[str, str], as_json: bool) -> int:
+    """The server, which has the objects and their compactor, checks and builds anew."""
+    from ochredb.clock import SystemClock
+    from ochredb.integrity.remote import check_remote
+
+    with progress_shown("repairing") as progress:
+        report = check_remote(url, headers, SystemClock(), progress, repair=True)
+    done = [
+        {
+            "collection": ", ".join(item.collections),
+            "place": item.place,
+            "outcome": "built anew" if item.mended else "left",
+            "told": told(item).removeprefix(f"{item.place}: "),
+        }
+        for item in report.findings
+    ]
+    return _tell(url, done, None, as_json, _REMOTE_ADVICE)
+
+
 def _mend(path: str, report: Report, evidence: Any, accept_loss: bool) -> list[Repaired]:
     from ochredb.catalog import facts
     from ochredb_node.node import Node, NodeConfig
@@ -114,7 +144,13 @@ def _mend(path: str, report: Report, evidence: Any, accept_loss: bool) -> list[R
     return found
 
 
-def _tell(path: str, done: list[dict[str, Any]], kept: str | None, as_json: bool) -> int:
+def _tell(
+    path: str,
+    done: list[dict[str, Any]],
+    kept: str | None,
+    as_json: bool,
+    advice: str = _LEFT_ADVICE,
+) -> int:
     import orjson
 
     is_well = all(item["outcome"] in ("put back", "built anew") for item in done)
@@ -133,5 +169,5 @@ def _tell(path: str, done: list[dict[str, Any]], kept: str | None, as_json: bool
     if not done:
         print(f"{path}: undamaged")
     elif any(item["outcome"] == "left" for item in done):
-        print("something is left as it is; --accept-loss goes on without what cannot be read")
+        print(advice)
     return 0 if is_well else FAILURE

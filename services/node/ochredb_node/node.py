@@ -337,6 +337,7 @@ class Node:
             open_backups=None if self._backup_folder is None else lambda: self.backups,
             open_quarantine=lambda: self.quarantine,
             limits=self.shared.limits,
+            rebuild_part=lambda part_id, step: self.compactor.rebuild_part(part_id, step),
         )
 
     # -- life

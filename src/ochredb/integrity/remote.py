@@ -19,11 +19,22 @@ _PATH = f"{API_PREFIX}/checks"
 _POLL_S = 0.2
 
 
-def check_remote(url: str, headers: Mapping[str, str], clock: Clock, progress: Progress) -> Report:
-    """See `ochredb.integrity.check`. Given up here, the check is given up there."""
+def check_remote(
+    url: str,
+    headers: Mapping[str, str],
+    clock: Clock,
+    progress: Progress,
+    *,
+    repair: bool = False,
+) -> Report:
+    """See `ochredb.integrity.check`. Given up here, the check is given up there.
+
+    repair: the server also builds anew what is derived and damaged; findings say whether it did.
+    """
+    query = {"repair": "true"} if repair else {}
     questions = Questions(url, headers, clock, offers="checks")
     try:
-        started = _document(url, questions.ask("POST", _PATH, repeat=False))
+        started = _document(url, questions.ask("POST", _PATH, repeat=False, **query))
         path = f"{_PATH}/{quote(str(started.get('id')))}"
         try:
             while True:

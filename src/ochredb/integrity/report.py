@@ -16,7 +16,7 @@ class Finding:
     place: an object's key, `catalog`, `log` (requests that lie in the catalog), or `store_id`.
     collections: full names of those that need it.
     sections: of a part, those that lie in what is damaged; empty if it cannot be told.
-    derived: everything damaged can be made again from what is whole.
+    derived: everything damaged can be made again from what is whole. mended: it has been.
     """
 
     place: str
@@ -24,6 +24,7 @@ class Finding:
     collections: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
     derived: bool = False
+    mended: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Report:
 
     @property
     def is_damaged(self) -> bool:
-        return bool(self.findings)
+        return not all(finding.mended for finding in self.findings)
 
     def to_document(self) -> dict[str, Any]:
         """For JSON."""
@@ -70,6 +71,12 @@ class Report:
 
 
 def _finding(
-    *, place: str, problem: str, collections: list[str], sections: list[str], derived: bool
+    *,
+    place: str,
+    problem: str,
+    collections: list[str],
+    sections: list[str],
+    derived: bool,
+    mended: bool = False,
 ) -> Finding:
-    return Finding(place, problem, tuple(collections), tuple(sections), derived)
+    return Finding(place, problem, tuple(collections), tuple(sections), derived, mended)

@@ -1,4 +1,4 @@
-"""Checks that a server runs for others: begun, looked at, given up.
+"""Checks that a server runs for others: begun, looked at, given up; repairs, if that was asked for.
 
 One at a time: it reads the whole disk. It runs in a thread of its own, which gives up the
 interpreter's lock where it reads and hashes, and is known in this process only: after a restart it
@@ -14,9 +14,10 @@ from typing import Any
 
 from ochredb.backup.source import Backups
 from ochredb.clock import Clock
-from ochredb.errors import Exhausted, NotFound
+from ochredb.errors import Exhausted, NotFound, Unimplemented
 from ochredb.ids import IdSource
 from ochredb.integrity.check import check_store
+from ochredb.integrity.mend_parts import Rebuild, mended
 
 log = logging.getLogger("ochredb.integrity")
 
@@ -30,18 +31,32 @@ class _GivenUp(Exception):
 class Checks:
     """The checks of one server: at most one runs, and its report is kept until it is ended."""
 
-    def __init__(self, open_backups: Callable[[], Backups], clock: Clock, ids: IdSource) -> None:
+    def __init__(
+        self,
+        open_backups: Callable[[], Backups],
+        clock: Clock,
+        ids: IdSource,
+        rebuild: Rebuild | None = None,
+    ) -> None:
+        """rebuild: of the store's compactor; None if this process has none."""
         self._open_backups, self._clock, self._ids = open_backups, clock, ids
+        self._rebuild = rebuild
         self._lock = threading.Lock()
         self._running: _Run | None = None
 
-    def begin(self) -> str:
-        """The id of a check that runs from now on. Raises Exhausted while another one runs."""
+    def begin(self, *, repair: bool = False) -> str:
+        """The id of a check that runs from now on. Raises Exhausted while another one runs.
+
+        repair: build anew what it finds damaged, where that can be.
+        """
+        if repair and self._rebuild is None:
+            raise Unimplemented("this process does not compact")
         backups = self._open_backups()
         with self._lock:
             if self._running is not None and not self._running.is_over:
                 raise Exhausted("another check is running; retry later", retry_after_s=10.0)
-            self._running = _Run(self._ids.uuid7(), backups, self._clock)
+            rebuild = self._rebuild if repair else None
+            self._running = _Run(self._ids.uuid7(), backups, self._clock, rebuild)
             return self._running.id
 
     def state(self, check_id: str) -> dict[str, Any]:
@@ -63,9 +78,11 @@ class Checks:
 
 
 class _Run:
-    def __init__(self, check_id: str, backups: Backups, clock: Clock) -> None:
+    def __init__(
+        self, check_id: str, backups: Backups, clock: Clock, rebuild: Rebuild | None
+    ) -> None:
         self.id = check_id
-        self._backups, self._clock = backups, clock
+        self._backups, self._clock, self._rebuild = backups, clock, rebuild
         self._asked_s = clock.monotonic_s()
         self._progress: tuple[str, int, int] = ("catalog", 0, 0)
         self._report: dict[str, Any] | None = None
@@ -92,6 +109,8 @@ class _Run:
     def _run(self) -> None:
         try:
             report = check_store(self._backups, self._clock, self._told)
+            if self._rebuild is not None:
+                report = mended(report, self._rebuild, self._told)
             self._report = report.to_document()
         except _GivenUp:
             log.info("check %s was given up", self.id)
