@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,11 +24,11 @@ from ochredb.clock import SystemClock
 from ochredb.rpc.channel import channel
 from ochredb.rpc.compactor_client import CompactorClient
 from ochredb.rpc.config import RpcConfig
-from tests.unit.test_rpc_tls import _authority
+from tests.components.certificates import Authority
 
 from .served import PROGRAM, Served
 
-EAGER = ("--gc-grace-s", "1")
+EAGER = ("--gc-grace-s", "20", "--deadline-s", "10")
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
@@ -57,7 +58,7 @@ class Cluster:
     def launch(self, roles: str, *arguments: str, **environment: str) -> Served:
         """Without waiting for it."""
         log_path = self.folder / f"{len(self.processes)}-{roles}.log"
-        given = ("--roles", roles, "--path", str(self.data), *EAGER, *arguments)
+        given = ("--roles", roles, "--path", str(self.data), *arguments)
         served = Served(log_path, *given, environment=environment)
         self.processes.append(served)
         return served
@@ -116,6 +117,12 @@ def test_every_role_in_a_process_of_its_own(cluster: Cluster) -> None:
     assert status["num_indexed_ops"] == 9_111, "a worker process folded it"
     assert frontend.call("POST", f"{path}/query", near)["ids"] == [["r7", "r9"]]
     assert compactor.metric("ochredb_compactor_workers") == 1
+    made = frontend.call("POST", "/collections", {"name": "wide"})
+    wide = [[float(row % 97), *[float(row)] * 127] for row in range(6_000)]
+    body = {"ids": [f"w{row}" for row in range(6_000)], "embeddings": wide}
+    frontend.call("POST", f"/collections/{made['id']}/add", body)
+    until(lambda: compactor.metric("ochredb_graph_insertions_total") == 6_000)
+    assert frontend.metric("ochredb_peer_circuits_open") == 0
     for served in cluster.processes:
         assert served.is_ready()
         assert served.metric("ochredb_ready") == 1
@@ -152,6 +159,8 @@ def test_a_frontend_waits_for_nobody_and_finds_peers_that_come_later(cluster: Cl
     made = frontend.call("POST", "/collections", {"name": "early"})
     count = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{made['id']}"
     assert frontend.http.get(f"{count}/count").status_code in (503, 504)
+    assert frontend.metric("ochredb_peer_repeats_total") > 0
+    assert frontend.metric("ochredb_peer_circuits_open") >= 1
     cluster.start("query", "--rpc-port", str(query_port))
     until(lambda: frontend.http.get(f"{count}/count").status_code == 200)
     cluster.start("log", "--rpc-port", str(log_port))
@@ -163,7 +172,7 @@ def test_a_frontend_waits_for_nobody_and_finds_peers_that_come_later(cluster: Cl
 def test_commands_that_take_a_url_take_that_of_a_frontend(cluster: Cluster, tmp_path: Path) -> None:
     """It has neither logs nor queries nor compaction of its own."""
     log, query = cluster.start("log"), cluster.start("query")
-    frontend = cluster.frontend(log, query, OCHREDB_TOKEN="s3cret")
+    frontend = cluster.frontend(log, query, *EAGER, OCHREDB_TOKEN="s3cret")
     frontend.http.headers["X-Chroma-Token"] = "s3cret"
     path = fill(frontend, "numbers", 300)
     frontend.call("POST", f"{path}/delete", {"ids": [f"r{number}" for number in range(100)]})
@@ -203,7 +212,7 @@ def test_a_wrong_token_between_processes_is_told(cluster: Cluster) -> None:
 
 
 def test_certificates_between_processes(cluster: Cluster, tmp_path: Path) -> None:
-    ours = _authority(tmp_path / "ours")
+    ours = Authority.make(tmp_path / "ours")
     certificate, key = ours.certificate("node", "IP:127.0.0.1")
     tls = (
         "--rpc-tls-ca-path", ours.ca, "--rpc-tls-cert-path", certificate,
@@ -216,6 +225,36 @@ def test_certificates_between_processes(cluster: Cluster, tmp_path: Path) -> Non
     bare = cluster.frontend(node, node, "--rpc-tls-ca-path", ours.ca, "--deadline-s", "2")
     url = f"/api/v2/tenants/default_tenant/databases/default_database{path}/count"
     assert bare.http.get(url).status_code in (503, 504), "without a certificate of its own"
+
+
+def test_certificates_are_renewed_while_processes_run(cluster: Cluster, tmp_path: Path) -> None:
+    """Of another authority, so that who goes on with the old ones is understood by nobody."""
+    before, after = (Authority.make(tmp_path / name) for name in ("before", "after"))
+    files = [str(tmp_path / name) for name in ("ca.pem", "node.pem", "node.key")]
+
+    def install(authority: Authority) -> None:
+        for source, target in zip(
+            (authority.ca, *authority.certificate("node", "IP:127.0.0.1")), files, strict=True
+        ):
+            shutil.copy(source, target + ".new")
+            os.replace(target + ".new", target)
+
+    install(before)
+    tls = (
+        "--rpc-tls-ca-path", files[0], "--rpc-tls-cert-path", files[1],
+        "--rpc-tls-key-path", files[2],
+    )  # fmt: skip
+    node = cluster.start("log,query", *tls)
+    frontend = cluster.frontend(node, node, *tls)
+    path = fill(frontend, "secret", 20)
+    assert frontend.call("GET", f"{path}/count") == 20
+    install(after)
+    until(lambda: "connections to other processes are made anew" in frontend.log_path.read_text())
+    assert node.rpc is not None
+    assert node.stop() == 0
+    cluster.start("log,query", "--rpc-port", node.rpc.rpartition(":")[2], *tls)
+    assert frontend.call("GET", f"{path}/count") == 20
+    assert frontend.call("POST", f"{path}/delete", {"ids": ["r1"]})["deleted"] == 1
 
 
 class TestEnd:
@@ -344,7 +383,7 @@ def test_failed_starts_say_why_without_a_traceback(tmp_path: Path) -> None:
         data = str(tmp_path / "data")
         taken_text = f"cannot listen on 127.0.0.1:{port}: Address already in use"
         for arguments, status, reason in (
-            (("--path", str(file)), 1, str(file)),
+            (("--path", str(file)), 2, str(file)),
             (("--path", data, "--port", port), 1, f"ochredb: host, port: {taken_text}"),
             (("--path", data, "--roles", "query", "--rpc-port", port), 1,
              f"rpc_host, rpc_port: {taken_text}"),

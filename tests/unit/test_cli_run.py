@@ -75,14 +75,14 @@ def test_failed_starts_say_why_without_a_traceback(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         taken.listen()
         port = str(taken.getsockname()[1])
-        for arguments, reason in (
-            (("--path", str(file), "--port", "0"), str(file)),
-            (("--path", str(tmp_path / "data"), "--port", port), f"127.0.0.1:{port}"),
+        for arguments, status, reason in (
+            (("--path", str(file), "--port", "0"), 2, str(file)),
+            (("--path", str(tmp_path / "data"), "--port", port), 1, f"127.0.0.1:{port}"),
         ):
             done = subprocess.run(
                 command(*arguments), capture_output=True, text=True, env=environment(), timeout=60
             )
-            assert done.returncode == 1
+            assert done.returncode == status
             assert done.stderr.startswith("ochredb: ") and reason in done.stderr
             assert "Traceback" not in done.stderr
             assert done.stdout == ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
+import random
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -15,11 +15,17 @@ import pytest
 
 from ochredb.cancel import Cancel
 from ochredb.clock import SystemClock
+from ochredb.cluster.membership import StaticMembership
+from ochredb.cluster.nodes import Nodes
 from ochredb.errors import InvalidArgument, Unavailable
 from ochredb.peers import QueryNode
+from ochredb.pem import check_authority, check_pair
+from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.server import RpcServer
+from ochredb.rpc.tls import ClientFiles
 from ochredb_query.grpc import QueryServicer
+from tests.components.certificates import Authority, openssl
 
 from .rpc_kernel import connected
 
@@ -31,50 +37,14 @@ class _Counting:
         return 7
 
 
-@dataclass(frozen=True, slots=True)
-class _Authority:
-    """A certificate authority of the test's own, in a folder."""
-
-    folder: Path
-
-    @property
-    def ca(self) -> str:
-        return str(self.folder / "ca.pem")
-
-    def certificate(self, name: str, address: str) -> tuple[str, str]:
-        """A certificate for `address` ("IP:127.0.0.1" or "DNS:name") and its key, as paths."""
-        key, request = self.folder / f"{name}.key", self.folder / f"{name}.csr"
-        certificate, extension = self.folder / f"{name}.pem", self.folder / f"{name}.ext"
-        extension.write_text(f"subjectAltName={address}\n")
-        _openssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-                 "-nodes", "-keyout", str(key), "-out", str(request),
-                 "-subj", f"/CN={name}")  # fmt: skip
-        _openssl("x509", "-req", "-in", str(request), "-CA", self.ca,
-                 "-CAkey", str(self.folder / "ca.key"), "-CAcreateserial", "-days", "2",
-                 "-extfile", str(extension), "-out", str(certificate))  # fmt: skip
-        return str(certificate), str(key)
-
-
-def _openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
-
-
-def _authority(folder: Path) -> _Authority:
-    folder.mkdir()
-    _openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-             "-nodes", "-keyout", str(folder / "ca.key"), "-out", str(folder / "ca.pem"),
-             "-days", "2", "-subj", "/CN=authority")  # fmt: skip
-    return _Authority(folder)
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.make(tmp_path_factory.mktemp("tls") / "ours")
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> _Authority:
-    return _authority(tmp_path_factory.mktemp("tls") / "ours")
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> _Authority:
-    return _authority(tmp_path_factory.mktemp("tls") / "theirs")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.make(tmp_path_factory.mktemp("tls") / "theirs")
 
 
 @contextlib.contextmanager
@@ -96,20 +66,20 @@ def _answers(address: str, config: RpcConfig) -> bool:
             return False
 
 
-def _config(authority: _Authority, name: str, *, mutual: bool) -> RpcConfig:
+def _config(authority: Authority, name: str, *, mutual: bool) -> RpcConfig:
     certificate, key = authority.certificate(name, "IP:127.0.0.1")
     ca = authority.ca if mutual else None
     return RpcConfig(tls_cert_path=certificate, tls_key_path=key, tls_ca_path=ca)
 
 
-def test_a_server_with_a_certificate(authority: _Authority, stranger: _Authority) -> None:
+def test_a_server_with_a_certificate(authority: Authority, stranger: Authority) -> None:
     with _server(_config(authority, "server", mutual=False)) as server:
         assert _answers(server.address, RpcConfig(tls_ca_path=authority.ca))
         assert not _answers(server.address, RpcConfig(tls_ca_path=stranger.ca))
         assert not _answers(server.address, RpcConfig()), "without TLS"
 
 
-def test_a_server_that_wants_certificates(authority: _Authority, stranger: _Authority) -> None:
+def test_a_server_that_wants_certificates(authority: Authority, stranger: Authority) -> None:
     ours = _config(authority, "mutual", mutual=True)
     with _server(ours) as server:
         assert _answers(server.address, ours)
@@ -119,7 +89,7 @@ def test_a_server_that_wants_certificates(authority: _Authority, stranger: _Auth
         assert not _answers(server.address, theirs), "one of another authority"
 
 
-def test_the_name_in_the_certificate_counts(authority: _Authority) -> None:
+def test_the_name_in_the_certificate_counts(authority: Authority) -> None:
     certificate, key = authority.certificate("named", "DNS:query.ochredb.local")
     with _server(RpcConfig(tls_cert_path=certificate, tls_key_path=key)) as server:
         client = RpcConfig(tls_ca_path=authority.ca)
@@ -128,7 +98,7 @@ def test_the_name_in_the_certificate_counts(authority: _Authority) -> None:
         assert _answers(server.address, replace(client, tls_server_name="query.ochredb.local"))
 
 
-def test_renewed_files_are_noticed(authority: _Authority, stranger: _Authority) -> None:
+def test_renewed_files_are_noticed(authority: Authority, stranger: Authority) -> None:
     config = _config(authority, "renewed", mutual=False)
     before, after = (RpcConfig(tls_ca_path=each.ca) for each in (authority, stranger))
     with _server(config) as server:
@@ -143,7 +113,7 @@ def test_renewed_files_are_noticed(authority: _Authority, stranger: _Authority) 
         assert _answers(server.address, after), "files that are gone for a moment"
 
 
-def test_files_that_cannot_be_read(authority: _Authority, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(authority: Authority, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.pem")
     server = RpcServer(RpcConfig(tls_cert_path=missing, tls_key_path=missing), clock=SystemClock())
     with pytest.raises(InvalidArgument, match="missing"):
@@ -152,7 +122,79 @@ def test_files_that_cannot_be_read(authority: _Authority, tmp_path: Path) -> Non
         RpcConfig(tls_cert_path=missing)
 
 
-def test_threads_end_with_their_server(authority: _Authority) -> None:
+def test_files_that_are_no_certificates_are_named(authority: Authority, tmp_path: Path) -> None:
+    certificate, key = authority.certificate("good", "IP:127.0.0.1")
+    _, other_key = authority.certificate("other", "IP:127.0.0.1")
+    empty, locked = tmp_path / "empty.pem", tmp_path / "locked.key"
+    empty.write_text("")
+    openssl("ec", "-in", key, "-aes128", "-passout", "pass:x", "-out", str(locked))
+    check_pair(certificate, key)
+    check_authority(authority.ca)
+    for pair, named in (
+        ((str(empty), key), f"{empty} holds no certificate"),
+        ((certificate, str(empty)), f"{empty} holds no key"),
+        ((certificate, other_key), f"{other_key} holds no key .* of the certificate"),
+        ((certificate, str(locked)), f"{locked} holds no key .*not encrypted"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            check_pair(*pair)
+        config = RpcConfig(tls_cert_path=pair[0], tls_key_path=pair[1])
+        with pytest.raises(InvalidArgument, match=named):
+            RpcServer(config, clock=SystemClock()).start()
+        with pytest.raises(InvalidArgument, match=named):
+            ClientFiles(config)
+    with pytest.raises(ValueError, match=r"none holds no key .*No such file"):
+        check_pair(certificate, str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"empty\.pem holds no certificate"):
+        check_authority(str(empty))
+
+
+def test_clients_are_made_anew_when_files_are_renewed(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The calls of the old ones end on them."""
+    config = _config(authority, "client", mutual=True)
+    assert config.tls_key_path is not None
+    files = ClientFiles(config)
+    made: list[str] = []
+    closed: list[str] = []
+
+    def connect(_address: str) -> str:
+        made.append(f"client {len(made)}")
+        return made[-1]
+
+    nodes = Nodes(
+        StaticMembership({"a": "h:1"}), connect,
+        clock=SystemClock(), rng=random.Random(1), close=closed.append,
+    )  # fmt: skip
+    (old,) = nodes.ordered("c")
+    old.trying()
+    assert (old.client, files.are_renewed()) == ("client 0", False)
+    os.replace(authority.certificate("another", "IP:127.0.0.1")[1], config.tls_key_path)
+    assert not files.are_renewed(), "it is not the certificate's key"
+    assert "the old TLS files are kept" in caplog.text
+    _config(authority, "client", mutual=True)
+    assert files.are_renewed()
+    assert not files.are_renewed()
+    nodes.renew()
+    (fresh,) = nodes.ordered("c")
+    assert (fresh.client, closed) == ("client 1", [])
+    old.succeeded()
+    assert closed == ["client 0"]
+    nodes.close()
+    assert closed == made
+
+
+def test_a_client_whose_files_are_gone_says_so(authority: Authority) -> None:
+    config = _config(authority, "gone", mutual=True)
+    assert config.tls_key_path is not None
+    os.remove(config.tls_key_path)
+    with pytest.raises(Unavailable, match=r"gone\.key cannot be read: No such file") as caught:
+        channel("127.0.0.1:1", config)
+    assert caught.value.detail["unreachable"], "another node may be asked"
+
+
+def test_threads_end_with_their_server(authority: Authority) -> None:
     def ours() -> list[str]:
         return [each.name for each in threading.enumerate() if each.name.startswith("rpc-")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import socket
 import tomllib
 from dataclasses import fields
@@ -18,6 +19,7 @@ from ochredb_node.serve_settings import ServeSettings
 from ochredb_node.settings import SettingsError, add_arguments, load_table
 from ochredb_node.urls import without_password
 from ochredb_node.worker import worker_config
+from tests.components.certificates import Authority
 
 NODES: dict[str, Any] = {"log_nodes": "static:a=127.0.0.1:1", "query_nodes": "static:a=127.0.0.1:1"}
 SHARED: dict[str, Any] = {"catalog_url": "postgresql://db/ochre", "object_store_url": "s3://bucket"}
@@ -89,7 +91,12 @@ def test_secrets_are_not_in_the_text_of_settings() -> None:
         ({"drain_timeout_s": 0.0}, "drain_timeout_s must be above 0, not 0.0"),
         ({"deadline_s": 301.0}, "deadline_s must be at most 300, not 301.0"),
         ({"compactor_workers": -1}, "compactor_workers must be at least 0, not -1"),
-        ({"gc_grace_s": -1.0}, "gc_grace_s must be at least 0, not -1.0"),
+        (
+            {"gc_grace_s": 59.0},
+            "gc_grace_s must be at least twice deadline_s, 60, so that no request outlives what it"
+            " reads, not 59.0",
+        ),
+        ({"gc_grace_s": 100.0, "deadline_s": 50.5}, "gc_grace_s must be at least twice"),
         ({"cache_bytes": 5}, "cache_bytes must be at least 67108864, not 5"),
         ({"query_memory_bytes": 5}, "query_memory_bytes must be at least 1048576, not 5"),
         ({"spread_bytes": -1}, "spread_bytes must be at least 0, not -1"),
@@ -162,10 +169,32 @@ def test_what_cannot_be_right_is_refused(given: dict[str, Any], problem: str) ->
     assert "pw" not in str(caught.value)
 
 
+def test_a_file_that_is_no_certificate_is_refused_with_its_setting(tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path / "ours")
+    certificate, key = authority.certificate("node", "DNS:node")
+    empty = tmp_path / "empty.pem"
+    empty.write_text("")
+    bucket: dict[str, Any] = {"object_store_url": "s3://bucket"}
+    for given, problem in (
+        (
+            {"rpc_tls_cert_path": certificate, "rpc_tls_key_path": str(empty)},
+            f"rpc_tls_cert_path, rpc_tls_key_path: {empty} holds no key",
+        ),
+        (
+            {"rpc_tls_cert_path": key, "rpc_tls_key_path": key},
+            f"rpc_tls_cert_path, rpc_tls_key_path: {key} holds no certificate",
+        ),
+        ({"rpc_tls_ca_path": str(empty)}, f"rpc_tls_ca_path: {empty} holds no certificate"),
+        ({**bucket, "s3_ca_path": str(empty)}, f"s3_ca_path: {empty} holds no certificate"),
+    ):
+        with pytest.raises(SettingsError, match=f"^{re.escape(problem)}"):
+            ServeSettings(**given)
+
+
 def test_what_is_right_is_taken(tmp_path: Path) -> None:
-    pem = tmp_path / "some.pem"
-    pem.write_text("")
-    tls: dict[str, Any] = {"rpc_tls_cert_path": str(pem), "rpc_tls_key_path": str(pem)}
+    authority = Authority.make(tmp_path / "ours")
+    certificate, key = authority.certificate("node", "DNS:node")
+    tls: dict[str, Any] = {"rpc_tls_cert_path": certificate, "rpc_tls_key_path": key}
     for given in (
         {"roles": "frontend", **NODES},
         {"roles": "frontend", **SHARED, "log_nodes": "kubernetes:log:1", "query_nodes": "dns:q:1"},
@@ -173,7 +202,7 @@ def test_what_is_right_is_taken(tmp_path: Path) -> None:
         {"roles": "query", "host": "0.0.0.0"},  # Does not listen there.
         {"roles": "frontend", **NODES, "rpc_host": "0.0.0.0"},  # Nor does this.
         {"roles": "log", "rpc_host": "0.0.0.0", "rpc_token": "t"},
-        {"roles": "log", "rpc_host": "0.0.0.0", **tls, "rpc_tls_ca_path": str(pem)},
+        {"roles": "log", "rpc_host": "0.0.0.0", **tls, "rpc_tls_ca_path": authority.ca},
         {"roles": "log", "rpc_host": "0.0.0.0", "insecure": True},
     ):
         ServeSettings(**given)
@@ -234,8 +263,10 @@ def test_settings_reach_the_node() -> None:
     assert worker_config(config, 3, "1").cache_path == "/c/worker-1"
     assert worker_config(config, 3, "1").roles == {Role.COMPACTOR}
     assert "postgresql" not in repr(config)
-    local = node_config(ServeSettings(path="/p", gc_grace_s=5.0, roles="frontend", **NODES))
+    eager: dict[str, Any] = {"gc_grace_s": 5.0, "deadline_s": 2.5}
+    local = node_config(ServeSettings(path="/p", roles="frontend", **eager, **NODES))
     assert (local.path, local.s3, local.compactor.grace_s) == ("/p", None, 5.0)
+    assert node_config(ServeSettings(path="/p", deadline_s=200.0)).compactor.grace_s == 400.0
     assert local.frontend.read_threads == 64, "they wait for other processes"
     assert node_config(ServeSettings(redis_url="redis://:pw@h:1")).redis is not None
 

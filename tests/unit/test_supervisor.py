@@ -115,3 +115,18 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     until(lambda: len(list(tmp_path.glob("ended-*"))) == 2)
+
+
+def test_what_workers_say_they_have_inserted_is_counted(tmp_path: Path) -> None:
+    """Those that have ended included: each says what it did since its own start."""
+    script = PATIENT.replace("sys.stdin", 'os.write(1, b"graph_insertions 3\\nx\\n")\nsys.stdin')
+    script = script.replace("sys.stdin", 'os.write(1, b"graph_insertions 5\\n")\nsys.stdin', 1)
+    supervisor = make(tmp_path, script, 2)
+    supervisor.start()
+    try:
+        until(lambda: supervisor.graph_insertions == 10)
+        os.kill(pids(tmp_path, 0)[0], signal.SIGKILL)
+        until(lambda: supervisor.graph_insertions == 15)
+    finally:
+        supervisor.stop(10)
+    assert supervisor.graph_insertions == 15

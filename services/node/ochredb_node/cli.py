@@ -21,7 +21,7 @@ from ochredb_node import (
     cli_repair,
     cli_vacuum,
 )
-from ochredb_node.cli_common import FAILURE, USAGE_ERROR, failed
+from ochredb_node.cli_common import USAGE_ERROR, failed, start_failed
 from ochredb_node.memory import ShortCollections, tune_allocator
 from ochredb_node.settings import (
     WORKER_VARIABLE,
@@ -179,7 +179,7 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         node = Node(node_config(settings), tidy=tidy, delegate=helper.takes)
         node.start()
     except (OchreError, OSError) as error:
-        return failed(error, FAILURE)
+        return start_failed(error)
     collections.start()
     app = App(node.frontend)
     app.metrics.counter(
@@ -222,7 +222,7 @@ def serve(settings: ServeSettings, command: Sequence[str]) -> int:
     try:
         config = node_config(settings)
     except OchreError as error:  # A package is missing.
-        return failed(error, FAILURE)
+        return start_failed(error)
     worker = os.environ.get(WORKER_VARIABLE)
     if worker is not None:
         from ochredb_node.worker import work, worker_config

@@ -10,6 +10,13 @@ from typing import Any
 USAGE_ERROR, FAILURE = 2, 1
 
 
+def start_failed(error: Exception) -> int:
+    """Tell why a process did not start; the status says whether only other settings would help."""
+    from ochredb.errors import InvalidArgument
+
+    return failed(error, USAGE_ERROR if isinstance(error, InvalidArgument) else FAILURE)
+
+
 def failed(reason: object, status: int) -> int:
     """Tell why on standard error; returns the status."""
     if isinstance(reason, OSError) and reason.filename is None:

@@ -5,8 +5,9 @@ Each is routed: a client for each member, the collection's own member first (`oc
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,10 +19,14 @@ from ochredb_node.config import NodeConfig
 from ochredb_node.roles import Role
 
 if TYPE_CHECKING:
+    from ochredb.cluster.budget import Counted
     from ochredb.cluster.nodes import Nodes
     from ochredb.peers import DistantQueryNode
     from ochredb.rpc.query_client import QueryClient
+    from ochredb.rpc.tls import ClientFiles
     from ochredb_query.scatter import Scatter
+
+log = logging.getLogger("ochredb.node")
 
 _T = TypeVar("_T")
 
@@ -30,14 +35,24 @@ _T = TypeVar("_T")
 class Peers:
     """None: this process has the role itself, or does not need it.
 
-    scatter: of a query node, to all others.
+    scatter: of a query node, to all others. counted: what was sent to any of them.
     """
 
     log: Log | None = None
     query: Query | None = None
     compactor: Compactor | None = None
     scatter: Scatter | None = None
+    counted: Counted | None = None
+    nodes: Sequence[Nodes[Any]] = ()
+    files: ClientFiles | None = None
     closing: ExitStack = field(default_factory=ExitStack)
+
+    def renew(self) -> None:
+        """Connect anew if certificates were replaced. Cost: a look at each file."""
+        if self.files is not None and self.files.are_renewed():
+            log.info("certificates were replaced: connections to other processes are made anew")
+            for nodes in self.nodes:
+                nodes.renew()
 
     def close(self) -> None:
         """Let go of all clients. Idempotent."""
@@ -74,6 +89,7 @@ class _Connecting:
         self._name = config.name
         self._clock, self._ids, self._rng = clock, ids, rng
         self._budget = RetryBudget(clock)
+        self._made: list[Nodes[Any]] = []
         self._closing = ExitStack()
 
     def connect(
@@ -86,11 +102,21 @@ class _Connecting:
                 query=None if is_reader else self._query(query_nodes),
                 compactor=self._compactor(compactor_nodes),
                 scatter=self._scatter(query_nodes) if is_reader else None,
+                counted=self._budget.counted,
+                nodes=self._made,
+                files=self._files(),
                 closing=self._closing,
             )
         except BaseException:
             self._closing.close()
             raise
+
+    def _files(self) -> ClientFiles | None:
+        if not self._rpc.has_tls:
+            return None
+        from ochredb.rpc.tls import ClientFiles
+
+        return ClientFiles(self._rpc)
 
     def _log(self, setting: str | None) -> Log | None:
         if setting is None:
@@ -158,4 +184,5 @@ class _Connecting:
 
         nodes = Nodes(membership, client, clock=self._clock, rng=self._rng, close=close)
         self._closing.callback(nodes.close)
+        self._made.append(nodes)
         return nodes

@@ -22,14 +22,14 @@ from ochredb.ids import IdSource
 from ochredb.metrics import Metrics
 from ochredb_frontend.app import App
 from ochredb_frontend.server import Server, listen, url_of
-from ochredb_node.cli_common import FAILURE, failed
+from ochredb_node.cli_common import start_failed
 from ochredb_node.config import NodeConfig
 from ochredb_node.figures import publish
 from ochredb_node.health import HealthListener
 from ochredb_node.memory import ShortCollections
 from ochredb_node.node import Node
 from ochredb_node.patience import Signals, started
-from ochredb_node.peers import connect
+from ochredb_node.peers import Peers, connect
 from ochredb_node.roles import names_of
 from ochredb_node.serve_settings import ServeSettings
 from ochredb_node.supervisor import Supervisor
@@ -51,7 +51,7 @@ def serve(settings: ServeSettings, config: NodeConfig, command: Sequence[str]) -
         try:
             Process(settings, config, command, closing).run()
         except (OchreError, OSError) as error:
-            return failed(error, FAILURE)
+            return start_failed(error)
     return 0
 
 
@@ -71,6 +71,7 @@ class Process:
         self._is_listening = False
         self._metrics = Metrics()
         self._node: Node | None = None
+        self._peers = Peers()
         self._server: Server | None = None
         self._rpc: RpcServer | None = None
         self._supervisor: Supervisor | None = None
@@ -92,7 +93,7 @@ class Process:
         if rest_sock is not None:
             self._open_rest(self._node, rest_sock, health_sock)
         self._open_others(self._node)
-        publish(self._metrics, self._node, self._supervisor, self._is_ready)
+        publish(self._metrics, self._node, self._peers, self._supervisor, self._is_ready)
         drainer = threading.Thread(target=self._drain, args=(self._node,), name="drain")
         drainer.start()
         try:
@@ -121,14 +122,19 @@ class Process:
         clock, ids = self._clock, IdSource(self._clock)
         peers = connect(self._config, clock=clock, ids=ids, rng=self._rng)
         self._closing.callback(peers.close)
+        self._peers = peers
         collections = ShortCollections(clock)
+
+        def tidy(idle: bool) -> None:
+            peers.renew()
+            collections.tidy(idle=idle)
 
         def make() -> Node:
             return Node(
                 self._config,
                 clock=clock,
                 peers=peers,
-                tidy=lambda idle: collections.tidy(idle=idle),
+                tidy=tidy,
             )
 
         node = started(make, self._signals, self._rng)

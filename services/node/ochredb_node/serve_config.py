@@ -29,13 +29,15 @@ def in_cluster(config: NodeConfig, settings: ServeSettings) -> NodeConfig:
     """config: what the settings mean that `ochredb run` has too. Raises SettingsError."""
     roles = settings.role_set
     frontend = config.frontend
-    compactor = replace(config.compactor, memory_bytes=settings.compactor_memory_bytes)
+    grace_s = settings.gc_grace_s
+    if grace_s is None:
+        least_s = config.compactor.grace_s if settings.object_store_url is None else _S3_GRACE_S
+        grace_s = max(least_s, 2 * settings.deadline_s)
+    compactor = replace(
+        config.compactor, memory_bytes=settings.compactor_memory_bytes, grace_s=grace_s
+    )
     if settings.read_threads is None and Role.QUERY not in roles:
         frontend = replace(frontend, read_threads=_REMOTE_READ_THREADS)
-    if settings.gc_grace_s is not None:
-        compactor = replace(compactor, grace_s=settings.gc_grace_s)
-    elif settings.object_store_url is not None:
-        compactor = replace(compactor, grace_s=_S3_GRACE_S)
     is_all_elsewhere = None not in (settings.catalog_url, settings.object_store_url)
     return replace(
         config,

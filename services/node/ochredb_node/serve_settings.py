@@ -128,7 +128,9 @@ class ServeSettings(Settings):
         None, "memory for the jobs of one such process, about (default: whatever they need)"
     )
     gc_grace_s: float | None = setting(
-        None, "an unreferenced object is kept so many seconds (default: 60; in S3 600)"
+        None,
+        "an unreferenced object is kept so many seconds: at least twice deadline_s (default: 60;"
+        " in S3 600)",
     )
 
     def __post_init__(self) -> None:
@@ -144,7 +146,12 @@ class ServeSettings(Settings):
             raise SettingsError(
                 f"deadline_s must be at most {_DEADLINE_S_MAX:g}, not {self.deadline_s}"
             )
-        check_at_least(self, 0, "compactor_workers", "gc_grace_s")
+        check_at_least(self, 0, "compactor_workers")
+        if self.gc_grace_s is not None and not self.gc_grace_s >= 2 * self.deadline_s:
+            raise SettingsError(
+                f"gc_grace_s must be at least twice deadline_s, {2 * self.deadline_s:g}, so that no"
+                f" request outlives what it reads, not {self.gc_grace_s}"
+            )
         check_at_least(self, 64 * _MIB, "cache_bytes")
         check_at_least(self, _MIB, "query_memory_bytes", "compactor_memory_bytes")
         check_at_least(self, 0, "spread_bytes")
@@ -257,6 +264,21 @@ class ServeSettings(Settings):
                     pass
             except OSError as error:
                 raise SettingsError(f"{name} {path}: {error.strerror}") from None
+        if self.rpc_tls_cert_path or self.rpc_tls_ca_path or self.s3_ca_path:
+            self._check_pem()
+
+    def _check_pem(self) -> None:
+        from ochredb.pem import check_authority, check_pair  # Late: OpenSSL.
+
+        names = "rpc_tls_cert_path, rpc_tls_key_path"
+        try:
+            if self.rpc_tls_cert_path is not None and self.rpc_tls_key_path is not None:
+                check_pair(self.rpc_tls_cert_path, self.rpc_tls_key_path)
+            for names in ("rpc_tls_ca_path", "s3_ca_path"):
+                if (path := getattr(self, names)) is not None:
+                    check_authority(path)
+        except ValueError as error:
+            raise SettingsError(f"{names}: {error}") from None
 
     def _check_rpc_listens_safely(self) -> None:
         mutual = self.rpc_tls_cert_path is not None and self.rpc_tls_ca_path is not None

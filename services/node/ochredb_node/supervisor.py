@@ -25,6 +25,7 @@ from ochredb_node.settings import WORKER_VARIABLE
 log = logging.getLogger("ochredb.node")
 
 PAUSE, RESUME = b"pause", b"resume"  # Lines that a worker reads.
+INSERTED = b"graph_insertions "  # Begins a line that a worker writes: so many since its start.
 _PAUSE_S, _PAUSE_S_MAX = 0.5, 30.0
 _STEADY_AFTER_S = 60.0  # Having lived so long, a worker's earlier failures count no more.
 
@@ -44,10 +45,11 @@ class Supervisor:
         """command: this process's own, without the interpreter. is_paused: see `pause`."""
         self._command, self._count = list(command), count
         self._clock, self._rng = clock, rng
-        self._lock = threading.Lock()  # Guards the next three.
+        self._lock = threading.Lock()  # Guards the next four.
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._is_paused = is_paused
-        self.restarts = 0  # Of all workers, since the start.
+        self.graph_insertions = 0  # Of all workers, since the start.
+        self.restarts = 0  # Likewise.
         self._stopping = threading.Event()
         self._stopping_s = 0.0  # Since when.
         self._threads = [
@@ -130,7 +132,7 @@ class Supervisor:
                     [sys.executable, *self._command],
                     env={**os.environ, WORKER_VARIABLE: str(number)},
                     stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
                     process_group=0,
                 )
             except OSError as error:  # No memory, no more processes: as if it had ended at once.
@@ -139,6 +141,13 @@ class Supervisor:
             self._processes[number] = process
             _tell(process, PAUSE if self._is_paused else RESUME)  # A worker waits for this.
         with process:  # Its standard input stays open until it ends.
+            assert process.stdout is not None
+            known = 0
+            for line in process.stdout:
+                if line.startswith(INSERTED):
+                    before, known = known, int(line.removeprefix(INSERTED))
+                    with self._lock:
+                        self.graph_insertions += known - before
             return process.wait()
 
 

@@ -5,6 +5,7 @@ Several share one catalog, with one another and with other machines; see `superv
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -14,15 +15,17 @@ from dataclasses import replace
 from ochredb.clock import SystemClock
 from ochredb.errors import OchreError
 from ochredb_compactor.service import CompactorService
-from ochredb_node.cli_common import FAILURE, failed
+from ochredb_node.cli_common import start_failed
 from ochredb_node.config import NodeConfig
 from ochredb_node.memory import ShortCollections
 from ochredb_node.node import Node
 from ochredb_node.patience import Signals, started
 from ochredb_node.roles import Role
-from ochredb_node.supervisor import PAUSE
+from ochredb_node.supervisor import INSERTED, PAUSE
 
 log = logging.getLogger("ochredb.node")
+
+_OUTPUT = 1  # The standard output.
 
 
 def worker_config(config: NodeConfig, count: int, number: str) -> NodeConfig:
@@ -51,25 +54,30 @@ def work(config: NodeConfig, drain_timeout_s: float) -> int:
     # It begins to work when the parent has said so.
     waiting = replace(config, compactor=replace(config.compactor, paused=True))
 
+    def tidy(idle: bool) -> None:
+        parent.tell()
+        collections.tidy(idle=idle)
+
     def make() -> Node:
-        return Node(waiting, tidy=lambda idle: collections.tidy(idle=idle))
+        return Node(waiting, tidy=tidy)
 
     try:
         node = started(make, signals, random.Random())
     except (OchreError, OSError) as error:
-        return failed(error, FAILURE)
+        return start_failed(error)
     if node is not None:
         collections.start()
         parent.obey(node.compactor)
         signals.stopping.wait()
         node.compactor.drain(0.0 if orphaned.is_set() else drain_timeout_s)
         node.close()
+        parent.tell()
     return 0
 
 
 class _Parent:
     """Reads what the parent writes to the standard input, which ends with the parent: at first, and
-    whenever that changes, whether to pause."""
+    whenever that changes, whether to pause. Writes to the standard output what it has done."""
 
     def __init__(self, stopping: threading.Event, orphaned: threading.Event) -> None:
         self._stopping, self._orphaned = stopping, orphaned
@@ -77,6 +85,8 @@ class _Parent:
         self._is_paused = False
         self._compactor: CompactorService | None = None
         self._told = threading.Event()
+        self._insertions = 0  # As the parent was told.
+        os.set_blocking(_OUTPUT, False)
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
 
     def obey(self, compactor: CompactorService) -> None:
@@ -85,6 +95,16 @@ class _Parent:
         with self._lock:
             self._compactor = compactor
             self._act()
+
+    def tell(self) -> None:
+        """How many vectors were inserted into graphs, if that has changed."""
+        inserted = 0 if self._compactor is None else self._compactor.graph_insertions
+        if inserted == self._insertions:
+            return
+        # One that is frozen, or gone, is not waited for.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(_OUTPUT, INSERTED + b"%d\n" % inserted)
+            self._insertions = inserted
 
     def _listen(self) -> None:
         # Unbuffered: a buffer's lock, held here at the process's end, would be fatal.

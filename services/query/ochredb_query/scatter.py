@@ -144,6 +144,7 @@ class Scatter:
         self._nodes.refresh()
         # Without a token no second node is bothered: this one can do it.
         while (node := self.next(request, passed)) is not None and self._budget.take():
+            self._budget.counted.repeat()
             started_s = self.now_s()
             node.trying()
             try:

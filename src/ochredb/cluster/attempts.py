@@ -125,6 +125,7 @@ class Attempts(Generic[T]):
             node = self._left.popleft()
             if self._passes == 1 or not node.is_open:
                 self._is_waiting = False
+                self._budget.counted.repeat()
                 return node, 0.0
         pause_s = self._pause_s()
         self._waited_s += pause_s

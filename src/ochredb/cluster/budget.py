@@ -44,10 +44,34 @@ class TokenBucket:
             return True
 
 
+class Counted:
+    """Calls to other processes since the start. Thread-safe.
+
+    repeats: made after another attempt had failed, or, of a share of a read, was late.
+    hedges: reads made beside one that took long.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.repeats = self.hedges = 0
+
+    def repeat(self) -> None:
+        with self._lock:
+            self.repeats += 1
+
+    def hedge(self) -> None:
+        with self._lock:
+            self.hedges += 1
+
+
 class RetryBudget(TokenBucket):
-    """Of one process, for all that it repeats: a fifth of its requests, and five a second."""
+    """Of one process, for all that it repeats: a fifth of its requests, and five a second.
+
+    counted: what was sent beyond the first attempts, whatever paid for it.
+    """
 
     def __init__(self, clock: Clock) -> None:
+        self.counted = Counted()
         super().__init__(
             clock,
             share=_RETRY_SHARE,

@@ -139,6 +139,7 @@ class Race(Generic[T, R]):
                 return True
             self._second_cancel, self._second_ended = cancel, ended
         if self._hedging.helpers.run(lambda: self._run_second(cancel, ended)):
+            self._hedging.budget.counted.hedge()
             return True
         with self._lock:
             self._second_cancel = self._second_ended = None

@@ -182,6 +182,21 @@ class Nodes(Generic[T]):
             return sorted(found, key=lambda node: node.is_open)
         return found
 
+    @property
+    def open_circuits(self) -> int:
+        """How many of the nodes have failed and not answered since."""
+        with self._lock:
+            return sum(node._failures > 0 for node in self._nodes.values())
+
+    def renew(self) -> None:
+        """Make all clients anew, as the certificates are others; calls that run end on the old."""
+        with self._lock:
+            gone = list(self._nodes.values())
+            self._nodes = {node.name: Node(self, node.name, node.address) for node in gone}
+            self._orders = {}
+        for node in gone:
+            node.leave()
+
     def refresh(self) -> None:
         """A request failed: have the membership look again. Returns at once."""
         self._membership.refresh()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 
+from ochredb.errors import Unavailable
 from ochredb.rpc.config import RpcConfig
 
 
@@ -11,7 +12,8 @@ def channel(address: str, config: RpcConfig) -> grpc.Channel:
     """address: "host:port". Its calls fail at once while nobody listens there; it reconnects.
 
     Nothing is repeated by itself, nothing goes through a proxy. Certificates are read here: a
-    channel that shall show renewed ones is made anew. Raises OSError if they cannot be read.
+    channel that shall show renewed ones is made anew (`tls.ClientFiles`). Raises Unavailable if
+    they cannot be read.
     """
     options: list[tuple[str, str | int]] = [
         *connection_options(config),
@@ -55,7 +57,12 @@ def connection_options(config: RpcConfig) -> list[tuple[str, str | int]]:
 
 
 def read_pem(path: str | None) -> bytes | None:
+    """Raises Unavailable that names the file: it may be in the course of being replaced."""
     if path is None:
         return None
-    with open(path, "rb") as file:
-        return file.read()
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        text = f"the TLS file {path} cannot be read: {error.strerror}"
+        raise Unavailable(text, unreachable=True) from error
