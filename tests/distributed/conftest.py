@@ -53,15 +53,21 @@ def bucket(ceph: CephServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def components(ceph: CephServer) -> Iterator[Components]:
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """One server, a database for whoever wants one. Who stops it starts it again."""
+    server = PostgresServer.start(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def components(ceph: CephServer, postgres: PostgresServer) -> Iterator[Components]:
     """Who stops one of them starts it again."""
     root = components_folder()
-    postgres = PostgresServer.start(root / "postgres")
     redis = RedisServer.start(root / "redis")
     ceph.create_bucket(BUCKET)
     yield Components(root, postgres, ceph, redis)
     redis.stop()
-    postgres.stop()
     shutil.rmtree(root, ignore_errors=True)
 
 

@@ -23,17 +23,10 @@ from tests.unit.kernel import add_rows, ids_of, make_collection
 WAIT_S = 90.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    server = PostgresServer.start(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def start(server: PostgresServer, tmp_path: Path) -> Iterator[Callable[..., Node]]:
+def start(postgres: PostgresServer, tmp_path: Path) -> Iterator[Callable[..., Node]]:
     """Nodes on one empty catalog and one directory of objects; compactors have threads."""
-    url = server.create_database(f"compactors-{tmp_path.name}")
+    url = postgres.create_database(f"compactors-{tmp_path.name}")
     started: list[Node] = []
 
     def start(*, compacts: bool = True, config: CompactorConfig | None = None) -> Node:

@@ -53,13 +53,6 @@ class LogNode:
         self.database.close()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    server = PostgresServer.start(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore(CLOCK)
@@ -67,10 +60,10 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 def start(
-    server: PostgresServer, store: MemoryStore, request: pytest.FixtureRequest
+    postgres: PostgresServer, store: MemoryStore, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., LogNode]]:
     """Log nodes that share an empty catalog and a store."""
-    url = server.create_database(f"log{IDS.uuid7()}")
+    url = postgres.create_database(f"log{IDS.uuid7()}")
     started: list[LogNode] = []
 
     def start(limits: BacklogLimits | None = None, **config: Any) -> LogNode:
@@ -168,7 +161,7 @@ def test_two_nodes_write_the_same_and_other_collections(
 
 @pytest.mark.parametrize("large", [False, True])
 def test_exactly_once_while_connections_are_ended(
-    start: Callable[..., LogNode], store: MemoryStore, server: PostgresServer, large: bool
+    start: Callable[..., LogNode], store: MemoryStore, postgres: PostgresServer, large: bool
 ) -> None:
     nodes = [start(inline_bytes_max=0 if large else None) for _ in range(2)]
     collection = _collection(nodes[0])
@@ -179,11 +172,11 @@ def test_exactly_once_while_connections_are_ended(
         nonlocal ended
         rng = random.Random(7)
         while not over.is_set():
-            rows = server.execute(
+            rows = postgres.execute(
                 "SELECT pid FROM pg_stat_activity WHERE application_name = 'ochredb'"
             )
             for (pid,) in rng.sample(rows, min(2, len(rows))):
-                server.execute(f"SELECT pg_terminate_backend({pid})")
+                postgres.execute(f"SELECT pg_terminate_backend({pid})")
                 ended += 1
             over.wait(0.05)
 
@@ -355,7 +348,7 @@ def test_closing_finishes_every_flush_and_everybody_in_line(start: Callable[...,
 
 @pytest.mark.timeout(300)  # A killed server syncs every file of its data before it serves again.
 def test_the_server_restarts_under_the_writers(
-    start: Callable[..., LogNode], store: MemoryStore, server: PostgresServer
+    start: Callable[..., LogNode], store: MemoryStore, postgres: PostgresServer
 ) -> None:
     nodes = [start(), start()]
     collection = _collection(nodes[0])
@@ -376,9 +369,9 @@ def test_the_server_restarts_under_the_writers(
     with ThreadPoolExecutor(4) as pool:
         writing = [pool.submit(write, writer) for writer in range(4)]
         time.sleep(0.5)
-        server.kill()
+        postgres.kill()
         time.sleep(0.2)
-        server.restart()
+        postgres.restart()
         before = nodes[0].logs
         deadline = time.monotonic() + WAIT_S
         reached = None

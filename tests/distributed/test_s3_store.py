@@ -175,7 +175,7 @@ class _LongAgo(SystemClock):
 
 def test_a_bucket_that_is_not_there(ceph: CephServer) -> None:
     store = store_of(config_of(ceph, "no-such-bucket"))
-    with pytest.raises(InvalidArgument, match="there is no bucket no-such-bucket at http://"):
+    with pytest.raises(InvalidArgument, match=r"^object_store_url: .*bucket no-such-bucket at"):
         store.check()
     with pytest.raises(Unavailable, match="NoSuchBucket"):
         store.create("a", b"x")
@@ -185,32 +185,29 @@ def test_a_bucket_that_is_not_there(ceph: CephServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "text"),
+    ("setting", "hint"),
     [
-        ({"secret_access_key": "wrong"}, "403"),
-        ({"access_key_id": "nobody"}, "403"),
+        ("secret_access_key", r"\(the secret key is wrong"),
+        ("access_key_id", r"\(the access key is not known there"),
     ],
 )
-def test_wrong_credentials(
-    ceph: CephServer, bucket: str, others: dict[str, str], text: str
-) -> None:
-    store = store_of(config_of(ceph, bucket, **others))
+def test_wrong_credentials(ceph: CephServer, bucket: str, setting: str, hint: str) -> None:
+    store = store_of(config_of(ceph, bucket, **{setting: "wrong"}))
+    with pytest.raises(InvalidArgument, match=rf"^s3_{setting}: .*403.*{hint}"):
+        store.check()
     calls: list[Callable[[], object]] = [
-        store.check,
         lambda: store.create("a", b"x"),
         lambda: store.get("a"),
         lambda: list(store.list("")),
         lambda: store.delete("a"),
     ]
     for call in calls:
-        with pytest.raises(Unavailable, match=text):
+        with pytest.raises(Unavailable, match=f"403.*{hint}"):
             call()
-    hint = r": 403, Forbidden \(the access key or its secret is wrong, or may not do this\)"
-    with pytest.raises(Unavailable, match=hint):
-        store.check()
+    of_a_head = r": 403, Forbidden \(the access key or its secret is wrong, or may not do this\)"
+    with pytest.raises(Unavailable, match=of_a_head):
+        store.get_range("a", 0, 0)
     assert isinstance(store.delete_many(["a", "b"])["b"], Unavailable)
-    with pytest.raises(Unavailable, match=r"the secret key is wrong|the access key is not known"):
-        store.get("a")
     store.close()
 
 

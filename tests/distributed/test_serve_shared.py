@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +16,8 @@ import pytest
 from tests.components.ceph import CephServer
 from tests.components.postgres import PostgresServer
 
-from .served import Served
+from .served import PROGRAM, Served
 from .test_serve import fill, free_port, until
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    server = PostgresServer.start(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.stop()
 
 
 class Shared:
@@ -93,6 +90,29 @@ def test_another_catalog_of_the_same_bucket_is_refused(
     assert "s3cret" not in message
 
 
+@pytest.mark.parametrize("roles", ["query", "compactor"])
+@pytest.mark.parametrize(
+    ("setting", "text", "why"),
+    [
+        ("CATALOG_URL", "/none", 'catalog_url: .*database "none" does not exist'),
+        ("OBJECT_STORE_URL", "s3://no-such-bucket/prefix", "object_store_url: .*no such bucket"),
+        ("S3_SECRET_ACCESS_KEY", "hush", "s3_secret_access_key: .*the secret key is wrong"),
+    ],
+)
+def test_a_setting_that_waiting_does_not_help_ends_the_start(
+    shared: Shared, setting: str, text: str, why: str, roles: str
+) -> None:
+    """With the status of a wrong setting."""
+    name = f"OCHREDB_{setting}"
+    if text.startswith("/"):
+        text = shared.environment[name].rpartition("/")[0] + text
+    served = shared.launch(roles, **{name: text})
+    assert served.wait() == 2
+    log = served.log_path.read_text()
+    assert re.search(f"^ochredb: {why}", log, re.MULTILINE), log
+    assert "Traceback" not in log and "hush" not in log
+
+
 def test_a_process_waits_for_its_catalog(shared: Shared, postgres: PostgresServer) -> None:
     """Alive and not ready meanwhile; a worker too."""
     postgres.stop()
@@ -130,3 +150,51 @@ def _status(url: str) -> int | None:
         return httpx.get(url, trust_env=False).status_code
     except httpx.ConnectError:
         return None
+
+
+@pytest.mark.timeout(300)  # Nine processes, one after the other.
+def test_a_damaged_index_in_the_bucket_is_repaired_through_a_frontend(
+    shared: Shared, ceph: CephServer, bucket: str
+) -> None:
+    """By the frontend's own compactor, under the same leases; records are left and named."""
+    log, query = shared.start("log"), shared.start("query")
+    shared.start("compactor", "--compactor-workers", "1")
+    nodes = ("--log-nodes", f"static:l={log.rpc}", "--query-nodes", f"static:q={query.rpc}")
+    frontend = shared.start("frontend", *nodes, OCHREDB_TOKEN="s3cret")
+    frontend.http.headers["X-Chroma-Token"] = "s3cret"
+    path = fill(frontend, "shared", 9_000)
+    until(lambda: frontend.call("GET", f"{path}/indexing_status")["num_unindexed_ops"] == 0)
+    assert "undamaged" in _command(0, "check", str(frontend.rest)).stdout
+    client = ceph.client()
+
+    def damage(at: int) -> str:
+        """Of the one object of the newest part, which begins with records and ends with indexes."""
+        found = client.list_objects_v2(Bucket=bucket, Prefix="prefix/parts/")["Contents"]
+        key = max(item["Key"] for item in found)
+        whole = client.get_object(Bucket=bucket, Key=key)
+        content = bytearray(whole["Body"].read())
+        content[at] ^= 1
+        client.put_object(Bucket=bucket, Key=key, Body=bytes(content), Metadata=whole["Metadata"])
+        return str(key).removeprefix("prefix/")
+
+    key = damage(-1_000)
+    assert f"damaged: {key}" in _command(1, "check", str(frontend.rest)).stderr
+    told = _command(0, "repair", str(frontend.rest)).stdout
+    assert re.search(f"^built anew: {key}: block . fails its checksum", told), told
+    assert "undamaged" in _command(0, "check", str(frontend.rest)).stdout
+    near = {"query_embeddings": [[7.2, 1.0]], "n_results": 2, "where": {"even": False}}
+    assert frontend.call("POST", f"{path}/query", near)["ids"] == [["r7", "r9"]]
+    assert frontend.call("GET", f"{path}/count") == 9_000
+    key = damage(1_000)
+    told = _command(1, "repair", str(frontend.rest)).stdout
+    assert f"left: {key}: " in told and "restore a backup" in told
+    assert "is for a directory" in _command(2, "repair", str(frontend.rest), "--accept-loss").stderr
+
+
+def _command(status: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True,
+        timeout=60, env={**os.environ, "OCHREDB_TOKEN": "s3cret"},
+    )  # fmt: skip
+    assert done.returncode == status, (arguments, done.stdout, done.stderr)
+    return done

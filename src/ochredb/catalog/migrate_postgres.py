@@ -16,7 +16,7 @@ from ochredb.catalog.postgres_config import PostgresConfig
 from ochredb.catalog.schema import FORMAT_VERSION
 from ochredb.clock import Clock
 from ochredb.crash_points import reach
-from ochredb.errors import InvalidArgument, newer_message
+from ochredb.errors import InvalidArgument, Unavailable, newer_message
 from ochredb.ids import IdSource
 
 if TYPE_CHECKING:
@@ -65,10 +65,18 @@ def format_version(url: str, clock: Clock, config: PostgresConfig | None = None)
 
 @contextlib.contextmanager
 def _connected(database: PostgresDatabase) -> Iterator[PostgresConnection]:
-    """Raises Unavailable if the server goes away meanwhile."""
+    """Raises InvalidArgument if the server lets this user or database not in, Unavailable if it is
+    away or goes away meanwhile."""
     import psycopg
 
-    connection = database.connect()
+    from ochredb.catalog.postgres_failures import is_refused
+
+    try:
+        connection = database.connect()
+    except Unavailable as error:
+        if is_refused(error.__cause__):
+            raise InvalidArgument(f"catalog_url: {error}") from error
+        raise
     try:
         yield connection
     except psycopg.Error as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ochredb.catalog.database import Aborted
 from ochredb.errors import Corrupt, Internal, OchreError, StorageFull, Unavailable
 
@@ -11,6 +13,19 @@ _LOCK_NOT_AVAILABLE = "55P03"
 _DISK_FULL = "53100"
 _DAMAGED = ("XX001", "XX002")
 _WRONG_DATA = "22"  # A class of states: a value that this column cannot hold.
+# libpq gives no state of a connection that failed. In another language it counts as unavailable.
+_REFUSED = re.compile(
+    r"(password|peer|certificate) authentication failed|no password supplied|no pg_hba.conf entry"
+    r'|(database|role) ".*" does not exist|is not permitted to log in'
+    r"|permission denied for database",
+    re.IGNORECASE,
+)
+
+
+def is_refused(error: BaseException | None) -> bool:
+    """Whether a connection failed as it will again, until somebody changes a setting or the server:
+    who it was for, or the database, is not known there or not let in."""
+    return error is not None and _REFUSED.search(str(error)) is not None
 
 
 def translated(error: BaseException, place: str) -> OchreError:

@@ -42,7 +42,7 @@ from ochredb.ids import IdSource, uuid7_time_us
 from ochredb.storage.base import RESERVED_PART, StoredObject, byte_views, check_key, is_key
 from ochredb.storage.s3_body import Pieces, filler, read_all, whole
 from ochredb.storage.s3_config import S3Config, connect
-from ochredb.storage.s3_failures import Attempts, Failure, Fate, failure_of
+from ochredb.storage.s3_failures import SETTINGS_AT_FAULT, Attempts, Failure, Fate, failure_of
 
 if TYPE_CHECKING:
     from ochredb.storage.base import Begin, Data, Take
@@ -196,14 +196,18 @@ class S3Store:
 
         writes: False for who only reads, with credentials that allow no more.
 
-        Raises InvalidArgument for what only another configuration helps against (no such bucket, an
-        endpoint that does not honour `If-None-Match: *` and would let a writer replace another's
-        object), Unavailable for the rest.
+        Raises InvalidArgument for what only another configuration helps against (no such bucket, a
+        key that is not known there, an endpoint that does not honour `If-None-Match: *` and would
+        let a writer replace another's object), Unavailable for the rest.
         """
         try:
-            self._repeated("look at", "", lambda c: c.head_bucket(Bucket=self.config.bucket))
-        except NotFound:
-            raise InvalidArgument(f"there is no {self.config.place}") from None
+            for _ in self.list(""):
+                break
+        except Unavailable as error:
+            setting = SETTINGS_AT_FAULT.get(str(error.detail.get("code")))
+            if setting is None:
+                raise
+            raise InvalidArgument(f"{setting}: {error}") from error
         probe = _PROBE_FOLDER + self._ids.uuid7()
         try:
             self._look_at(probe)
@@ -215,8 +219,6 @@ class S3Store:
                     f"{error}; to tell an absent object, s3:ListBucket must be allowed"
                 ) from error
             raise
-        for _ in self.list(""):
-            break
         if writes:
             self._remove_old_probes()
             self._check_create_only(probe)

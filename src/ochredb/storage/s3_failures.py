@@ -76,6 +76,16 @@ _HINTS = {
 }
 
 
+SETTINGS_AT_FAULT = {
+    "NoSuchBucket": "object_store_url",
+    "InvalidAccessKeyId": "s3_access_key_id",
+    "SignatureDoesNotMatch": "s3_secret_access_key",
+    "AuthorizationHeaderMalformed": "s3_region",
+    "PermanentRedirect": "s3_endpoint",
+}
+"""Of an answer's code: waiting does not help, another setting does."""
+
+
 class _Kinds(NamedTuple):
     """Of the exceptions of boto3 and below."""
 
