@@ -7,6 +7,7 @@ than all of it runs when nothing else does; merges are planned in pieces that fi
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 
@@ -68,3 +69,12 @@ def merge_bytes(rows: int, dimension: int, *, with_graph: bool) -> int:
 def graph_rows(bytes_max: int, dimension: int) -> int:
     """How many rows a graph may have to be built in so much; so many are always tried."""
     return max(_GRAPH_ROWS_MIN, (bytes_max - _MERGE_BYTES_MIN) // (_ROW_BYTES + 4 * dimension))
+
+
+def malloc_trim() -> Callable[[], None]:
+    """glibc's malloc_trim: gives the memory of a finished job back to the system."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return lambda: None
+    return lambda: trim(0) and None

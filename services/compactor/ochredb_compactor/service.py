@@ -8,7 +8,6 @@ work. Any number of processes share the work of one catalog.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import math
 import random
@@ -33,6 +32,7 @@ from ochredb.types import CompactorStatus
 from ochredb_compactor.attempts import Attempts, Stopped, named
 from ochredb_compactor.garbage import collect, garbage_due, sweep
 from ochredb_compactor.leases import Leases
+from ochredb_compactor.memory import malloc_trim
 from ochredb_compactor.rebuild import Rebuilds
 from ochredb_compactor.scheduler import compaction_due
 from ochredb_compactor.urgency import is_taken, of_merge, of_tail, ordered
@@ -91,7 +91,7 @@ class CompactorService:
         self._attempts = Attempts(world, self._step)
         self._rebuilds = Rebuilds(world, self._lease)
         self._after = ""  # The collection up to which tails were looked at last.
-        self._trim = _malloc_trim()
+        self._trim = malloc_trim()
 
     def start(self) -> None:
         works: list[tuple[str, Callable[[], bool]]] = [
@@ -486,15 +486,6 @@ class CompactorService:
             log.info("closing with operations left in the log; they are durable")
         except OchreError as error:  # A full disk, for one.
             log.warning("closing with operations left in the log; they are durable: %s", error)
-
-
-def _malloc_trim() -> Callable[[], None]:
-    """glibc's malloc_trim: gives the memory of a finished job back to the system."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return lambda: None
-    return lambda: trim(0) and None
 
 
 def _no_step() -> None:
