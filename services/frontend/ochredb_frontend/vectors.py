@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import binascii
-from array import array
+import struct
 from collections.abc import Iterable
 from typing import Any
 
@@ -106,18 +106,17 @@ def _parse_numbers(rows: list[list[Any]], refusal: Exception | None) -> Float32s
     """float32[n, d] of lists of numbers. `refusal` replaces the precise message if given."""
     if not rows:
         return np.zeros((0, 0), dtype=np.float32)
-    values = array("f")
     try:
-        for row in rows:
-            values.fromlist(row)  # Refuses all but numbers and bools; 4 bytes each, no boxes.
-    except (TypeError, OverflowError):
+        # Refuses all but numbers and bools.
+        values = b"".join([struct.pack(f"{len(row)}f", *row) for row in rows])
+    except struct.error:
         raise refusal or _wrong_number(rows) from None
     dimension = len(rows[0])
     suspects: Iterable[int]
     matrix: Float32s = np.frombuffer(values, dtype=np.float32)
-    if len(values) == len(rows) * dimension and len(set(map(len, rows))) == 1:
+    if matrix.size == len(rows) * dimension and len(set(map(len, rows))) == 1:
         matrix = matrix.reshape(len(rows), dimension)
-        if len(values) > _SCAN_MAX:
+        if matrix.size > _SCAN_MAX:
             # A bool has become exactly 0 or 1, so only rows with such a value are looked at again.
             suspects = np.flatnonzero(((matrix == 0) | (matrix == 1)).any(axis=1)).tolist()
         else:
