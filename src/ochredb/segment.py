@@ -79,6 +79,11 @@ class Segment(Protocol):
         ...
 
     @property
+    def graph_neighbors(self) -> int:
+        """Of each of the graph's nodes (M); any number if there is no graph."""
+        ...
+
+    @property
     def graph_recall(self) -> tuple[tuple[int, float], ...]:
         """(ef, recall at 10) as measured on the graph, ascending; empty if nothing is known."""
         ...

@@ -201,7 +201,7 @@ class TailSegment:
     sorted_by_seq = False
     text = None
     graph: Graph | None = None
-    graph_labels = 0
+    graph_labels = graph_neighbors = 0
     graph_is_loaded = True  # There is none.
     graph_recall: tuple[tuple[int, float], ...] = ()
     verified_bytes = 0

@@ -57,6 +57,12 @@ def _calibrate(index: Any, vectors: Float32s, **more: Any) -> Curve:
     return calibrate(index, vectors, step=_no_step, **(options | more))
 
 
+def _ef(curve: Curve, target: float) -> int:
+    ef = ef_for(curve, target)
+    assert ef is not None
+    return ef
+
+
 def _recall(
     index: hnswlib.Index, vectors: Float32s, queries: Float32s, space: Space, ef: int
 ) -> float:
@@ -76,10 +82,16 @@ def _recall(
 
 @pytest.mark.parametrize(
     ("target", "ef"),
-    [(0.0, 0), (-1.0, 0), (0.5, 50), (0.8, 50), (0.85, 75), (0.9, 100), (0.95, 150), (1.0, 200)],
+    [(0.0, 0), (-1.0, 0), (0.5, 50), (0.8, 50), (0.85, 75), (0.9, 100), (0.95, 156), (0.99, 200)],
 )
-def test_ef_for_interpolates_and_ends_at_what_was_measured(target: float, ef: int) -> None:
-    assert ef_for(((50, 0.8), (100, 0.9), (200, 0.99)), target) in (ef, ef + 6)
+def test_ef_for_interpolates(target: float, ef: int) -> None:
+    assert ef_for(((50, 0.8), (100, 0.9), (200, 0.99)), target) == ef
+
+
+@pytest.mark.parametrize("target", [0.9901, 1.0])
+def test_ef_for_knows_no_list_for_more_than_was_measured(target: float) -> None:
+    assert ef_for(((50, 0.8), (100, 0.9), (200, 0.99)), target) is None
+    assert ef_for(((50, 0.5),), target) is None
 
 
 def test_ef_for_knows_nothing_without_a_curve() -> None:
@@ -90,7 +102,7 @@ def test_ef_for_is_not_led_down_by_a_dent() -> None:
     curve = ((50, 0.8), (100, 0.9), (150, 0.85), (200, 1.0))
     assert ef_for(curve, 0.9) == 100
     assert ef_for(curve, 0.95) == 175
-    efs = [ef_for(curve, target / 100) for target in range(1, 101)]
+    efs = [_ef(curve, target / 100) for target in range(1, 101)]
     assert efs == sorted(efs)
 
 
@@ -107,10 +119,10 @@ def test_the_calibrated_ef_about_reaches_the_target_on_unseen_queries(space: Spa
     index = _index(vectors, space, neighbors=5)
     curve = _calibrate(index, vectors, space=space)
     assert _recall(index, vectors, queries, space, 100) < 0.88
-    assert 150 < ef_for(curve, 0.95) < 600
-    assert _recall(index, vectors, queries, space, ef_for(curve, 0.95)) >= 0.925
-    assert _recall(index, vectors, queries, space, ef_for(curve, 0.97)) >= 0.95
-    assert _recall(index, vectors, queries, space, ef_for(curve, 0.8)) < 0.85
+    assert 150 < _ef(curve, 0.95) < 600
+    assert _recall(index, vectors, queries, space, _ef(curve, 0.95)) >= 0.925
+    assert _recall(index, vectors, queries, space, _ef(curve, 0.97)) >= 0.95
+    assert _recall(index, vectors, queries, space, _ef(curve, 0.8)) < 0.85
 
 
 def test_a_curve_ascends_and_stops_when_it_is_enough() -> None:

@@ -38,11 +38,18 @@ def test_a_graph_search_costs_about_what_was_measured(
     assert cost.graph_us(labels, dimension, ef) == pytest.approx(measured_us, rel=0.08)
 
 
+@pytest.mark.parametrize(("neighbors", "times"), [(16, 1.0), (24, 1.36), (32, 1.78)])
+def test_more_neighbours_cost_about_what_was_measured(neighbors: int, times: float) -> None:
+    plain, denser = cost.graph_us(100_000, 128, 100), cost.graph_us(100_000, 128, 100, neighbors)
+    assert denser - 5.0 == pytest.approx(times * (plain - 5.0), rel=0.04)
+
+
 def _prefers(labels: int, ef: int, *, matching: int | None = None, filtered: bool = False) -> bool:
     return cost.prefers_graph(
         matching=labels if matching is None else matching,
         total=labels,
         labels=labels,
+        neighbors=16,
         dimension=128,
         count=10,
         ef=ef,
@@ -61,6 +68,24 @@ def test_the_choices_that_matter_are_the_same_on_every_machine(machine: Machine)
     assert not _prefers(100_000, 125, matching=50_000, filtered=True)
     assert _prefers(1_000_000, 125, matching=500_000, filtered=True)
     assert not _prefers(1_000_000, 125, matching=40_000, filtered=True)
+
+
+@pytest.mark.parametrize(
+    ("ef_search", "max_neighbors", "neighbors", "least"),
+    [
+        (100, 16, 16, 115),
+        (100, 16, 24, 82),
+        (100, 16, 32, 71),
+        (101, 16, 32, 101),  # Asked for.
+        (200, 16, 24, 200),
+        (200, 24, 24, 230),
+        (10, 24, 16, 12),
+    ],
+)
+def test_the_shortest_list_is_what_was_asked_for(
+    ef_search: int, max_neighbors: int, neighbors: int, least: int
+) -> None:
+    assert cost.list_min(ef_search, max_neighbors, neighbors) == least
 
 
 def test_a_filter_asks_for_more_neighbours() -> None:

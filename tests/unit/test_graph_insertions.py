@@ -69,10 +69,10 @@ def test_readers_go_on_with_the_graph_that_was_built(monkeypatch: pytest.MonkeyP
     loads: list[str] = []
     load = Part.graph_index
 
-    def counted(part: Part, *, room: int = 0) -> Any:
+    def counted(part: Part, *, room: int = 0, max_neighbors: int = 0) -> Any:
         if not room:  # Else it is going to be grown.
             loads.append(part.id)
-        return load(part, room=room)
+        return load(part, room=room, max_neighbors=max_neighbors)
 
     monkeypatch.setattr(Part, "graph_index", counted)
     queries = np.random.default_rng(0).standard_normal((20, DIMENSION)).astype(np.float32)

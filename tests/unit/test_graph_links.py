@@ -330,3 +330,26 @@ def test_too_little_memory_is_an_error_and_no_crash() -> None:
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_widened_graph_answers_the_same_and_takes_more_neighbours(space: Space) -> None:
+    vectors = _vectors(1_200, 16)
+    index = _built(vectors[:600], space, neighbors=4)
+    links = _read(GraphLinks.of(index, vectors[:600], None))
+    assert links.widened(4) is links
+    assert links.widened(3) is links
+    wide = links.widened(12)
+    assert wide.max_neighbors == 12
+    plain = links.index(links.nodes(vectors[:600], None), room=600)
+    wider = wide.index(wide.nodes(vectors[:600], None), room=600)
+    _assert_equal(plain, wider, _vectors(20, 16, seed=2))
+    for grown in (plain, wider):
+        grown.add_items(vectors[600:], np.arange(600, 1_200), num_threads=1)
+    assert max(map(len, _by_label(plain)[1])) <= 8
+    before, after = _by_label(plain)[1], _by_label(wider)[1]
+    assert max(map(len, after[:600])) > 8, "older ones, too"
+    assert np.mean(list(map(len, after))) > 1.3 * np.mean(list(map(len, before)))
+    again = _again(wider, vectors)
+    _assert_equal(wider, again, _vectors(20, 16, seed=3))
+    assert again.M == 12

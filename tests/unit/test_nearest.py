@@ -11,7 +11,9 @@ import pytest
 
 from ochredb.cancel import Cancel
 from ochredb.explain import PlanStep
+from ochredb.parts.reader import Part
 from ochredb.peers import QueryRequest
+from ochredb.plan import cost
 from ochredb.types import Field, Float32s, Op, Operations, QueryAnswer
 from ochredb.where import Compare
 from ochredb_node.node import Node, NodeConfig
@@ -177,8 +179,29 @@ def test_a_target_lengthens_the_candidate_list(store: tuple[Node, str], vectors:
     (item, *_) = node.query._loaded[collection].view.segments  # type: ignore[union-attr]
     curve = item.segment.graph_recall
     assert len(curve) > 0
-    plan = _query(store, vectors[:1], explain=True, target_recall=0.999999).plan
+    plan = _query(store, vectors[:1], explain=True, target_recall=curve[-1][1]).plan
     assert _steps(plan, "Graph")[0].details["ef"] == max(115, curve[-1][0])
+
+
+def test_a_target_that_no_list_was_measured_to_reach_is_met_by_a_scan(
+    store: tuple[Node, str], vectors: Float32s, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Part, "graph_recall", ((50, 0.8), (100, 0.9)))
+    monkeypatch.setattr(cost, "FILTERED_SCAN_US_MAX", 0.0)
+    answer = _query(store, vectors[:5], explain=True)
+    assert not _steps(answer.plan, "Graph")
+    scan, tail = _steps(answer.plan, "Scan")
+    assert scan.details["graph_recall_max"] == 0.9
+    assert "graph_us" not in scan.details
+    assert "graph_recall_max" not in tail.details
+    exact = _query(store, vectors[:5], exact=True)
+    assert [one.ids for one in answer.records] == [one.ids for one in exact.records]
+    where = Compare("n", "$gte", 10)
+    for more in ({}, {"where": where}):
+        answer = _query(store, vectors[:5], explain=True, **more)
+        assert not _steps(answer.plan, "Graph")
+        answer = _query(store, vectors[:5], explain=True, target_recall=0.9, **more)
+        assert len(_steps(answer.plan, "Graph")) == 1
 
 
 def test_a_plan_says_what_was_done(store: tuple[Node, str], vectors: Float32s) -> None:

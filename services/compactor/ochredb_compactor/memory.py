@@ -16,7 +16,7 @@ from ochredb_compactor.config import CompactorConfig
 _LOOK_S = 0.1
 _FOLD_FACTOR = 4  # A fold holds a tail as fragments, as operations, as rows and as a part.
 _FOLD_BYTES_MIN = 8 << 20
-_ROW_BYTES = 400  # Of a merge, beside the vectors: links, ids, indexes of metadata and text.
+_ROW_BYTES = 528  # Of a merge, beside the vectors: links (M 32), ids, indexes of metadata, text.
 _MERGE_BYTES_MIN = 32 << 20
 _GRAPH_ROWS_MIN = 20_000
 

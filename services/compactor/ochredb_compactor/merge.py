@@ -25,6 +25,7 @@ from ochredb.hints.base import Hint, HintKind
 from ochredb.parts import deleted as deleted_rows
 from ochredb.parts import graph as graphs
 from ochredb.parts.calibration import Calibration, calibration_of
+from ochredb.parts.density import built, neighbors_for
 from ochredb.parts.graph_links import GraphLinks
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.reader import Part
@@ -170,7 +171,9 @@ def _graph(
     if not settles:  # Others are at work: leave them half of the processors, and of the caches.
         threads = max(1, threads // 2)
     rows: NDArray[np.int32] | None = None
-    known, labels = Calibration(), len(merged.seqs)
+    before, labels = Calibration(), len(merged.seqs)
+    old = max(parts, key=lambda part: part.manifest.graph_labels, default=None)
+    known = Calibration() if old is None else _calibration(old)
     index = None
     if grown is not None:
         try:
@@ -178,15 +181,15 @@ def _graph(
         except Corrupt as error:
             log.error("a damaged graph is built anew: %s", error)
         else:
-            labels, old = len(rows), parts[grown].manifest
-            known = Calibration(old.graph_recall, old.graph_recall_labels, old.graph_recall_queries)
+            labels, before = len(rows), _calibration(parts[grown])
     if index is None:
         world.counters.graph_insertions += labels
-        index = graphs.inserted(merged.vectors, settings, threads=threads, step=step)
+        present = 0 if old is None else old.manifest.graph_neighbors
+        index = built(merged.vectors, settings, known, present=present, threads=threads, step=step)
     calibrated = at_lowest_priority(
         partial(
             calibration_of, index, merged.vectors, rows, settings.space,
-            before=known, settles=settles, seed=labels, threads=threads, step=step,
+            before=before, settles=settles, seed=labels, threads=threads, step=step,
         )
     )  # fmt: skip
     links = GraphLinks.of(index, merged.vectors, rows)
@@ -217,15 +220,24 @@ def _grown(
     is_new[mapping[mapping >= 0]] = False
     inserted = np.flatnonzero(is_new)
     world.counters.graph_insertions += len(inserted)
+    neighbors = neighbors_for(
+        settings, _calibration(part), labels + len(inserted), present=part.graph_neighbors
+    )
     # Not the index that others search: inserting and searching at once is not safe.
     index = graphs.inserted(
         merged.vectors[inserted],
         settings,
         threads=threads,
         step=step,
-        into=part.graph_index(room=len(inserted)),
+        into=part.graph_index(room=len(inserted), max_neighbors=neighbors),
     )
     return np.concatenate([kept, inserted]).astype(np.int32), index
+
+
+def _calibration(part: Part) -> Calibration:
+    """Of the graph that a part has; empty if it has none."""
+    known = part.manifest
+    return Calibration(known.graph_recall, known.graph_recall_labels, known.graph_recall_queries)
 
 
 def _commit(

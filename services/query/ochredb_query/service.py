@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -29,7 +28,6 @@ from ochredb.peers import (
     QueryRequest,
     QuickRead,
 )
-from ochredb.plan import cost
 from ochredb.plan.nearest import Nearest
 from ochredb.plan.operators import Selection, step
 from ochredb.segment import View
@@ -208,7 +206,8 @@ class QueryService:
         return Nearest(
             settings.space,
             request.n_results,
-            math.ceil(settings.ef_search * cost.EF_MARGIN),
+            settings.ef_search,
+            settings.max_neighbors,
             self._config.target_recall if target is None else target,
             request.exact,
         )

@@ -32,7 +32,7 @@ Curve = tuple[tuple[int, float], ...]
 NEAREST = 10
 QUERIES_OF_A_KIND = 200
 QUERIES_OF_A_KIND_MEANWHILE = 100  # For a graph that is still being grown.
-LADDER = (50, 100, 150, 200, 300, 400, 600, 800, 1_200, 1_600)
+LADDER = (50, 100, 150, 200, 300, 400, 600, 800, 1_200, 1_600, 2_400, 3_200)
 RECALL_ENOUGH = 0.995
 RECALL_ENOUGH_MEANWHILE = 0.96
 _ALL_ASKED_EF_MAX = 400
@@ -163,11 +163,11 @@ def calibration_of(
     return Calibration(curve, labels, queries)
 
 
-def ef_for(curve: Curve, target_recall: float) -> int:
+def ef_for(curve: Curve, target_recall: float) -> int | None:
     """The least candidate list that reaches `target_recall` (at 10), by interpolation.
 
-    curve: (ef, recall), ascending in ef. The largest measured ef if none reaches the target; 0 for
-    an empty curve or a target of 0: nothing is known or wanted.
+    curve: (ef, recall), ascending in ef. None if no list that was measured reaches the target; 0
+    for an empty curve or a target of 0: nothing is known or wanted.
     """
     if not curve or target_recall <= 0:
         return 0
@@ -179,7 +179,7 @@ def ef_for(curve: Curve, target_recall: float) -> int:
             share = (target_recall - before) / (recall - before)
             return before_ef + math.ceil(share * (ef - before_ef))
         before_ef, before = ef, max(before, recall)
-    return curve[-1][0]
+    return None
 
 
 class _Searcher:

@@ -12,7 +12,7 @@ files do. It holds the interpreter's lock for one copy of the nodes; all else he
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hnswlib
@@ -105,6 +105,23 @@ class GraphLinks:
             factors=factors,
             kept=kept,
             kept_vectors=kept_vectors,
+        )
+
+    def widened(self, max_neighbors: int) -> GraphLinks:
+        """The same links, with room for more; what is inserted next uses it, on both sides."""
+        if max_neighbors <= self.max_neighbors:
+            return self
+
+        def padded(links: UInt32s, width: int) -> UInt32s:
+            out = np.zeros((len(links), width), np.uint32)
+            out[:, : links.shape[1]] = links
+            return out
+
+        return replace(
+            self,
+            max_neighbors=max_neighbors,
+            links=padded(self.links, 1 + 2 * max_neighbors),
+            upper_links=padded(self.upper_links, 1 + max_neighbors),
         )
 
     def nodes(self, vectors: Float32s, rows: LabelRows) -> NDArray[Any]:

@@ -45,6 +45,7 @@ class Manifest:
     """What the catalog knows about a part.
 
     rows: n, dead ones included. graph_labels: size of the graph's label space, 0 without a graph.
+    graph_neighbors: its M; 0: what the collection's settings say.
     graph_recall: (ef, recall at 10), both ascending, as measured on this graph or on the one that
         it grew from, which had graph_recall_labels labels; empty if neither was.
     graph_recall_queries: measured with so many queries of each kind.
@@ -58,6 +59,7 @@ class Manifest:
     seq_max: int
     objects: tuple[ObjectInfo, ...]
     sections: dict[str, SectionPlace]
+    graph_neighbors: int = 0
     graph_recall: tuple[tuple[int, float], ...] = ()
     graph_recall_labels: int = 0
     graph_recall_queries: int = 0
@@ -82,6 +84,8 @@ class Manifest:
             "objects": [[o.key, o.size, f"{o.checksum:016x}", o.has_table] for o in self.objects],
             "sections": {k: [p.object, p.start, p.stop] for k, p in self.sections.items()},
         }
+        if self.graph_neighbors:
+            document["graph_neighbors"] = self.graph_neighbors
         if self.graph_recall:
             document["graph_recall"] = self.graph_recall
             document["graph_recall_labels"] = self.graph_recall_labels
@@ -106,6 +110,7 @@ class Manifest:
                     ObjectInfo(k, s, int(c, 16), t) for k, s, c, t in document["objects"]
                 ),
                 sections={k: SectionPlace(*p) for k, p in document["sections"].items()},
+                graph_neighbors=document.get("graph_neighbors", 0),
                 graph_recall=tuple(
                     (int(ef), float(recall)) for ef, recall in document.get("graph_recall", ())
                 ),

@@ -316,6 +316,10 @@ class Part:
         return 0 if "graph" in self.damaged else self.manifest.graph_labels
 
     @property
+    def graph_neighbors(self) -> int:
+        return self.manifest.graph_neighbors or self._settings.max_neighbors
+
+    @property
     def graph_recall(self) -> tuple[tuple[int, float], ...]:
         return self.manifest.graph_recall
 
@@ -330,9 +334,7 @@ class Part:
     @lazy
     def _loaded_graph(self) -> HnswGraph | None:
         if "graph" not in self.damaged:
-            needed = memory_bytes(
-                self.manifest.graph_labels, self.dimension, self._settings.max_neighbors
-            )
+            needed = memory_bytes(self.manifest.graph_labels, self.dimension, self.graph_neighbors)
             self._graphs.loading(self, needed)
         return self._derived("graph", self._load_graph, lambda: None)
 
@@ -350,17 +352,19 @@ class Part:
     def _load_graph(self) -> HnswGraph:
         return HnswGraph(self.graph_index(), self.graph_rows)
 
-    def graph_index(self, *, room: int = 0) -> hnswlib.Index:
+    def graph_index(self, *, room: int = 0, max_neighbors: int = 0) -> hnswlib.Index:
         """The graph as stored, in an index of the caller's own.
 
-        room: for so many more labels. Graph and vectors are verified whole before hnswlib sees any.
+        room: for so many more labels. max_neighbors: of what is inserted, if that is more than M (a
+            graph of format 1 keeps its own). Graph and vectors are verified whole before hnswlib
+            sees any.
         """
         labels, dimension = self.manifest.graph_labels, self.manifest.dimension
         if "graph" in self.manifest.sections:  # Of before part format 2.
             with self._graph_file() as path:
                 index = read_file(path, self._settings, dimension, labels, room)
         else:
-            links = GraphLinks.open(self.section)
+            links = GraphLinks.open(self.section).widened(max_neighbors)
             if (links.space, links.dimension) != (self._settings.space, dimension):
                 raise Corrupt(f"the graph of part {self.id} is of another space")
             nodes = links.nodes(self.vectors, self.graph_rows)

@@ -129,6 +129,7 @@ def write_part(
         seq_max=int(rows.seqs[-1]),
         objects=tuple(objects),
         sections=places,
+        graph_neighbors=0 if graph is None else graph.links.max_neighbors,
     )
 
 

@@ -8,9 +8,10 @@ time, never an answer (docs/decisions/0010-measured-costs.md).
 
     measure(SystemClock())
     scan_us(20_000, 20_000, 128)  # 708.2 on the reference machine
-    graph_us(20_000, 128, ef=100)  # 120.4
+    graph_us(20_000, 128, 100)  # 120.4
 
-The graph's constants were fitted to searches of one query by one thread:
+The graph's constants were fitted to searches of one query by one thread, M 16 (with M 24 a search
+took 1.35 times as long, with M 32 1.8 times):
 
     labels x d    20k x 128      100k x 128           20k x 768
     ef            100   125      100   200   400      100
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ochredb.clock import Clock
+from ochredb.configuration import IndexSettings
 
 # A filtered answer comes from an exact scan up to this cost on the reference machine: filtering a
 # graph loses recall. Not scaled, so that answers do not depend on the machine.
@@ -36,11 +38,13 @@ GRAPH_SHARE_MIN = 0.05
 # factor: ours is built by several threads and grown, and shall not find less than one built in one
 # go.
 EF_MARGIN = 1.15
+_EF_SEARCH_DEFAULT = IndexSettings().ef_search
 # How many more candidates than asked for are recomputed exactly, at least.
 OVERFETCH_ROWS = 16
 
 _GATHER_SHARE_MAX = 0.3  # As in ochredb.vectors.scan.
-_LABELS_REFERENCE = 20_000
+_LABELS_REFERENCE, _NEIGHBORS_REFERENCE = 20_000, 16
+_NEIGHBORS_POWER = 0.8  # Not each of more neighbours is a vector that was not met before.
 _SIZE_FACTOR_MIN, _SIZE_FACTOR_MAX = 0.5, 4.0  # All in cache; every access misses it.
 _MEASURED_ROWS, _MEASURED_DIMENSION = 65_536, 128  # 32 MB: little of it stays in caches.
 _RUN_ROWS = 1_024  # Of a run: 0.04 and 0.1 ms, short enough to be left alone at times.
@@ -110,11 +114,29 @@ def scan_us(matching: int, total: int, dimension: int) -> float:
     return _scan_us(matching, total, dimension, _machine)
 
 
-def graph_us(labels: int, dimension: int, ef: int) -> float:
-    """One search of a graph with candidate list `ef`; memory latency grows with its size."""
+def graph_us(labels: int, dimension: int, ef: int, neighbors: int = _NEIGHBORS_REFERENCE) -> float:
+    """One search of a graph with candidate list `ef`; memory latency grows with its size.
+
+    neighbors: of each node (M).
+    """
     factor = math.sqrt(labels / _LABELS_REFERENCE)
     factor = min(max(factor, _SIZE_FACTOR_MIN), _SIZE_FACTOR_MAX)
+    factor *= math.pow(neighbors / _NEIGHBORS_REFERENCE, _NEIGHBORS_POWER)
     return 5.0 + _machine.random * ef * (0.22 + 0.0073 * dimension) * factor
+
+
+def list_min(ef_search: int, max_neighbors: int, neighbors: int) -> int:
+    """The shortest candidate list for a graph of so many `neighbors` (M) for each node.
+
+    ef_search, max_neighbors: of the collection. On a graph that we made denser than that, the
+    default (100) is what finds no less than it would on one that is not: 82 with M 24. Whoever
+    asks for another gets at least that.
+    """
+    if neighbors <= max_neighbors:
+        return math.ceil(ef_search * EF_MARGIN)
+    if ef_search == _EF_SEARCH_DEFAULT:
+        return math.ceil(ef_search * math.sqrt(max_neighbors / neighbors))
+    return ef_search
 
 
 def fetch_count(count: int, share: float) -> int:
@@ -123,7 +145,15 @@ def fetch_count(count: int, share: float) -> int:
 
 
 def prefers_graph(
-    *, matching: int, total: int, labels: int, dimension: int, count: int, ef: int, filtered: bool
+    *,
+    matching: int,
+    total: int,
+    labels: int,
+    neighbors: int,
+    dimension: int,
+    count: int,
+    ef: int,
+    filtered: bool,
 ) -> bool:
     """Whether a graph search is the better way to `count` neighbours among `matching` rows."""
     share = matching / max(1, total)
@@ -135,7 +165,7 @@ def prefers_graph(
     ):
         return False
     asked = max(ef, fetch_count(count, share))
-    return graph_us(labels, dimension, asked) < scan_us(matching, total, dimension)
+    return graph_us(labels, dimension, asked, neighbors) < scan_us(matching, total, dimension)
 
 
 def _scan_us(matching: int, total: int, dimension: int, machine: Machine) -> float:

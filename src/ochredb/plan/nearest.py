@@ -65,14 +65,15 @@ class OneGraph:
 class Nearest:
     """The `count` rows nearest to each query vector, exact, or by a graph where that is cheaper.
 
-    ef: the collection's `ef_search`, a floor for the candidate list of its graphs.
+    ef_search, max_neighbors: the collection's; of them comes the shortest candidate list.
     target_recall: the share of the true nearest that a graph shall find, by its own calibration;
-        0: what `ef` alone gives.
+        if it cannot, it is not used. 0: what `ef_search` alone gives.
     """
 
     space: Space
     count: int
-    ef: int
+    ef_search: int
+    max_neighbors: int
     target_recall: float = 0.0
     exact: bool = False
 
@@ -174,36 +175,49 @@ class Nearest:
         """The planner's choice for one segment."""
         segment = selection.view.segment
         labels = segment.graph_labels
-        return (
-            labels > 0
-            and not self.exact
-            and cost.prefers_graph(
-                matching=selection.count,
-                total=len(segment),
-                labels=labels,
-                dimension=segment.dimension,
-                count=self.count,
-                ef=self.ef_of(selection),
-                filtered=selection.filtered,
-            )
+        if labels == 0 or self.exact:
+            return False
+        ef = self.ef_of(segment)
+        return ef is not None and cost.prefers_graph(
+            matching=selection.count,
+            total=len(segment),
+            labels=labels,
+            neighbors=segment.graph_neighbors,
+            dimension=segment.dimension,
+            count=self.count,
+            ef=ef,
+            filtered=selection.filtered,
         )
 
-    def ef_of(self, selection: Selection) -> int:
-        """The length of the candidate list with which a segment's graph is searched."""
-        return max(self.ef, ef_for(selection.view.segment.graph_recall, self.target_recall))
+    def ef_of(self, segment: Segment) -> int | None:
+        """The length of the candidate list with which a segment's graph is searched.
+
+        None: its calibration knows of none that reaches the target recall, so only a scan does.
+        """
+        ef = ef_for(segment.graph_recall, self.target_recall)
+        return None if ef is None else max(self._ef_min(segment), ef)
+
+    def _ef_min(self, segment: Segment) -> int:
+        return cost.list_min(self.ef_search, self.max_neighbors, segment.graph_neighbors)
 
     def estimate_us(self, selection: Selection) -> float:
         """Predicted cost of one query vector on one segment."""
         segment = selection.view.segment
         if self.uses_graph(selection):
-            asked = self._asked(selection)
-            return cost.graph_us(segment.graph_labels, segment.dimension, asked)
+            return self._graph_us(selection, self._asked(selection))
         return cost.scan_us(selection.count, len(segment), segment.dimension)
 
     def _asked(self, selection: Selection) -> int:
         """How many candidates a segment's graph is asked for at first."""
-        share = selection.count / max(1, selection.view.segment.graph_labels)
-        return max(self.ef_of(selection), cost.fetch_count(self.count, share))
+        segment = selection.view.segment
+        share = selection.count / max(1, segment.graph_labels)
+        ef = self.ef_of(segment) or self._ef_min(segment)
+        return max(ef, cost.fetch_count(self.count, share))
+
+    def _graph_us(self, selection: Selection, asked: int) -> float:
+        segment = selection.view.segment
+        neighbors = segment.graph_neighbors
+        return cost.graph_us(segment.graph_labels, segment.dimension, asked, neighbors)
 
     # -- by graph
 
@@ -335,9 +349,12 @@ class Nearest:
         details["estimate_us"] = round(self.estimate_us(selection), 1)
         if segment.graph_labels:
             scan_us = cost.scan_us(selection.count, len(segment), segment.dimension)
-            asked = self._asked(selection)
-            graph_us = cost.graph_us(segment.graph_labels, segment.dimension, asked)
-            details["scan_us"], details["graph_us"] = round(scan_us, 1), round(graph_us, 1)
+            details["scan_us"] = round(scan_us, 1)
+            if self.ef_of(segment) is not None:
+                graph_us = self._graph_us(selection, self._asked(selection))
+                details["graph_us"] = round(graph_us, 1)
+            elif not self.exact:  # Why it was scanned.
+                details["graph_recall_max"] = segment.graph_recall[-1][1]
         return details
 
 
