@@ -1,6 +1,6 @@
 """One large collection over query nodes: recall of their merged answers, and processor time.
 
-    .venv/bin/python bench/spread.py build DIRECTORY      # 1M x 128 in 8 parts, some minutes
+    .venv/bin/python bench/spread.py build DIRECTORY      # 1M x 128 in 4 parts, some minutes
     .venv/bin/python bench/spread.py measure DIRECTORY    # one node alone, then two that share
 
 The nodes are processes that share a store in a directory and call each other by gRPC. Nothing here
@@ -48,7 +48,6 @@ from ochredb_query.service import QueryService
 _NAME = "large"
 _APPENDED, _FOLDED = 5_000, 15_000
 _SEED, _QUERIES = 7, 200
-_GRAPH = {"space": "l2", "max_neighbors": 24, "ef_construction": 200}
 _TENANT = ("default_tenant", "default_database")
 
 
@@ -57,7 +56,7 @@ def build(directory: str, rows: int, dimension: int, parts: int) -> None:
     vectors, _, queries = clustered(rows, dimension, _QUERIES, _SEED)
     node = Node(NodeConfig(path=directory))
     node.start(background=False)
-    configuration, schema = resolve(None, {"hnsw": _GRAPH}, None, num_threads=2)
+    configuration, schema = resolve(None, None, None, num_threads=2)
     collection = node.namespace.create_collection(
         *_TENANT, _NAME, configuration=configuration, schema=schema, metadata=None,
         get_or_create=False,
@@ -79,7 +78,10 @@ def build(directory: str, rows: int, dimension: int, parts: int) -> None:
     version = node.logs.snapshot(collection).version
     for part in node.versions.parts(collection, version):
         manifest = part.manifest
-        print(manifest.id, manifest.rows, "rows,", manifest.graph_labels, "in its graph")
+        print(
+            f"{manifest.id}: {manifest.rows} rows, {manifest.graph_labels} in a graph of "
+            f"{manifest.graph_neighbors} neighbours, recall by ef {manifest.graph_recall}"
+        )
     node.close()
 
 
@@ -213,7 +215,7 @@ def main() -> None:
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=128)
-    parser.add_argument("--parts", type=int, default=8)
+    parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--times", type=int, default=10)
     given = parser.parse_args()
     if given.what == "build":
