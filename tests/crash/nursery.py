@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from ochredb.testing.server_process import ONE_THREAD
 
 
 class Nursery:
-    """`python -m module`, which calls `serve`. Thread-safe."""
+    """`python -m module`, which calls `serve`. Thread-safe.
 
-    def __init__(self, module: str, log: str) -> None:
+    environ: more variables, for it and its children.
+    """
+
+    def __init__(self, module: str, log: str, environ: Mapping[str, str] | None = None) -> None:
         self._lock, self._log = threading.Lock(), log
         with open(log, "wb") as errors:
             self._process = subprocess.Popen(
@@ -36,12 +39,16 @@ class Nursery:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, **ONE_THREAD},
+                env={**os.environ, **ONE_THREAD, **(environ or {})},
                 cwd=Path(__file__).resolve().parents[2],
             )
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        """do: spawn (log, ...) -> pid | kill (pid, signal) | look -> ended: [[pid, code]]."""
+        """Raises RuntimeError if the nursery has ended. The orders, by `do`:
+
+        spawn (log, ...) -> pid; run (log, ...) -> code, when it has ended; kill (pid, signal);
+        look -> ended: [[pid, code]].
+        """
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         with self._lock:
@@ -73,12 +80,15 @@ def serve(run: Callable[[dict[str, Any]], None]) -> None:
     for text in sys.stdin:
         order = json.loads(text)
         answer: dict[str, Any] = {}
-        if order["do"] == "spawn":
+        if order["do"] in ("spawn", "run"):
             pid = os.fork()
             if pid == 0:
                 os._exit(_child(run, order))
-            children.add(pid)
             answer["pid"] = pid
+            if order["do"] == "spawn":
+                children.add(pid)
+            else:
+                answer["code"] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         elif order["do"] == "kill":
             assert order["pid"] in children, "not a child that is still to be waited for"
             os.kill(order["pid"], getattr(signal, order["signal"]))

@@ -338,7 +338,8 @@ static void resolve(void) {
     REAL(write, "write");
 }
 
-__attribute__((constructor)) static void start(void) {
+/* As a process starts; or when it asks, if it has set the variables since (a fork that begins). */
+__attribute__((constructor)) void powerloss_start(void) {
     resolve();
     const char *tree = getenv("POWERLOSS_ROOT"), *log_path = getenv("POWERLOSS_LOG");
     if (!tree || !log_path || !realpath(tree, root)) return;

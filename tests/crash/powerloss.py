@@ -8,10 +8,12 @@ loss.strike()            # `tree` now holds what was durable, and nothing else
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +32,15 @@ def build_library(folder: Path) -> Path:
     libraries = ["-ldl", "-lpthread"]
     subprocess.run(["cc", *flags, "-o", str(library), str(SOURCE), *libraries], check=True)
     return library
+
+
+def begin(environ: Mapping[str, str]) -> None:
+    """Observe this process from here on; it was started with LD_PRELOAD and nothing else.
+
+    environ: of `PowerLoss.environ`. Whoever was forked before is not observed.
+    """
+    os.environ.update(environ)
+    ctypes.CDLL(None).powerloss_start()
 
 
 @dataclass

@@ -27,6 +27,7 @@ from ochredb.crash_points import VARIABLE, every_point
 from ochredb.testing.server_process import ONE_THREAD, free_port
 
 from .harness import GONE, Client
+from .nursery import Nursery
 from .points.journal import Journal
 from .points.plants import PLANTS
 from .points.scenarios import (
@@ -42,7 +43,6 @@ from .powerloss import PowerLoss, build_library, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY_HIT = os.environ.get("OCHREDB_CRASH_HITS") == "all"
-WORKER = "tests.crash.points.worker"
 SERVER = "from ochredb_node.cli import main; raise SystemExit(main())"
 
 
@@ -63,18 +63,6 @@ def environment(**more: str) -> dict[str, str]:
     return {**inherited, **ONE_THREAD, **more}
 
 
-def python(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a process that has the tests' modules."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        env=environment(**environ),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @dataclass(frozen=True)
 class Prepared:
     """A scenario's tree and journal before its run, and how often the run reaches each point."""
@@ -89,19 +77,48 @@ class Workshop:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._prepared: dict[str, Prepared] = {}
+        self._nursery: Nursery | None = None
         self._checker: subprocess.Popen[str] | None = None
         self._recorder = build_library(folder) if sys.platform.startswith("linux") else None
+
+    def act(
+        self,
+        stage: str,
+        name: str,
+        folder: Path,
+        *bugs: str,
+        point: str = "",
+        loss: PowerLoss | None = None,
+    ) -> tuple[int, str]:
+        """Have a process do a stage of a scenario; its exit code, and what it said."""
+        if self._nursery is None:
+            recorder = {"LD_PRELOAD": str(self._recorder)} if self._recorder else {}
+            log = str(self._folder / "nursery.log")
+            self._nursery = Nursery("tests.crash.points.worker", log, environment(**recorder))
+        said = folder.with_suffix(".log")
+        answer = self._nursery.ask(
+            do="run",
+            log=str(said),
+            stage=stage,
+            scenario=name,
+            tree=str(folder / "tree"),
+            journal=str(folder / "journal"),
+            bugs=bugs,
+            point=point,
+            loss=loss.environ() if loss else {},
+        )
+        return answer["code"], said.read_text()
 
     def prepared(self, name: str) -> Prepared:
         if name not in self._prepared:
             folder, trial = self._folder / name / "prepared", self._folder / name / "trial"
             (folder / "tree").mkdir(parents=True)
-            done = python(WORKER, "prepare", name, folder / "tree", folder / "journal")
-            assert done.returncode == 0, done.stderr
+            code, said = self.act("prepare", name, folder)
+            assert code == 0, said
             shutil.copytree(folder, trial)
-            done = python(WORKER, "count", name, trial / "tree", trial / "journal")
-            assert done.returncode == 0, done.stderr
-            self._prepared[name] = Prepared(folder, json.loads(done.stdout))
+            code, said = self.act("count", name, trial)
+            assert code == 0, said
+            self._prepared[name] = Prepared(folder, json.loads(said.splitlines()[-1]))
         return self._prepared[name]
 
     def recorder(self, folder: Path) -> PowerLoss | None:
@@ -135,6 +152,8 @@ class Workshop:
         return found
 
     def close(self) -> None:
+        if self._nursery is not None:
+            self._nursery.close()
         if self._checker is not None:
             self._checker.communicate()
 
@@ -188,10 +207,9 @@ def crash(workshop: Workshop, name: str, point: str, folder: Path, *bugs: str) -
     """Run a scenario until it kills itself; what a fresh process finds afterwards."""
     shutil.copytree(workshop.prepared(name).folder, folder)
     loss = workshop.recorder(folder)
-    environ = {VARIABLE: point} | (loss.environ() if loss else {})
-    ended = python(WORKER, "run", name, folder / "tree", folder / "journal", *bugs, **environ)
-    assert ended.returncode == -signal.SIGKILL, (point, ended.returncode, ended.stderr[-3000:])
-    assert f"killed at the crash point {point.partition(':')[0]} " in ended.stderr
+    code, said = workshop.act("run", name, folder, *bugs, point=point, loss=loss)
+    assert code == -signal.SIGKILL, (point, code, said[-3000:])
+    assert f"killed at the crash point {point.partition(':')[0]} " in said
     return workshop.problems(name, folder, loss)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="NOT TESTED: the recorder is written for Linux"
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 HELPERS = """
 import os, sys, threading, sqlite3
 os.chdir(sys.argv[1])
@@ -120,6 +122,33 @@ def test_names_change_when_their_folder_is_synced(loss: PowerLoss) -> None:
         "a/replaced": b"replacement",
         "a/unsynced": b"a/unsynced",
     }
+
+
+def test_a_fork_may_begin_to_be_observed(loss: PowerLoss) -> None:
+    """What is there when it begins is durable; its parent, which is not observed, loses nothing."""
+    script = """
+        import json
+        from tests.crash.powerloss import begin
+        write("before", b"unsynced, and durable by the beginning", sync=False)
+        if os.fork() == 0:
+            begin(json.loads(sys.argv[2]))
+            write("synced", b"synced"); sync_folder(".")
+            write("before", b"lost", sync=False)
+            write("lost", b"lost", sync=False)
+            die()
+        os.wait()
+        sync_folder(".")  # Would make "lost" durable.
+        die()
+        """
+    text = HELPERS + textwrap.dedent(script)
+    subprocess.run(
+        [sys.executable, "-c", text, loss.tree, json.dumps(loss.environ())],
+        env={**os.environ, "LD_PRELOAD": str(loss.library), "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (Path(loss.tree) / "lost").exists()
+    loss.strike()
+    assert tree(loss) == {"before": b"unsynced, and durable by the beginning", "synced": b"synced"}
 
 
 @pytest.mark.parametrize("how", ["os.O_RDWR", "os.O_WRONLY"])

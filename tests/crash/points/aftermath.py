@@ -276,8 +276,9 @@ def new_backup_problems(tree: Path, state: Json) -> Iterator[str]:
     yield from state_problems(tree / "new-store", state)
 
 
-def problems_of(scenario: str, tree: Path, journal: Path) -> Iterator[str]:
-    stores, facts = expected(journal)
+def problems_of(
+    scenario: str, tree: Path, stores: dict[str, Expected], facts: set[str]
+) -> Iterator[str]:
     if scenario in ("backup", "restore"):
         state = stores["store"].states[-1]
         yield from backup_problems(tree, facts, state)
@@ -291,10 +292,11 @@ def problems_of(scenario: str, tree: Path, journal: Path) -> Iterator[str]:
 
 def check_trees(scenario: str, journal: str, *trees: str) -> list[str]:
     problems: list[str] = []
+    wanted = expected(journal)
     for tree in trees:
         name = Path(tree).name
         try:
-            for found in problems_of(scenario, Path(tree), Path(journal)):
+            for found in problems_of(scenario, Path(tree), *wanted):
                 problems.append(f"{name}: {found}")  # One by one: the next may not be had.
         except Exception:
             problems.append(f"{name}: {traceback.format_exc()}")

@@ -137,23 +137,28 @@ def expected(path: str | Path) -> tuple[dict[str, Expected], set[str]]:
             facts.add(line["done"])
         elif "opened" in line or "sent" in line:
             store = line.get("opened") or line["sent"]
-            model = models.setdefault(store, StoreModel())
-            known = stores.setdefault(store, Expected([model.state()]))
+            models.setdefault(store, StoreModel())
+            known = stores.setdefault(store, Expected([]))
             if "sent" in line:
-                request = line["request"]
-                after = copy.deepcopy(model)
-                after.apply(request)
-                known.unanswered = request
-                known.states = [model.state(), after.state()]
-                models[store] = after
-                known.tenants = frozenset(known.tenants | after.tenants.keys())
+                assert known.unanswered is None, "requests come one after the other"
+                known.unanswered = line["request"]
         else:
-            known = stores[line["answered"]]
+            known, model = stores[line["answered"]], models[line["answered"]]
             assert known.unanswered is not None
+            model.apply(known.unanswered)
+            known.tenants |= model.tenants.keys()
             if "key" in known.unanswered:
                 known.last_with_key = known.unanswered
             known.unanswered = None
-            known.states = known.states[1:]
+    for store, model in models.items():
+        known = stores[store]
+        if known.states:
+            continue  # As it was given, and opened since.
+        known.states = [copy.deepcopy(model.state())]
+        if known.unanswered is not None:
+            model.apply(known.unanswered)
+            known.tenants |= model.tenants.keys()
+            known.states.append(model.state())
     return stores, facts
 
 
