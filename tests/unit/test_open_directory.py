@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 
+from ochredb import crash_points
 from ochredb.errors import InvalidArgument, Unavailable
 from ochredb.ids import IdSource
 from ochredb.storage import files, open_directory
@@ -96,6 +97,32 @@ def test_probes_of_dead_starts_are_removed_when_nobody_can_be_using_them(tmp_pat
     clock.advance(601)
     check_directory(str(tmp_path), clock=clock)
     assert set(os.listdir(tmp_path)) == others
+
+
+def test_a_start_goes_on_if_the_clock_is_set_ahead_and_another_start_removes_its_probe(
+    tmp_path: Path,
+) -> None:
+    """Found by a storm whose clock leapt by hours: a process failed at its start."""
+    check_directory(str(tmp_path))
+    later = ManualClock()
+    later.advance(3_600)
+    removed = 0
+
+    def another_starts(point: str) -> None:
+        nonlocal removed
+        if point == "directory.probe-synced" and removed < 2:
+            removed += 1
+            crash_points.observe(None)
+            check_directory(str(tmp_path), clock=later)
+            crash_points.observe(another_starts)
+
+    crash_points.observe(another_starts)
+    try:
+        check_directory(str(tmp_path))
+    finally:
+        crash_points.observe(None)
+    assert removed == 2
+    assert os.listdir(tmp_path) == ["ochredb.txt"]
 
 
 def test_a_link_to_a_directory_is_followed(tmp_path: Path) -> None:

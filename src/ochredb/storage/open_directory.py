@@ -11,6 +11,7 @@ single process, and `claim_alone` keeps a second one out as far as the file syst
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -46,6 +47,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
 _ALONE_FILE = "alone.lock"
 _PROBE_PREFIX = ".ochredb-probe-"
 _PUBLISHED = "-published"
+_PROBES_MAX = 3
 _PROBE_ABANDONED_US = 600_000_000
 _NOT_FOREIGN = {"lost+found"}  # In the top folder of each new ext volume.
 _MARKER_TEXT = b"""This directory is an OchreDB database.
@@ -189,7 +191,18 @@ def _refuse_foreign(path: str, names: set[str]) -> None:
 
 
 def _probe(path: str) -> None:
-    """Create, sync, publish and remove a file, as the store will."""
+    """Create, sync, publish and remove a file, as the store will.
+
+    If the wall clock is set ahead meanwhile, who starts just then takes the file for an old one and
+    removes it: then once more.
+    """
+    for _ in range(_PROBES_MAX - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return _probe_once(path)
+    return _probe_once(path)
+
+
+def _probe_once(path: str) -> None:
     source = os.path.join(path, _PROBE_PREFIX + IdSource().uuid7())
     target = source + _PUBLISHED
     try:
