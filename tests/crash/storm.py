@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ from .storm_worker import GRACE_S, LEASE_TTL_S
 
 ROLES = ("writer", "writer", "reader", "compactor", "churner", "reader", "server", "server")
 _START_S_MAX = 60.0
+_LEAP_PROBABILITY = 0.1
+# Files are stamped by the kernel, whose clock does not leap: no further ahead of it than a dead
+# writer's files are kept.
+_CLOCK_OFF_S = (0.0, 300.0, 500.0, -2.0, -600.0, -3_600.0, -3 * 3_600.0, -9 * 3_600.0)
 _KEYS = "SELECT collection, key, first_offset, last_offset FROM idempotency"
 _COLLECTIONS = "SELECT id FROM collections"
 _JOBS = "SELECT collection, kind, owner, fence FROM jobs"
@@ -40,13 +44,19 @@ _OBJECTS = "SELECT key FROM objects WHERE state = 'live'"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """duration_s: of the killing. clients: processes that speak to the servers, never killed."""
+    """duration_s: of the killing. clients: processes that speak to the servers, never killed.
+
+    set_clock: if given, by how many seconds the wall clock of all processes is off from now on; it
+        leaps every now and then. environ: what that needs.
+    """
 
     directory: str
     duration_s: float
     seed: int
     kill_every_s: float = 0.2
     clients: int = 2
+    set_clock: Callable[[float], None] | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,6 +64,7 @@ class Report:
     """`problems` must be empty; the counts show that something was tested."""
 
     kills: int = 0
+    leaps: int = 0
     killed_at_start: int = 0
     starts: int = 0
     operations: Counter[str] = field(default_factory=Counter)
@@ -71,7 +82,8 @@ class Report:
 
     def summary(self) -> str:
         return (
-            f"{self.kills} kills ({self.killed_at_start} during a start), {self.starts} starts; "
+            f"{self.kills} kills ({self.killed_at_start} during a start), {self.starts} starts, "
+            f"{self.leaps} leaps of the clock; "
             f"{self.writes} writes and {self.reads} reads of {self.collections} collections judged "
             f"in {self.check_s:.1f} s, {self.log_operations} operations in their logs; "
             f"{self.unknown} writes cut off, {self.landed_unknown} of them landed, "
@@ -110,7 +122,8 @@ class Storm:
         self._recorded = Recorded(self._problem)
 
     def run(self) -> Report:
-        nursery = Nursery("tests.crash.storm_worker", str(self._beside / "nursery.log"))
+        log = str(self._beside / "nursery.log")
+        nursery = Nursery("tests.crash.storm_worker", log, self.plan.environ)
         try:
             for slot in (*self._slots, *self._clients):
                 self._spawn(nursery, slot)
@@ -122,6 +135,7 @@ class Storm:
                 time.sleep(max(0.0, due_s - time.monotonic()))
                 self._kill_one(nursery)
                 self._look(nursery)
+                self._leap()
             self._end(nursery)
         finally:
             nursery.close()
@@ -170,6 +184,11 @@ class Storm:
         if slot.role != "server" and b"started" not in bytes_of(history):
             self.report.killed_at_start += 1
         self._spawn(nursery, slot)
+
+    def _leap(self) -> None:
+        if self.plan.set_clock is not None and self._rng.random() < _LEAP_PROBABILITY:
+            self.plan.set_clock(self._rng.choice(_CLOCK_OFF_S))
+            self.report.leaps += 1
 
     def _look(self, nursery: Nursery) -> None:
         """Nobody ends by itself."""
