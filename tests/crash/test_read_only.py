@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,8 +20,14 @@ import pytest
 
 import ochredb
 from ochredb.api.exceptions import ChromaError
+from ochredb.backup.source import Started
 from ochredb.catalog.read_only import read_only_reason
+from ochredb.clock import SystemClock
+from ochredb.errors import Unavailable
+from ochredb.integrity import check, check_store
+from ochredb.integrity.unpinned import open_to_read
 from ochredb.testing.server_process import ServerProcess, free_port
+from ochredb.vacuum import vacuum
 
 ROOT = Path(__file__).resolve().parents[2]  # Where processes that are started here run.
 
@@ -84,6 +91,10 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
 
 def freeze(point: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(point)], check=True)
+
+
+def thaw(point: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,rw", str(point)], check=True)
 
 
 def files_of(point: Path) -> set[str]:
@@ -152,6 +163,14 @@ def test_after_a_writer_was_killed_without_its_shared_memory(mounted: Path) -> N
     check_reads(mounted)
 
 
+def test_a_vacuum_is_refused_in_words(mounted: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Writer(mounted).end(kill=False)
+    freeze(mounted)
+    with pytest.raises(Unavailable, match=r"failed: .* is open for reading only"):
+        vacuum(str(mounted))
+    assert "Traceback" not in caplog.text
+
+
 def test_after_a_writer_has_ended_in_good_order(mounted: Path) -> None:
     writer = Writer(mounted)
     writer.end(kill=False)
@@ -162,6 +181,71 @@ def test_after_a_writer_has_ended_in_good_order(mounted: Path) -> None:
     client = ochredb.PersistentClient(str(mounted))
     assert len(temporary_copies()) == 1
     client.close()
+
+
+def flip(path: Path, place: int) -> None:
+    """One bit of a file, which keeps its size."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_it_can_be_checked(mounted: Path, killed: bool) -> None:
+    """Where a failing disk is read-only, damage must be found all the same."""
+    Writer(mounted).end(kill=False)  # Folds what it has, so that there is an object.
+    if killed:
+        Writer(mounted).end(kill=True)
+    objects = [path for path in (mounted / "objects" / "parts").rglob("*") if path.is_file()]
+    freeze(mounted)
+    before = files_of(mounted)
+    report = check(str(mounted))
+    assert not report.is_damaged, report.findings
+    assert report.objects == len(objects) > 0
+    assert any("its file system is read-only" in note for note in report.notes)
+    assert (files_of(mounted), temporary_copies()) == (before, [])
+    thaw(mounted)
+    flip(objects[0], 5)
+    freeze(mounted)
+    report = check(str(mounted))
+    assert [finding.place for finding in report.findings] == [
+        str(objects[0].relative_to(mounted / "objects"))
+    ]
+    if not killed:  # Then it is sealed.
+        thaw(mounted)
+        flip(mounted / "ochredb.sqlite3", 2_000)
+        freeze(mounted)
+        (finding,) = check(str(mounted)).findings
+        assert finding.place == "catalog", finding
+    assert temporary_copies() == []
+
+
+def test_what_was_collected_while_nothing_was_pinned_is_no_damage(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else may write: the state that is checked loses an object in the middle."""
+    path = open_folder / "theirs"
+    writer = Writer(path)
+    writer.write("d")
+    writer.end(kill=True)
+    with ochredb.PersistentClient(str(path)) as client:
+        big = client.create_collection("big")
+        big.add(ids=["x"], embeddings=[[1.0, 1.0]], documents=["x" * 600_000])
+        opened = open_to_read(str(path), SystemClock(), "a test says so")
+        begin = opened.begin
+
+        def then_drop(owner: str) -> Started:
+            started = begin(owner)
+            client.delete_collection("big")
+            for name in (path / "objects" / "fragments").iterdir():
+                name.unlink()  # As garbage collection does, a minute later.
+            return started
+
+        monkeypatch.setattr(opened, "begin", then_drop)
+        with contextlib.closing(opened):
+            report = check_store(opened, SystemClock())
+    assert report.objects > 0
+    assert not report.is_damaged, report.findings
 
 
 def test_a_server_on_a_read_only_file_system(mounted: Path, tmp_path: Path) -> None:
@@ -185,6 +269,7 @@ def test_a_server_on_a_read_only_file_system(mounted: Path, tmp_path: Path) -> N
         assert refused.value.code == 403
         text = json.load(refused.value)
         assert "open for reading only: its file system is read-only" in text["message"]
+        assert not check(server.url).is_damaged
 
 
 def test_nothing_is_made_on_a_read_only_file_system(mounted: Path) -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 from dataclasses import replace
 
-from ochredb.errors import AlreadyExists, NotFound
+from ochredb.errors import AlreadyExists, NotFound, OchreError
 from ochredb.vacuum import Phase, VacuumState
 from ochredb_compactor.vacuum import Surroundings, Vacuum
 
@@ -70,6 +70,9 @@ class VacuumService:
             report = Vacuum(self._around, purge=state.purge, progress=progress, step=step).run()
         except _Cancelled:
             self._state = replace(state, state="cancelled", error="somebody asked for it")
+        except OchreError as error:
+            log.warning("the vacuum failed: %s", error)
+            self._state = replace(state, state="failed", error=str(error))
         except Exception as error:
             log.exception("the vacuum failed")
             self._state = replace(state, state="failed", error=f"{type(error).__name__}: {error}")

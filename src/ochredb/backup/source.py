@@ -20,12 +20,13 @@ from ochredb.catalog.migrate import open_directory
 from ochredb.catalog.pins import PinTable
 from ochredb.clock import Clock, SystemClock
 from ochredb.crash_points import reach
-from ochredb.errors import InvalidArgument, NotFound, Unavailable
+from ochredb.errors import InvalidArgument, NotFound, StorageFull, Unavailable
 from ochredb.ids import IdSource, uuid7_time_us
 from ochredb.storage import files
 from ochredb.storage.base import RESERVED_PART, ObjectStore
 from ochredb.storage.directory import DirectoryStore
 from ochredb.storage.open_directory import CATALOG_FILE, check_directory
+from ochredb.storage.space import is_full
 
 TTL_S = 120.0  # A pin that is not renewed expires after this.
 READ_BYTES_MAX = 2 * CHUNK_BYTES
@@ -110,7 +111,8 @@ class Backups:
         except BaseException as error:
             self.end(backup_id)
             if isinstance(error, OSError):
-                raise Unavailable(f"cannot copy the catalog: {error.strerror}") from error
+                kind = StorageFull if is_full(error) else Unavailable
+                raise kind(f"cannot copy the catalog: {error.strerror}") from error
             raise
         return Started(backup_id, self.store_id, created_us, self._ttl_s, size, checksum)
 
@@ -139,6 +141,10 @@ class Backups:
 
     def renew(self, backup_id: str) -> None:
         self._pins.renew(backup_id, self._ttl_s)
+
+    def is_kept(self, _key: str) -> bool:
+        """Whether an object of the state that is kept must be there."""
+        return True
 
     def end(self, backup_id: str) -> None:
         self._pins.release(backup_id)

@@ -31,7 +31,7 @@ from ochredb.catalog.schema import (
 )
 from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
 from ochredb.catalog.statement import Statement
-from ochredb.errors import Corrupt, InvalidArgument, Unavailable, newer_message
+from ochredb.errors import Corrupt, InvalidArgument, StorageFull, Unavailable, newer_message
 from ochredb.parts.manifest import Manifest
 from ochredb.storage import files
 
@@ -154,6 +154,7 @@ def copy_state(session: Session, path: str) -> None:
 
     By SQLite's backup interface: the database's own files are never opened by path.
     Cost: about a second per GB, the interpreter lock released. From PostgreSQL: row by row.
+    Raises StorageFull, Unavailable.
     """
     target = sqlite3.connect(path, isolation_level=None)
     try:
@@ -169,7 +170,9 @@ def copy_state(session: Session, path: str) -> None:
             copy_rows(session, target)
         target.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.Error as error:
-        raise Unavailable(f"cannot copy the catalog: {error}") from error
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        kind = StorageFull if full else Unavailable
+        raise kind(f"cannot copy the catalog: {error}") from error
     finally:
         target.close()
     _sync(path)

@@ -20,12 +20,14 @@ from ochredb.backup.checks import BlocksCheck, Check, WholeCheck, checks_of
 from ochredb.backup.source import Backups, open_store
 from ochredb.catalog import facts
 from ochredb.catalog.copies import check_copy, contents
+from ochredb.catalog.read_only import read_only_reason
 from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.checksum import BLOCK_BYTES
 from ochredb.clock import Clock, SystemClock
-from ochredb.errors import Corrupt, InvalidArgument, NotFound, OchreError
+from ochredb.errors import Corrupt, Forbidden, InvalidArgument, NotFound, OchreError, StorageFull
 from ochredb.ids import uuid7_time_us
 from ochredb.integrity.report import Finding, Report
+from ochredb.integrity.unpinned import Unpinned, open_to_read
 from ochredb.parts.manifest import Manifest
 from ochredb.storage.open_directory import CATALOG_FILE, MARKER_FILE
 
@@ -47,6 +49,8 @@ def check(
 
     headers: for a server, such as `{"Authorization": "Bearer …"}`.
 
+    A store that may only be read, or whose disk is full, is checked without a pin.
+
     Raises InvalidArgument for what is no store, Unavailable if it cannot be read now. Damage is
     never an exception.
     """
@@ -58,7 +62,7 @@ def check(
         return check_remote(source, headers or {}, clock, progress)
     torn = _torn_bytes(os.path.join(source, CATALOG_FILE))  # Opened, it may be made longer.
     try:
-        opened = open_store(source, clock=clock, as_it_is=True)
+        opened = _opened(source, clock)
     except OchreError as error:
         problem = _catalog_problem(source, error)
         if problem is None:
@@ -68,10 +72,35 @@ def check(
         return check_store(opened, clock, progress, torn)
 
 
+def _opened(source: str, clock: Clock) -> Backups | Unpinned:
+    reason = read_only_reason(source)
+    if reason is not None:
+        return open_to_read(source, clock, reason)
+    try:
+        return open_store(source, clock=clock, as_it_is=True)
+    except StorageFull as error:  # SQLite needs a little space even to read.
+        return open_to_read(source, clock, str(error))
+
+
 def check_store(
-    backups: Backups, clock: Clock, progress: Progress = silent, torn_bytes: int | None = None
+    backups: Backups | Unpinned,
+    clock: Clock,
+    progress: Progress = silent,
+    torn_bytes: int | None = None,
 ) -> Report:
     """Verify a store that is open. See `check`. torn_bytes: of a catalog that ended in a page."""
+    try:
+        return _check(backups, clock, progress, torn_bytes)
+    except (StorageFull, Forbidden) as error:  # Of the pin, or of the copy of the catalog.
+        if isinstance(backups, Unpinned):
+            raise
+        unpinned = Unpinned(backups.database, backups.store, backups.store_id, clock, str(error))
+        return _check(unpinned, clock, progress, torn_bytes)
+
+
+def _check(
+    backups: Backups | Unpinned, clock: Clock, progress: Progress, torn_bytes: int | None
+) -> Report:
     run = _Check(backups, clock, progress)
     if torn_bytes is not None:
         # SQLite takes what is missing for zeros.
@@ -120,7 +149,7 @@ def _catalog_problem(path: str, error: OchreError) -> str | None:
 class _Check:
     """One check in progress."""
 
-    backups: Backups
+    backups: Backups | Unpinned
     clock: Clock
     progress: Progress
     findings: list[Finding] = field(default_factory=list)
@@ -168,7 +197,7 @@ class _Check:
             size_bytes=total + os.path.getsize(path),
             elapsed_s=round(self.clock.monotonic_s() - started_s, 3),
             findings=tuple(self.findings),
-            notes=tuple(self._orphans({key for key, _ in objects}, pin)),
+            notes=(*self._unpinned(), *self._orphans({key for key, _ in objects}, pin)),
             quarantine=tuple(quarantine),
         )
 
@@ -231,7 +260,7 @@ class _Check:
                 if problem is None:
                     problem = self._size_problem(key, size, done - before)
             except NotFound:
-                problem = "is missing"
+                problem = "is missing" if self.backups.is_kept(key) else None
             except OchreError as error:
                 problem = f"cannot be read: {error}"
             done = before + size
@@ -256,6 +285,10 @@ class _Check:
         except ValueError:
             return None
         return f"is longer than its {size} bytes"
+
+    def _unpinned(self) -> Iterator[str]:
+        if isinstance(self.backups, Unpinned):
+            yield f"nothing kept the objects while they were read: {self.backups.reason}"
 
     def _orphans(self, known: set[str], pin: str) -> Iterator[str]:
         """Old objects that nothing refers to: garbage collection takes them."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from ochredb.integrity import check
+
 from .conftest import Connect
 from .support import (
     Written,
@@ -55,6 +57,10 @@ def test_a_full_disk(tmp_path: Path, connect: Connect) -> None:
 
             # Reads go on, other writes are refused, and so is what is new.
             kept.check()
+            for source in (server.url, str(data)):
+                report = check(source)
+                assert not report.is_damaged, report.findings
+                assert report.objects > 0
             assert kept.add(10).status == 507
             assert client.call("POST", "collections", {"name": "another"}).status == 507
             # Deletes are taken.
@@ -85,6 +91,7 @@ def test_a_full_disk(tmp_path: Path, connect: Connect) -> None:
                 else:
                     assert server.stop() == 0
                 fill(disk / f"even-more-{number}")
+                assert not check(str(data)).is_damaged, "nobody else has it open"
                 server.start()
                 kept.client = client = connect(server)
                 kept.check()
