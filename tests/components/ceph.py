@@ -3,12 +3,14 @@
     ceph = CephServer.start(root)
     ceph.create_bucket("one")          # one per test; a cluster takes 15 s to start
     ceph.kill(), ceph.restart()        # kill -9 of everything; the same ports and data
+    ceph.tls_url, ceph.authority.ca    # the same by TLS; buckets are there names of hosts, too
 
 Needs the Debian packages of `PACKAGES`. Everything ends with the process that started it.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
@@ -25,9 +27,19 @@ import pytest
 from botocore.config import Config
 
 from ochredb.testing.server_process import HOST, free_port
+from tests.components.certificates import Authority
 
 PACKAGES = ("ceph-mon", "ceph-osd", "radosgw", "ceph-common")
-PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "ceph", "ceph-authtool", "monmaptool", "setpriv")
+PROGRAMS = (
+    "ceph-mon",
+    "ceph-osd",
+    "radosgw",
+    "ceph",
+    "ceph-authtool",
+    "monmaptool",
+    "setpriv",
+    "openssl",
+)
 ACCESS_KEY, SECRET_KEY = "test-access", "test-secret"
 START_S_MAX = 90.0
 
@@ -70,20 +82,32 @@ mon data = {root}/monitor
 [osd.0]
 osd data = {root}/osd
 [client.rgw.a]
-rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
+rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1 ssl_endpoint=127.0.0.1:{tls_port} \
+ ssl_certificate={certificate} ssl_private_key={key}
+rgw dns name = {domain}
+rgw crypt s3 kms backend = testing
+rgw crypt s3 kms encryption keys = {kms_key}={kms_secret}
 rgw thread pool size = 64
 """
 
 
 class CephServer:
-    """One cluster. url: of the S3 endpoint, which wants path-style addressing."""
+    """One cluster. url: of the S3 endpoint, which wants path-style addressing.
+
+    tls_url: the same with a certificate of `authority`, for 127.0.0.1, `domain`, and its buckets.
+    kms_key: what objects may be encrypted with, by TLS.
+    """
 
     access_key, secret_key = ACCESS_KEY, SECRET_KEY
+    domain, kms_key = "s3.test", "key-1"
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
+        self.tls_port = free_port()
+        self.tls_url = f"https://{HOST}:{self.tls_port}"
+        self.authority = Authority(root / "authority")
         self._monitor_port = free_port()
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -101,11 +125,12 @@ class CephServer:
             raise
         return server
 
-    def client(self) -> Any:
+    def client(self, *, tls: bool = False) -> Any:
         """boto3's, with the right credentials."""
         return boto3.client(
             "s3",
-            endpoint_url=self.url,
+            endpoint_url=self.tls_url if tls else self.url,
+            verify=self.authority.ca if tls else None,
             region_name="us-east-1",
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
@@ -151,10 +176,22 @@ class CephServer:
     def _make(self) -> None:
         for folder in ("monitor", "osd", "run"):
             (self.root / folder).mkdir(parents=True)
+        self.authority = Authority.make(self.root / "authority")
+        names = f"IP:{HOST},DNS:{self.domain},DNS:*.{self.domain}"
+        certificate, key = self.authority.certificate("rgw", names)
         fsid = str(uuid.uuid4())
         (self.root / "ceph.conf").write_text(
             _CONFIGURATION.format(
-                fsid=fsid, root=self.root, port=self.port, monitor_port=self._monitor_port
+                fsid=fsid,
+                root=self.root,
+                port=self.port,
+                monitor_port=self._monitor_port,
+                tls_port=self.tls_port,
+                certificate=certificate,
+                key=key,
+                domain=self.domain,
+                kms_key=self.kms_key,
+                kms_secret=base64.b64encode(bytes(range(32))).decode(),
             )
         )
         keyring, monitors = str(self.root / "keyring"), str(self.root / "monmap")

@@ -35,6 +35,7 @@ class TcpProxy:
     silent: nothing is forwarded and nothing is closed: a black hole. New connections open.
     half_close: what a client sends is forwarded; then the target is told that no more will come.
     reset_after_bytes: a connection is reset once as many bytes went to its client; None: never.
+    in_order: it is then not reset but closed, as if all had been said.
     refusing: new connections are reset at once.
 
     `counts` says what was done: connections, refused, resets, half_closes, bytes.
@@ -44,7 +45,7 @@ class TcpProxy:
         self.host, self.port = listener.getsockname()[:2]
         self.targets = list(targets)
         self.delay_s = 0.0
-        self.silent = self.half_close = self.refusing = False
+        self.silent = self.half_close = self.refusing = self.in_order = False
         self.reset_after_bytes: int | None = None
         self.counts: Counter[str] = Counter()
         self._turns = itertools.count()
@@ -70,7 +71,7 @@ class TcpProxy:
     def heal(self) -> None:
         """Forward as any proxy does. What was lost is not made good: see `cut`."""
         self.delay_s, self.reset_after_bytes = 0.0, None
-        self.silent = self.half_close = self.refusing = False
+        self.silent = self.half_close = self.refusing = self.in_order = False
 
     def cut(self) -> None:
         """Reset every open connection, on both sides."""
@@ -105,6 +106,9 @@ class TcpProxy:
 
     def _reset(self, writer: asyncio.StreamWriter) -> None:
         self._sockets.discard(writer)
+        if self.in_order:
+            writer.close()
+            return
         sock: socket.socket | None = writer.get_extra_info("socket")
         with contextlib.suppress(OSError):
             if sock is not None:

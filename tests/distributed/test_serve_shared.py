@@ -77,6 +77,30 @@ def test_all_roles_apart(shared: Shared) -> None:
         assert "Traceback" not in served.log_path.read_text()
 
 
+def test_objects_are_encrypted_behind_a_private_authority(
+    shared: Shared, ceph: CephServer, bucket: str
+) -> None:
+    """All by settings: TLS to the endpoint, and the key that it encrypts with."""
+    shared.environment |= {
+        "OCHREDB_S3_ENDPOINT": ceph.tls_url,
+        "OCHREDB_S3_CA_PATH": ceph.authority.ca,
+        "OCHREDB_S3_ENCRYPTION": "aws:kms",
+        "OCHREDB_S3_KMS_KEY_ID": ceph.kms_key,
+    }
+    served = shared.start("frontend,log,query,compactor", "--compactor-workers", "0")
+    path = fill(served, "secret", 9_000)
+    until(lambda: served.call("GET", f"{path}/indexing_status")["num_unindexed_ops"] == 0)
+    client = ceph.client(tls=True)
+    keys = [item["Key"] for item in ceph.client().list_objects_v2(Bucket=bucket)["Contents"]]
+    assert any(key.startswith("prefix/parts/") for key in keys)
+    found = [client.head_object(Bucket=bucket, Key=key) for key in keys]
+    assert {one.get("SSEKMSKeyId") for one in found} == {ceph.kms_key}
+    assert served.stop() == 0
+    again = shared.start("frontend,log,query,compactor", "--compactor-workers", "0")
+    assert again.call("GET", f"{path}/count") == 9_000
+    assert again.stop() == 0
+
+
 def test_another_catalog_of_the_same_bucket_is_refused(
     shared: Shared, postgres: PostgresServer
 ) -> None:
@@ -97,15 +121,18 @@ def test_another_catalog_of_the_same_bucket_is_refused(
         ("CATALOG_URL", "/none", 'catalog_url: .*database "none" does not exist'),
         ("OBJECT_STORE_URL", "s3://no-such-bucket/prefix", "object_store_url: .*no such bucket"),
         ("S3_SECRET_ACCESS_KEY", "hush", "s3_secret_access_key: .*the secret key is wrong"),
+        ("S3_ENDPOINT", "https", "s3_ca_path: .*CERTIFICATE_VERIFY_FAILED"),
     ],
 )
 def test_a_setting_that_waiting_does_not_help_ends_the_start(
-    shared: Shared, setting: str, text: str, why: str, roles: str
+    shared: Shared, ceph: CephServer, setting: str, text: str, why: str, roles: str
 ) -> None:
     """With the status of a wrong setting."""
     name = f"OCHREDB_{setting}"
     if text.startswith("/"):
         text = shared.environment[name].rpartition("/")[0] + text
+    if text == "https":
+        text = ceph.tls_url
     served = shared.launch(roles, **{name: text})
     assert served.wait() == 2
     log = served.log_path.read_text()

@@ -76,7 +76,9 @@ _HINTS = {
 }
 
 
+_NOT_TRUSTED = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word, whatever was wrong with it.
 SETTINGS_AT_FAULT = {
+    _NOT_TRUSTED: "s3_ca_path",
     "NoSuchBucket": "object_store_url",
     "InvalidAccessKeyId": "s3_access_key_id",
     "SignatureDoesNotMatch": "s3_secret_access_key",
@@ -90,7 +92,7 @@ class _Kinds(NamedTuple):
     """Of the exceptions of boto3 and below."""
 
     answered: Any
-    not_trusted: type[Exception]
+    by_tls: type[Exception]
     not_sent: tuple[type[Exception], ...]
     lost: tuple[type[Exception], ...]
     no_credentials: tuple[type[Exception], ...]
@@ -104,7 +106,7 @@ def _kinds() -> _Kinds:
 
     return _Kinds(
         answered=exceptions.ClientError,
-        not_trusted=exceptions.SSLError,
+        by_tls=exceptions.SSLError,
         not_sent=(
             exceptions.EndpointConnectionError,
             exceptions.ConnectTimeoutError,
@@ -136,8 +138,12 @@ def failure_of(error: Exception, verb: str, key: str, place: str) -> Failure:
     said, kinds = f"cannot {verb} {key or 'objects'} in {place}", _kinds()
     if isinstance(error, kinds.answered):
         return _answered(vars(error)["response"], said, key)
-    if isinstance(error, kinds.not_trusted):
-        return Failure(Fate.REFUSED, Unavailable(f"{said}: {error}", key=key))
+    if isinstance(error, kinds.by_tls):
+        if _NOT_TRUSTED in str(error):
+            hint = "s3_ca_path says who signs a private endpoint's certificate"
+            text = f"{said}: {error} ({hint})"
+            return Failure(Fate.REFUSED, Unavailable(text, key=key, code=_NOT_TRUSTED))
+        return Failure(Fate.UNKNOWN, Unavailable(f"{said}: {error}", key=key))  # It broke.
     if isinstance(error, kinds.not_sent):
         return Failure(Fate.NOT_SENT, Unavailable(f"{said}: {error}", key=key))
     if isinstance(error, kinds.lost):
