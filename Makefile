@@ -65,8 +65,8 @@ $(READY): requirements.lock pyproject.toml
 	$(check_compiler)
 	@echo "setup: installing into $(VENV); hnswlib is compiled here, half a minute"
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	@CFLAGS="$(hnswlib_flags) $(CFLAGS)" $(RUN)/python -m pip install -qq --require-hashes \
-	  -r requirements.lock
+	@CFLAGS="$(hnswlib_flags) $(CFLAGS)" CXXFLAGS="$(hnswlib_flags) $(CXXFLAGS)" \
+	  $(RUN)/python -m pip install -qq --require-hashes -r requirements.lock
 	@$(RUN)/python -m pip install -qq --no-deps --editable .
 	@touch $@
 
