@@ -52,22 +52,25 @@ def bucket(ceph: CephServer) -> str:
     return ceph.create_bucket(f"bucket-{next(_numbers)}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """One server, a database for whoever wants one. Who stops it starts it again."""
+    """A server for the module, that is small: one that was killed syncs all of its files before it
+    serves again. Who stops it starts it again."""
     server = PostgresServer.start(tmp_path_factory.mktemp("postgres"))
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def components(ceph: CephServer, postgres: PostgresServer) -> Iterator[Components]:
+def components(ceph: CephServer) -> Iterator[Components]:
     """Who stops one of them starts it again."""
     root = components_folder()
+    postgres = PostgresServer.start(root / "postgres")
     redis = RedisServer.start(root / "redis")
     ceph.create_bucket(BUCKET)
     yield Components(root, postgres, ceph, redis)
     redis.stop()
+    postgres.stop()
     shutil.rmtree(root, ignore_errors=True)
 
 

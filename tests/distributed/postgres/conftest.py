@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +22,11 @@ from tests.components.postgres import PostgresServer
 _numbers = itertools.count()
 
 
-@pytest.fixture
-def server(postgres: PostgresServer) -> PostgresServer:
-    return postgres
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    server = PostgresServer.start(tmp_path_factory.mktemp("postgres-server"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture
