@@ -28,7 +28,7 @@ from ochredb.types import Float32s, Op, Operations
 _T = TypeVar("_T")
 Fragment = tuple[int, Operations]  # First offset, operations.
 _CHUNK_ROWS_MIN = 256
-_CHUNK_BYTES_MAX = 16 << 20  # Of vectors: growing copies no more than this at once.
+_CHUNK_BYTES_MAX = 4 << 20  # Of vectors: growing copies no more than this at once.
 _BATCH_ROWS = 2_000  # Operations that share one look-up in the parts ...
 _BATCH_BYTES = 16 << 20  # ... or as many bytes of fragments.
 
@@ -391,6 +391,8 @@ class Fold:
         rows_max = max(_CHUNK_ROWS_MIN, _CHUNK_BYTES_MAX // (4 * self.dimension))
         if not self.chunks or self.chunks[-1].count >= rows_max:
             capacity = 64 if not self.chunks else rows_max // 8
+            if self.chunks:
+                self.chunks[-1].close()
             self.chunks.append(Chunk(self.dimension, capacity, self._share()))
         return self.chunks[-1]
 

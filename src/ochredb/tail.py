@@ -93,6 +93,7 @@ class Chunk:
         self.seqs = np.empty(capacity, np.int64)
         self.live = np.ones(capacity, np.bool_)
         self.dead_count = 0
+        self._is_closed = False
         self._segments: list[TailSegment] = []
         self._views: list[SegmentView] | None = None  # As of now, once asked for.
 
@@ -158,6 +159,10 @@ class Chunk:
         )
         return copy
 
+    def close(self) -> None:
+        """No more rows will come: what readers see from now on is one range."""
+        self._is_closed, self._views = True, None
+
     def kill(self, row: int) -> None:
         self.live[row] = False
         self.dead_count += 1
@@ -178,6 +183,8 @@ class Chunk:
     def _cut(self) -> None:
         """Bring the ranges up to the last row."""
         segments = self._segments
+        if self._is_closed and len(segments) != 1:
+            segments[:] = [self.whole()]
         start = segments[-1].stop if segments else 0
         if start == self.count:
             return

@@ -362,6 +362,16 @@ class TestCheckpoint:
             _add(file, number, "x" * 20_000)
         assert wal.stat().st_size == size
 
+    def test_writers_are_held_up_only_for_what_came_meanwhile(self, file: SqliteDatabase) -> None:
+        file.checkpoint()
+        asked: list[str] = []
+        assert file._checkpointer is not None
+        file._checkpointer.connection.set_trace_callback(asked.append)
+        _add(file, 1)
+        file.checkpoint(restart_above_bytes=0)
+        copied = [one.partition("(")[2] for one in asked if "wal_checkpoint" in one]
+        assert copied == ["PASSIVE)", "PASSIVE)", "RESTART)"]
+
     def test_a_reader_in_the_middle_is_not_in_the_way(self, file: SqliteDatabase) -> None:
         with file.read_consistent() as session:
             assert session.one(_COUNT) == (0,)

@@ -330,3 +330,24 @@ def test_a_tail_moves_only_to_where_it_reaches() -> None:
     moved = fold.moved(2, 6, [])
     assert moved is not None
     assert moved.freeze().count == 0
+
+
+def test_growing_copies_little_and_a_chunk_that_is_full_is_one_range() -> None:
+    fold = Fold(0, 0, [])
+    rng = np.random.default_rng(1)
+    views: list[View] = []
+    for number in range(60):
+        names = [f"id-{number}-{i}" for i in range(250)]
+        vectors = rng.standard_normal((250, 128)).astype(np.float32)
+        fold.apply(1 + 250 * number, operations(Op.ADD, names, vectors))
+        views.append(fold.freeze())
+    assert len(fold.chunks) > 1
+    rows_max = materialise._CHUNK_BYTES_MAX // (4 * 128) + 250
+    assert all(chunk.count < rows_max for chunk in fold.chunks)
+    full, last = fold.chunks[0], fold.chunks[-1]
+    assert [len(item.segment) for item in full.freeze()] == [full.count]
+    assert len(last.freeze()) > 1
+    for number, view in enumerate(views):
+        assert view.count == 250 * (number + 1)
+        seqs = np.concatenate([item.segment.seqs for item in view.segments])
+        assert np.array_equal(seqs, np.arange(1, view.count + 1))

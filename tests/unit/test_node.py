@@ -14,10 +14,12 @@ from typing import Any
 import orjson
 import pytest
 
+from ochredb.catalog.migrate import CATALOG_NAME
 from ochredb.errors import Corrupt, InvalidArgument, NotFound, Unavailable
 from ochredb.storage.directory import DirectoryStore
 from ochredb_node import shared
 from ochredb_node.node import Node, NodeConfig
+from ochredb_node.roles import Role
 from ochredb_node.shared import SharedNode, open_shared
 
 from .kernel import add_rows, ids_of, make_collection, running_node
@@ -285,3 +287,18 @@ def test_a_node_without_a_directory_keeps_nothing() -> None:
         add_rows(node, collection, 0, 3)
     with running_node() as node, pytest.raises(NotFound):
         ids_of(node, collection)
+
+
+def test_who_only_compacts_leaves_the_catalogs_log_to_those_who_append(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    catalog = tmp_path / "store" / CATALOG_NAME
+    with running_node(path) as node:
+        add_rows(node, make_collection(node), 0, 500)
+        before = catalog.stat().st_size
+        worker = Node(NodeConfig(path=path, roles=frozenset({Role.COMPACTOR})))
+        worker.start(background=False)
+        worker.housekeeping.turn()
+        assert catalog.stat().st_size == before
+        node.housekeeping.turn()
+        assert catalog.stat().st_size > before
+        worker.close()

@@ -44,18 +44,21 @@ class Housekeeping:
         reserve: Reserve,
         ages: Ages,
         clock: Clock,
+        appends: bool,
         compacts: bool,
         is_read_only: bool,
         since_append_s: Callable[[], float],
         tidy: Callable[[bool], None],
     ) -> None:
-        """query: of this process. compacts: this process does what is of the whole catalog.
+        """query: of this process. appends: this process keeps SQLite's write-ahead log short.
+
+        compacts: this process does what is of the whole catalog.
 
         since_append_s: since this process last took a write. tidy: see `Node`.
         """
         self._database, self._store, self._logs = database, store, logs
         self._query, self._reserve, self._ages, self._clock = query, reserve, ages, clock
-        self._compacts, self._is_read_only = compacts, is_read_only
+        self._appends, self._compacts, self._is_read_only = appends, compacts, is_read_only
         self._since_append_s, self._tidy = since_append_s, tidy
         self._seldom_s = self._folders_s = 0.0
         self._measure_due_s = math.inf
@@ -78,7 +81,7 @@ class Housekeeping:
             self._logs.recent.age()
         if self._is_read_only:
             return
-        if isinstance(self._database, SqliteDatabase):
+        if self._appends and isinstance(self._database, SqliteDatabase):
             self._checkpoint(self._database)
         now_s = self._clock.monotonic_s()
         if now_s >= self._measure_due_s:

@@ -255,6 +255,7 @@ class Node:
             reserve=self.reserve,
             ages=self.ages,
             clock=self.clock,
+            appends=self.has(Role.LOG),
             compacts=self.compacts,
             is_read_only=self.foundation.catalog.is_read_only,
             since_append_s=self._since_append_s,

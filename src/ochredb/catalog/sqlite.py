@@ -385,6 +385,8 @@ class SqliteDatabase:
                 self._wal_pages = row[1]
                 page_size = connection.execute("PRAGMA page_size").fetchone()[0]
                 if row[1] * page_size > restart_above_bytes:
+                    # What came meanwhile first: writers are held up only while the rest is copied.
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
                     connection.execute("PRAGMA wal_checkpoint(RESTART)")
                 elif quiet and self.wal_bytes() > _WAL_IDLE_BYTES_MAX:
                     # It holds writers up while it waits for readers: so it does not wait.

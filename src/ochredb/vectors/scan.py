@@ -27,7 +27,7 @@ _EXACT_BYTES = 32 << 20  # Of vectors in float64: bounds memory per step.
 QUERIES_MAX = 64  # Of one scan: as many as make the product efficient.
 # Estimates per block: with their bounds and what they are compared with they stay in level 2.
 _BLOCK_ESTIMATES = 1 << 15
-_BLOCK_ROWS_MIN, _BLOCK_ROWS_MAX = 512, 8_192
+_BLOCK_ROWS_MIN, _BLOCK_ROWS_MAX = 512, 32_768
 _FIRST_ROWS = 512  # Of the first block, whose nearest are the first limit.
 _KEPT_PAIRS = 1 << 16  # Between two looks at which of them are still near enough.
 
