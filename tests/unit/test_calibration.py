@@ -24,6 +24,7 @@ from ochredb.parts.calibration import (
     calibrate,
     calibration_of,
     ef_for,
+    list_for,
 )
 from ochredb.parts.manifest import Manifest
 from ochredb.types import Float32s
@@ -96,6 +97,23 @@ def test_ef_for_knows_no_list_for_more_than_was_measured(target: float) -> None:
 
 def test_ef_for_knows_nothing_without_a_curve() -> None:
     assert ef_for((), 0.95) == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "ef"),
+    [
+        (0.0, 0),
+        (0.8, 61),  # 0.82, and a little for rounding.
+        (0.85, 83),
+        (0.9, 112),
+        (0.989, 199),  # Nothing was measured for more than 0.99.
+        (0.99, 200),
+        (0.991, None),
+    ],
+)
+def test_a_search_aims_at_a_tenth_fewer_misses_where_it_can(target: float, ef: int | None) -> None:
+    assert list_for(((50, 0.8), (100, 0.9), (200, 0.99)), target) == ef
+    assert list_for((), target) == 0
 
 
 def test_ef_for_is_not_led_down_by_a_dent() -> None:

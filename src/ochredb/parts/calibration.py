@@ -36,6 +36,7 @@ LADDER = (50, 100, 150, 200, 300, 400, 600, 800, 1_200, 1_600, 2_400, 3_200)
 RECALL_ENOUGH = 0.995
 RECALL_ENOUGH_MEANWHILE = 0.96
 _ALL_ASKED_EF_MAX = 400
+_MISSES_AIMED = 0.9  # Of those that a target allows.
 # A graph is calibrated again when it has grown by these factors: while more is coming, and when
 # writes pause. Recall falls slowly with size: by 0.02 at most from one size to its double.
 _GROWTH_MIN = 2.0
@@ -180,6 +181,19 @@ def ef_for(curve: Curve, target_recall: float) -> int | None:
             return before_ef + math.ceil(share * (ef - before_ef))
         before_ef, before = ef, max(before, recall)
     return None
+
+
+def list_for(curve: Curve, target_recall: float) -> int | None:
+    """The candidate list for a search that shall reach `target_recall`; as `ef_for` otherwise.
+
+    It aims at a tenth fewer misses where that was measured: 200 queries of a kind tell 0.95 to
+    within 0.005.
+    """
+    if target_recall <= 0:
+        return 0
+    aim = 1.0 - _MISSES_AIMED * (1.0 - target_recall)
+    ef = ef_for(curve, aim)
+    return ef_for(curve, target_recall) if ef is None else ef
 
 
 class _Searcher:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ochredb.cancel import Cancel
 from ochredb.explain import Trace, Value
-from ochredb.parts.calibration import ef_for
+from ochredb.parts.calibration import list_for
 from ochredb.plan import cost
 from ochredb.plan.operators import Hits, Opening, Page, Selection, named, step
 from ochredb.segment import Rows, Segment, View
@@ -194,7 +194,7 @@ class Nearest:
 
         None: its calibration knows of none that reaches the target recall, so only a scan does.
         """
-        ef = ef_for(segment.graph_recall, self.target_recall)
+        ef = list_for(segment.graph_recall, self.target_recall)
         return None if ef is None else max(self._ef_min(segment), ef)
 
     def _ef_min(self, segment: Segment) -> int:
