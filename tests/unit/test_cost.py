@@ -85,7 +85,11 @@ def test_the_choices_that_matter_are_the_same_on_every_machine(machine: Machine)
 def test_the_shortest_list_is_what_was_asked_for(
     ef_search: int, max_neighbors: int, neighbors: int, least: int
 ) -> None:
-    assert cost.list_min(ef_search, max_neighbors, neighbors) == least
+    assert cost.list_min(ef_search, max_neighbors, neighbors, is_easy=False) == least
+
+
+def test_a_graph_that_misses_nothing_needs_no_longer_list_than_was_asked_for() -> None:
+    assert cost.list_min(100, 16, 16, is_easy=True) == 100
 
 
 def test_a_filter_asks_for_more_neighbours() -> None:

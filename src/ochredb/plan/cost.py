@@ -34,7 +34,7 @@ from ochredb.configuration import IndexSettings
 FILTERED_SCAN_US_MAX = 8_000.0
 # Below this share of matching rows a graph is never asked: most of what it visits would be dropped.
 GRAPH_SHARE_MIN = 0.05
-# A graph that was not calibrated is searched with a candidate list longer than `ef_search` by this
+# A graph that may miss something is searched with a candidate list longer than `ef_search` by this
 # factor: ours is built by several threads and grown, and shall not find less than one built in one
 # go.
 EF_MARGIN = 1.15
@@ -125,15 +125,16 @@ def graph_us(labels: int, dimension: int, ef: int, neighbors: int = _NEIGHBORS_R
     return 5.0 + _machine.random * ef * (0.22 + 0.0073 * dimension) * factor
 
 
-def list_min(ef_search: int, max_neighbors: int, neighbors: int) -> int:
+def list_min(ef_search: int, max_neighbors: int, neighbors: int, *, is_easy: bool) -> int:
     """The shortest candidate list for a graph of so many `neighbors` (M) for each node.
 
-    ef_search, max_neighbors: of the collection. On a graph that we made denser than that, the
+    is_easy: its calibration found nearly all at `ef_search` already. ef_search, max_neighbors: of
+    the collection. On a graph that we made denser than that, the
     default (100) is what finds no less than it would on one that is not: 82 with M 24. Whoever
     asks for another gets at least that.
     """
     if neighbors <= max_neighbors:
-        return math.ceil(ef_search * EF_MARGIN)
+        return ef_search if is_easy else math.ceil(ef_search * EF_MARGIN)
     if ef_search == _EF_SEARCH_DEFAULT:
         return math.ceil(ef_search * math.sqrt(max_neighbors / neighbors))
     return ef_search

@@ -15,7 +15,7 @@ import numpy as np
 
 from ochredb.cancel import Cancel
 from ochredb.explain import Trace, Value
-from ochredb.parts.calibration import list_for
+from ochredb.parts.calibration import RECALL_ENOUGH, list_for
 from ochredb.plan import cost
 from ochredb.plan.operators import Hits, Opening, Page, Selection, named, step
 from ochredb.segment import Rows, Segment, View
@@ -198,7 +198,12 @@ class Nearest:
         return None if ef is None else max(self._ef_min(segment), ef)
 
     def _ef_min(self, segment: Segment) -> int:
-        return cost.list_min(self.ef_search, self.max_neighbors, segment.graph_neighbors)
+        is_easy = any(
+            recall >= RECALL_ENOUGH and ef <= self.ef_search for ef, recall in segment.graph_recall
+        )
+        return cost.list_min(
+            self.ef_search, self.max_neighbors, segment.graph_neighbors, is_easy=is_easy
+        )
 
     def estimate_us(self, selection: Selection) -> float:
         """Predicted cost of one query vector on one segment."""
