@@ -80,6 +80,8 @@ class TestHedges:
             for number in range(WARM + 1, requests + 1):
                 world.count(query)
                 assert len(world.calls) - number <= share * number
+            counted = query._budget.counted
+            assert counted.hedges + counted.repeats == len(world.calls) - requests
             if share:
                 assert len(world.calls) - requests > 0.7 * min(share, slow) * requests
 

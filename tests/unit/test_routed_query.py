@@ -36,10 +36,16 @@ class TestFailover:
     def test_the_next_answers_for_one_that_is_not_reached(self) -> None:
         def work(world: World) -> None:
             world.behave = only({FIRST: Behaviour(error=refused)})
-            assert world.count(world.query()) == SECOND
+            query = world.query()
+            assert world.count(query) == SECOND
             assert world.calls == [FIRST, SECOND]
             assert world.membership.refreshed == 1
             assert world.clock.monotonic_s() < 0.01, "there is no pause before another node"
+            assert (query._budget.counted.repeats, query._nodes.open_circuits) == (1, 1)
+            world.behave = only({})
+            world.clock.sleep(10.0)
+            assert world.count(query) == FIRST
+            assert (query._budget.counted.repeats, query._nodes.open_circuits) == (1, 0)
 
         simulate(NAMES, work)
 
