@@ -14,6 +14,7 @@ from ochredb.catalog.pending import Due
 from ochredb.errors import Unavailable
 from ochredb.hints.base import Hint, HintKind, Listener
 from ochredb.types import Op, PendingWork
+from ochredb_compactor import service
 from ochredb_compactor.config import CompactorConfig
 from ochredb_compactor.memory import MemoryBudget, fold_bytes, graph_rows, merge_bytes
 from ochredb_compactor.scheduler import GRAPH_PART_ROWS_MAX, graph_rows_max, merge_plan
@@ -333,3 +334,31 @@ def test_new_versions_and_drops_are_told(node: Node) -> None:
     other = make_collection(node, "other")
     node.namespace.reset()
     assert heard[len(versions) :] == [Hint(HintKind.DROPPED, name), Hint(HintKind.DROPPED, other)]
+
+
+def test_what_another_process_takes_is_left_to_it_until_that_gets_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def take(is_large: bool) -> bool:
+        asked.append(is_large)
+        return True
+
+    monkeypatch.setattr(service, "_LARGE_ROWS", 150)
+    config = CompactorConfig(graph_threads=1, tail_rows_due=100)
+    node = Node(NodeConfig(path=str(tmp_path / "s"), compactor=config), delegate=take)
+    node.start(background=False)
+    try:
+        collection = make_collection(node)
+        for rows, is_large in ((120, False), (180, True)):
+            add_rows(node, collection, len(asked) * 120, rows)
+            node.compactor._compact_due()
+            assert asked[-1] == is_large
+            assert node.logs.snapshot(collection).indexed_offset == 0
+        add_rows(node, collection, 300, 100)
+        node.compactor._compact_due()
+        assert asked == [False, True], "four times what is due"
+        assert node.logs.snapshot(collection).indexed_offset == 400
+    finally:
+        node.close()

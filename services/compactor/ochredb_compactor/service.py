@@ -53,6 +53,8 @@ _BUSY_FOR_S = 1.0
 _ROUND_S = 2.0  # Then other tails may have become more urgent.
 _TAILS_PER_ROUND = 1_000
 _SMALL_MERGE_ROWS = 50_000
+# Of work that another process may do: starting one takes as long as folding so much.
+_LARGE_ROWS, _LARGE_BYTES = 8_000, 16 << 20
 _OVERDUE = 4.0  # Times what is due: of the limits of a backlog a sixth.
 _STORE = ""  # Instead of a collection, in leases that are about all of them.
 _NO_VERSION = -1  # Of a collection that was dropped.
@@ -346,7 +348,8 @@ class CompactorService:
         """Whether to leave a tail to another process; not if that gets nowhere."""
         config, work = self._world.config, due.work
         size = max(work.tail_rows / config.tail_rows_due, work.tail_bytes / config.tail_bytes_due)
-        return size < _OVERDUE and self._delegate(size >= 1.0)
+        is_large = work.tail_rows >= _LARGE_ROWS or work.tail_bytes >= _LARGE_BYTES
+        return size < _OVERDUE and self._delegate(is_large)
 
     def _tails_due(self, busy: bool) -> list[Due]:
         """The next some tails that are due, most urgent first."""
@@ -410,7 +413,7 @@ class CompactorService:
                 break
             quiet_s = (world.clock.now_us() - due.work.time_us) / 1e6
             idle = due.work.tail_rows == 0 or quiet_s > _IDLE_FOR_MERGE_S
-            if self._delegate(due.work.unsettled_rows >= config.tail_rows_due):
+            if self._delegate(due.work.unsettled_rows >= _LARGE_ROWS):
                 continue
             self._attempts.run("merge", due.collection, partial(self._work.merge, idle=idle))
         return bool(found)

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import logging
 import os
-import random
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ from ochredb_node.settings import (
 if TYPE_CHECKING:
     from ochredb_node.config import NodeConfig
     from ochredb_node.serve_settings import ServeSettings
+    from ochredb_node.supervisor import Supervisor
 
 _SERVE, _CONFIG = "serve", "config"
 _WORKER_NICENESS = 10  # It holds locks of the catalog now and then: not the lowest.
@@ -158,7 +158,6 @@ def run(settings: Settings, command: Sequence[str]) -> int:
     from ochredb_frontend.server import listen, serve
     from ochredb_node.helper import Helper
     from ochredb_node.node import Node
-    from ochredb_node.supervisor import Supervisor
 
     data = os.path.abspath(settings.path)
     clock = SystemClock()
@@ -168,8 +167,15 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         collections.tidy(idle=idle)
         helper.turn()
 
+    def make_worker() -> Supervisor:
+        import random
+
+        from ochredb_node.supervisor import Supervisor
+
+        return Supervisor(command, 1, clock=clock, rng=random.Random())
+
     helper = Helper(
-        lambda: Supervisor(command, 1, clock=clock, rng=random.Random()),
+        make_worker,
         clock=clock,
         is_read=lambda: node.query.is_read,
         is_needed=lambda: node.is_at_work,

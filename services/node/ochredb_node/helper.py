@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ochredb.clock import Clock
-from ochredb_node.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from ochredb_node.supervisor import Supervisor
 
 _START_S = 5.0  # So long it may take to come up; then the server's own threads do the work.
 _IDLE_S = 10.0
