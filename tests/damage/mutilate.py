@@ -10,6 +10,7 @@ from dataclasses import dataclass
 CATALOG = "ochredb.sqlite3"
 WAL = CATALOG + "-wal"
 HOW = ("bit", "bytes", "zeroed", "cut", "longer", "deleted", "swapped")
+HOW_IN_PLACE = ("bit", "bytes", "zeroed", "cut", "longer")
 _SECTOR = 4_096
 
 
@@ -39,18 +40,21 @@ def kinds_of(store: str) -> dict[str, list[str]]:
 
 
 def copy_store(store: str, target: str) -> None:
-    """Objects are linked: they are never changed in place. The catalog is copied."""
+    """Objects are linked: they are never changed in place. The catalog is copied, times too."""
     shutil.copytree(
         os.path.join(store, "objects"), os.path.join(target, "objects"), copy_function=os.link
     )
     for name in os.listdir(store):
         path = os.path.join(store, name)
         if os.path.isfile(path) and not name.endswith("-shm"):
-            shutil.copyfile(path, os.path.join(target, name))
+            shutil.copy2(path, os.path.join(target, name))
 
 
 def mutilate(store: str, rng: random.Random) -> Mutilation:
-    """Change one file, or exchange two, of a store that nobody has open."""
+    """Change one file, or exchange two, of a store that nobody has open.
+
+    Times of files stay as they were: as if the disk had done it, and not a program.
+    """
     kinds = kinds_of(store)
     file = rng.choice(kinds[rng.choice(sorted(kinds))])
     how = rng.choice(HOW)
@@ -68,14 +72,38 @@ def mutilate(store: str, rng: random.Random) -> Mutilation:
     if how == "deleted":
         os.unlink(path)
         return Mutilation(file, how, 0, len(before))
+    after, done = _mutilated(file, before, how, rng)
+    times = os.stat(path)
+    with open(path + ".new", "wb") as target:
+        target.write(after)
+    os.utime(path + ".new", ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.rename(path + ".new", path)
+    return done
+
+
+def mutilate_in_place(store: str, rng: random.Random) -> Mutilation:
+    """Change the catalog's files while another process has them open."""
+    file = rng.choice([CATALOG, CATALOG, WAL])
+    path = os.path.join(store, file)
+    # A log that is cut or gone was of writes which nobody misses but for appends.
+    hows = HOW_IN_PLACE if file == CATALOG else ("bit", "bytes")
+    with open(path, "rb") as source:
+        before = source.read()
+    after, done = _mutilated(file, before, rng.choice(hows), rng)
+    times = os.stat(path)
+    with open(path, "r+b") as target:
+        target.write(after)
+        target.truncate(len(after))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return done
+
+
+def _mutilated(file: str, before: bytes, how: str, rng: random.Random) -> tuple[bytes, Mutilation]:
     after, start, stop = before, 0, 0
     while after == before:
         after, start, stop = _changed(before, how, rng)
         how = how if after != before else "bit"  # Zeroes were there already.
-    with open(path + ".new", "wb") as target:
-        target.write(after)
-    os.rename(path + ".new", path)
-    return Mutilation(file, how, start, stop)
+    return after, Mutilation(file, how, start, stop)
 
 
 def _changed(before: bytes, how: str, rng: random.Random) -> tuple[bytes, int, int]:

@@ -1,41 +1,54 @@
 """Mutilates, checks and reads, case after case, in a process whose exit code is watched.
 
-    python -m tests.damage.worker STORE SCRATCH ANSWERS FIRST STOP
+    python -m tests.damage.worker STORE SCRATCH ANSWERS HOW FIRST STOP
 
-STORE is whole; ANSWERS is the file with its answers. Prints a line when a case (a seed) begins and
-a JSON object when it ends.
+STORE is whole; ANSWERS is the file with its answers. HOW open: another process has the catalog open
+and writes, before its files are mutilated and after, and is killed. Prints a line when a case (a
+seed) begins and a JSON object when it ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import sys
 from typing import Any
 
 import orjson
 
+from ochredb.catalog.migrate import open_directory
+from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
+from ochredb.clock import SystemClock
 from ochredb.errors import OchreError
+from ochredb.ids import IdSource
 from ochredb.integrity import check
 
-from .mutilate import CATALOG, WAL, copy_store, mutilate
+from .mutilate import CATALOG, WAL, Mutilation, copy_store, mutilate, mutilate_in_place
 from .stores import answers, configure, open_node
 
 _WITH_COMPACTION_ONE_IN = 3
+_LIVE = (
+    "INSERT INTO tenants (name, resource_name) VALUES (?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET resource_name = excluded.resource_name"
+)
 
 
-def one_case(store: str, scratch: str, right: dict[str, Any], seed: int) -> dict[str, Any]:
+def one_case(
+    store: str, scratch: str, right: dict[str, Any], seed: int, how: str
+) -> dict[str, Any]:
     """What became of one mutilation."""
     rng = random.Random(seed)
     damaged, checked = os.path.join(scratch, "damaged"), os.path.join(scratch, "checked")
     for path in (damaged, checked):
         shutil.rmtree(path, ignore_errors=True)
     copy_store(store, damaged)
-    done = mutilate(damaged, rng)
+    done = _while_open(damaged, rng) if how == "open" else mutilate(damaged, rng)
     copy_store(damaged, checked)
     rows = _rows(damaged) if done.file.startswith(CATALOG) else None
     case: dict[str, Any] = {"seed": seed, "file": done.file, "how": done.how, "start": done.start}
@@ -48,6 +61,42 @@ def one_case(store: str, scratch: str, right: dict[str, Any], seed: int) -> dict
     if not case["found"] or case["wrong"]:
         case["matters"] = rows is None or rows != _rows(store)
     return case
+
+
+def _while_open(path: str, rng: random.Random) -> Mutilation:
+    """Another process has the catalog open, writes, goes on after the mutilation, and is killed."""
+    turns = [rng.randrange(4) for _ in range(2)]
+    ready, go = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            database, _ = open_directory(path, SystemClock(), IdSource())
+            _work(database, turns[0] + 1)
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+            _work(database, turns[1])
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.close(ready[1])
+    os.read(ready[0], 1)
+    try:
+        return mutilate_in_place(path, rng)
+    finally:
+        os.write(go[1], b"x")
+        os.waitpid(child, 0)
+        for descriptor in (ready[0], *go):
+            os.close(descriptor)
+
+
+def _work(database: SqliteDatabase, turns: int) -> None:
+    """Rows that no answer has, each copied to the file at times."""
+    for turn in range(turns):
+        with contextlib.suppress(OchreError), database.write("tenant-create") as session:
+            assert isinstance(session, SqliteSession)
+            session.connection.execute(_LIVE, (f"live-{turn}", os.urandom(500).hex()))
+        if turn % 2 == 0:
+            with contextlib.suppress(OchreError):
+                database.checkpoint()
 
 
 def _read(path: str, right: dict[str, Any], rng: random.Random) -> tuple[list[str], int, list[str]]:
@@ -108,8 +157,9 @@ def _rows(path: str) -> str:
         digest.update(repr(names).encode())
         for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'"):
             for row in sorted(map(repr, connection.execute(f"SELECT * FROM {name}"))):
-                digest.update(row.encode())
-    except sqlite3.Error as error:
+                if "live-" not in row:
+                    digest.update(row.encode())
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         return str(error)
     finally:
         connection.close()
@@ -118,14 +168,14 @@ def _rows(path: str) -> str:
 
 
 def main() -> None:
-    store, scratch, answers_file, first, stop = sys.argv[1:]
+    store, scratch, answers_file, how, first, stop = sys.argv[1:]
     logging.disable(logging.CRITICAL)
     configure()
     with open(answers_file, "rb") as file:
         right = orjson.loads(file.read())
     for seed in range(int(first), int(stop)):
         print(f"begin {seed}", flush=True)
-        print(orjson.dumps(one_case(store, scratch, right, seed)).decode(), flush=True)
+        print(orjson.dumps(one_case(store, scratch, right, seed, how)).decode(), flush=True)
 
 
 if __name__ == "__main__":

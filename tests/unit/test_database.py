@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, func, insert, select
 
+from ochredb import crash_points
 from ochredb.catalog.migrate import CATALOG_NAME, open_directory, open_memory
 from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
 from ochredb.catalog.statement import Statement
@@ -368,7 +369,11 @@ class TestCheckpoint:
         assert file._checkpointer is not None
         file._checkpointer.connection.set_trace_callback(asked.append)
         _add(file, 1)
-        file.checkpoint(restart_above_bytes=0)
+        crash_points.observe(lambda at: _add(file, 2) if at == "checkpoint.copied" else None)
+        try:
+            file.checkpoint(restart_above_bytes=0)
+        finally:
+            crash_points.observe(None)
         copied = [one.partition("(")[2] for one in asked if "wal_checkpoint" in one]
         assert copied == ["PASSIVE)", "PASSIVE)", "RESTART)"]
 

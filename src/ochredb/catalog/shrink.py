@@ -31,6 +31,7 @@ def cut_log(database: SqliteDatabase) -> bool:
         before = connection.execute("PRAGMA busy_timeout").fetchone()[0]
         connection.execute(f"PRAGMA busy_timeout={_CUT_WAIT_MS}")
         try:
+            database.copy_back(connection)  # Then nothing is left to copy, and the seal knows all.
             row = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             reach("catalog.log-cut")
             return bool(row[0] == 0)
@@ -38,6 +39,8 @@ def cut_log(database: SqliteDatabase) -> bool:
             if error.sqlite_errorcode not in _IN_THE_WAY:
                 raise database.translated(error) from error
             return False
+        except OSError as error:
+            raise database.translated(error) from error
         finally:
             connection.execute(f"PRAGMA busy_timeout={before}")
 

@@ -48,6 +48,7 @@ _VACUUM_PAGES = 25  # Freed in one transaction: 0.3 ms, and a commit.
 _READER_CACHE_KIB = 512
 _WAL_IDLE_BYTES_MAX = 1 << 20
 _FORK_WAIT_S = 2.0
+_PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
 _FAILURES = (sqlite3.Error, OSError)
 # A commit that ends so has not written its last frame, without which it is none.
 _NOT_COMMITTED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR_WRITE)
@@ -104,7 +105,7 @@ class SqliteDatabase:
         self._path, self._on_full = path, on_full
         self._write_lock_path = write_lock_path
         self._format_version = format_version
-        self._seal = seal
+        self.seal = seal
         self._refusal: Callable[[], Unavailable] | None = None  # Why nothing can be done any more.
         self._closed = False
         self._reset()
@@ -136,6 +137,7 @@ class SqliteDatabase:
         if self._path is None or (self._writer and self._writer.connection.in_transaction):
             return
         if self._pool.wait_for(lambda: self._reading == 0, _FORK_WAIT_S):
+            self._copy_back_to_close()
             self._close_connections()
 
     def after_fork_in_parent(self) -> None:
@@ -165,13 +167,13 @@ class SqliteDatabase:
             # Else the parent's lock would outlive the parent here. (Closing a copy of a descriptor
             # does not release an flock.)
             os.close(self._write_lock_fd)
-        if self._seal is not None:
-            self._seal.forget()
+        if self.seal is not None:
+            self.seal.forget()
         self._reset()
 
     def _connect(self, *, query_only: bool) -> SqliteSession:
-        if self._seal is not None:
-            self._seal.hold()
+        if self.seal is not None:
+            self.seal.hold()
         connection = self._open_file()
         for pragma in (
             "synchronous=FULL",
@@ -217,6 +219,9 @@ class SqliteDatabase:
     def begin_read(self) -> SqliteSession:
         """A session until `end_read`; of a file."""
         self._check()
+        return self._reader()
+
+    def _reader(self) -> SqliteSession:
         with self._pool:
             session = self._idle.pop() if self._idle else self._connect(query_only=True)
             self._reading += 1
@@ -248,8 +253,8 @@ class SqliteDatabase:
         self._check()
         with self._lock, self._between_processes():
             try:
-                if self._seal is not None:
-                    self._seal.break_before_write()
+                if self.seal is not None:
+                    self.seal.break_before_write()
                 if self._writer is None:
                     memory = self._path is None
                     self._writer = (
@@ -379,16 +384,12 @@ class SqliteDatabase:
                 if self._checkpointer is None:
                     self._checkpointer = self._connect(query_only=False)
                 connection = self._checkpointer.connection
-                row = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                logged, copied = self.copy_back(connection)
                 reach("checkpoint.copied")
-                quiet = bool(row[1] == row[2] == self._wal_pages)
-                self._wal_pages = row[1]
+                quiet = logged == copied == self._wal_pages
+                self._wal_pages = logged
                 page_size = connection.execute("PRAGMA page_size").fetchone()[0]
-                if row[1] * page_size > restart_above_bytes:
-                    # What came meanwhile first: writers are held up only while the rest is copied.
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                    connection.execute("PRAGMA wal_checkpoint(RESTART)")
-                elif quiet and self.wal_bytes() > _WAL_IDLE_BYTES_MAX:
+                if quiet and self.wal_bytes() > _WAL_IDLE_BYTES_MAX:
                     # It holds writers up while it waits for readers: so it does not wait.
                     connection.execute("PRAGMA busy_timeout=0")
                     try:
@@ -396,12 +397,45 @@ class SqliteDatabase:
                     finally:
                         connection.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
                     self._wal_pages = 0
+                elif logged * page_size > restart_above_bytes:
+                    # What came meanwhile first: writers are held up only while the rest is copied.
+                    self.copy_back(connection)
+                    connection.execute("PRAGMA wal_checkpoint(RESTART)")
+                    self.copy_back(connection)  # Seals the rest.
                 reach("checkpoint.done")
                 return quiet
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        except (sqlite3.OperationalError, OSError) as error:
+            busy = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if getattr(error, "sqlite_errorcode", None) not in busy:
                 raise self.translated(error) from error
             return False
+
+    def copy_back(self, connection: sqlite3.Connection) -> tuple[int, int]:
+        """A checkpoint that waits for nobody. Returns the frames of the write-ahead log, and how
+        many of them are in the database. Raises sqlite3.Error, OSError."""
+        if self.seal is None:
+            logged, copied = connection.execute(_PASSIVE).fetchone()[1:]
+            return logged, copied
+        with self.seal.copying() as copying:
+            if copying.is_idle:
+                return copying.first, copying.first
+            # While this reads the log does not begin anew, and nobody copies what comes later.
+            session = self._reader()
+            try:
+                session.connection.execute("BEGIN")
+                session.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                logged, copied = connection.execute(_PASSIVE).fetchone()[1:]
+                copying.settle(logged, copied)
+                return logged, copied
+            finally:
+                _roll_back(session.connection)
+                self.end_read(session)
+
+    def _copy_back_to_close(self) -> None:
+        """Else SQLite would, with the last connection, and the seal would not know of it."""
+        if self.seal is not None and self._writer is not None:
+            with contextlib.suppress(*_FAILURES):
+                self.copy_back(self._writer.connection)
 
     def wal_bytes(self) -> int:
         """Size of the log's file: it stays as large as the log once was, up to a limit."""
@@ -412,7 +446,6 @@ class SqliteDatabase:
 
     def release_free_pages(self, pages_max: int) -> None:
         """Give up to `pages_max` free pages back to the file system (auto_vacuum=INCREMENTAL).
-
         In short transactions, and page by page: the driver steps such a statement once only.
         """
         while pages_max > 0:
@@ -436,14 +469,15 @@ class SqliteDatabase:
         if self._pid != os.getpid():
             self.after_fork()
         with self._lock:
+            self._copy_back_to_close()
             self._refusal = partial(Unavailable, "the catalog is closed")
             with self._pool:
                 self._close_connections()
             if self._write_lock_fd >= 0:
                 os.close(self._write_lock_fd)
                 self._write_lock_fd = -1
-            if self._seal is not None:
-                self._seal.let_go()
+            if self.seal is not None:
+                self.seal.let_go()
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

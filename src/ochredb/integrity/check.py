@@ -105,6 +105,10 @@ def _check(
     if torn_bytes is not None:
         # SQLite takes what is missing for zeros.
         run.find(facts.CATALOG, f"it has {torn_bytes} bytes, which are no whole pages")
+    if isinstance(backups.database, SqliteDatabase) and backups.database.seal is not None:
+        problem = backups.database.seal.problem()
+        if problem is not None:
+            run.find(facts.CATALOG, problem)
     try:
         started = backups.begin(f"check/{socket.gethostname()}/{os.getpid()}")
     except Corrupt as error:

@@ -1,14 +1,12 @@
-"""A catalog that was sealed and has one flipped bit in a block gets its bytes back."""
+"""A sealed catalog of which one bit in a page was flipped gets its bytes back."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 
-import numpy as np
-
-from ochredb.catalog.seal import Seal, checksums_of, decode
-from ochredb.checksum import BLOCK_BYTES
+from ochredb.catalog.seal import SEAL_FILE, Seal
+from ochredb.catalog.seal_check import Compared, compare
 from ochredb.errors import Corrupt
 from ochredb.integrity.evidence import Evidence
 from ochredb.integrity.mend import WRONG_BLOCKS_MAX, flipped_bit
@@ -19,7 +17,7 @@ from ochredb.storage.open_directory import CATALOG_FILE
 def mend_catalog(root: str, evidence: Evidence, step: Callable[[], None]) -> str | None:
     """What was done; None if nothing is wrong with the sealed bytes, or nothing can be done.
 
-    Nobody may have the store open: then its catalog would have been unsealed.
+    Nobody may have the store open.
     """
     path = os.path.join(root, CATALOG_FILE)
     seal = Seal(path)
@@ -30,31 +28,44 @@ def mend_catalog(root: str, evidence: Evidence, step: Callable[[], None]) -> str
     else:
         seal.let_go(seal=False)
         return None
-    try:
-        with open(seal.path, "rb") as file:
-            sealed = decode(file.read())
-        with files.opened(path) as descriptor:
-            content = bytearray(files.read_range(descriptor, 0, files.size_of(descriptor)))
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return None
-    if sealed is None or len(content) < sealed[0]:
+    compared = compare(os.path.join(root, SEAL_FILE), path)
+    if compared is None or compared.problem is None:
         return None
-    size, expected = sealed
-    found = checksums_of(path)[: len(expected)]
-    del content[size:]
-    wrong = np.flatnonzero(found != expected).tolist()
-    if len(wrong) > WRONG_BLOCKS_MAX:
+    with files.opened(path) as descriptor:
+        content = bytearray(files.read_range(descriptor, 0, files.size_of(descriptor)))
+        times = os.fstat(descriptor)
+    right = _mended(content, compared, step)
+    if right is None:
         return None
-    for block in wrong:
-        place = slice(block * BLOCK_BYTES, min(size, (block + 1) * BLOCK_BYTES))
-        right = flipped_bit(bytes(content[place]), int(expected[block]), step)
-        if right is None:
-            return None
-        content[place] = right
     evidence.keep_file(CATALOG_FILE)
     with files.opened(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
-        files.write_all(descriptor, [memoryview(content)])
+        files.write_all(descriptor, [memoryview(right)])
+        # By its time the seal knows the file.
+        os.utime(descriptor, ns=(times.st_atime_ns, times.st_mtime_ns))
         files.sync(descriptor)
     os.replace(path + ".new", path)
     files.sync_folder(root)
-    return "it is as it was closed"
+    return "it is as it was sealed"
+
+
+def _mended(content: bytearray, compared: Compared, step: Callable[[], None]) -> bytearray | None:
+    sealed = compared.sealed
+    size = sealed.state.size_bytes
+    if compared.is_whole:
+        if len(content) < size:
+            return None
+        del content[size:]
+    wrong = compared.wrong
+    if not compared.wrong and not compared.is_whole:
+        return None  # It is the write-ahead log that is damaged.
+    if len(wrong) > WRONG_BLOCKS_MAX:
+        return None
+    for block in wrong:
+        place = slice(block * sealed.block_bytes, (block + 1) * sealed.block_bytes)
+        right = flipped_bit(bytes(content[place]), int(sealed.checksums[block]), step)
+        if right is None:
+            return None
+        content[place] = right
+    return content

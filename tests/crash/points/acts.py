@@ -22,6 +22,7 @@ from ochredb_compactor.service import CompactorService
 from ochredb_compactor.vacuum import Vacuum
 from ochredb_frontend import service as frontend_service
 from ochredb_node.node import Node
+from tests.golden.seals import seal_of_blocks
 
 from .journal import DEFAULT, observed
 from .stage import BIG, LaterClock, Stage, call_of, collection_id, ids, records, request, start_node
@@ -62,6 +63,8 @@ def prepare_migrate(stage: Stage) -> None:
     shutil.rmtree(stage.tree / "migrated")
     for store in ("store", "store-2"):
         stage.journal.given(store, state)
+        catalog = stage.tree / store / "ochredb.sqlite3"
+        (stage.tree / store / "ochredb.seal").write_bytes(seal_of_blocks(catalog.read_bytes()))
 
 
 def migrate(stage: Stage) -> None:

@@ -33,7 +33,8 @@ from .stage import DIMENSION, LaterClock, call_of, records, request, start_node
 CATALOG = "ochredb.sqlite3"
 # What a store's folder has when nothing is left behind.
 TOP = {CATALOG, f"{CATALOG}-wal", f"{CATALOG}-shm", "ochredb.txt", "objects"}
-TOP |= {"lock", "open.lock", "write.lock", "reserve", "ochredb.seal", "ochredb.seal.new"}
+TOP |= {"lock", "open.lock", "write.lock", "checkpoint.lock", "reserve"}
+TOP |= {"ochredb.seal", "ochredb.seal.new"}
 
 
 def check_store(path: Path, want: Expected, later_s: float) -> Iterator[str]:

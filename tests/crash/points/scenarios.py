@@ -61,7 +61,11 @@ MIGRATE = (
     "catalog.synced",
 )  # fmt: skip
 CLOSE = ("checkpoint.copied", "checkpoint.done")
-SEAL = ("seal.removed", "seal.broken", "seal.synced", "seal.renamed", "seal.written")
+SEAL_ANEW = ("seal.synced", "seal.renamed", "seal.written")
+SEAL_COPIED = ("seal.begun", "seal.settled")
+SEAL_KEPT = ("seal.opened", "seal.closed")
+SEAL_GONE = ("seal.removed", "seal.broken")
+SEAL = (*SEAL_ANEW, *SEAL_COPIED, *SEAL_KEPT, *SEAL_GONE)
 FLUSH = ("flush.acknowledging", "flush.acknowledged")
 PART = ("part.object-created", "part.written")
 
@@ -126,20 +130,22 @@ SCENARIOS: dict[str, Scenario] = {
     "create": Scenario(
         run=create,
         points=(
-            *PROBE, *MARK, *MIGRATE, *OBJECT, *CLOSE, "store-id.created",
+            *PROBE, *MARK, *MIGRATE, *OBJECT, *CLOSE, *SEAL_ANEW, "store-id.created",
             *commits("defaults-create"),
         ),
     ),
     "migrate": Scenario(
         prepare=prepare_migrate,
         run=migrate,
-        points=MIGRATE,
+        points=(*MIGRATE, *SEAL_GONE),
         also=MARK,
     ),
     "catalog": Scenario(
         prepare=prepare_catalog,
         run=catalog,
-        points=(*CLOSE, "directory.old-probe-removed", *commits("free-pages")),
+        points=(
+            *CLOSE, *SEAL_COPIED, "directory.old-probe-removed", *commits("free-pages"),
+        ),
     ),
     "write": Scenario(
         prepare=prepare_write,
@@ -221,7 +227,7 @@ SCENARIOS: dict[str, Scenario] = {
     "mend": Scenario(
         prepare=prepare_mend,
         run=mend,
-        points=(*SEAL, *commits("replace-fragment")),
+        points=(*SEAL_KEPT, *commits("replace-fragment")),
     ),
     "backup": Scenario(
         prepare=prepare_backup,
