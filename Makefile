@@ -143,11 +143,11 @@ odd-long: $(READY) ## 3,000 rounds of odd bodies; 20,000 tails that move to a ne
 	  tests/unit/test_odd_bodies.py tests/unit/test_moved.py
 
 crash: $(READY) ## kill -9 and power loss: at every crash point, and during writes, 100 rounds.
-	$(RUN)/python -m pytest -q -n auto tests/crash
+	$(RUN)/python -m pytest -q -n auto --maxschedchunk 1 tests/crash
 
 crash-long: $(READY) ## The same, thousands of rounds, every hit of every crash point.
 	OCHREDB_CRASH_ROUNDS=2000 OCHREDB_CRASH_HITS=all \
-	  $(RUN)/python -m pytest -q -n auto tests/crash --timeout 0
+	  $(RUN)/python -m pytest -q -n auto --maxschedchunk 1 tests/crash --timeout 0
 
 storm-long: $(READY) ## Eight processes on one directory, one killed every 200 ms; five minutes.
 	OCHREDB_STORM_S=300 $(RUN)/python -m pytest -q -s tests/crash/test_storm.py

@@ -102,6 +102,7 @@ class Slot:
     port: int = 0
     life: int = 0
     pid: int = 0
+    said_bytes: int = 0  # What its log had before this life.
     histories: list[str] = field(default_factory=list)
 
 
@@ -149,6 +150,7 @@ class Storm:
 
     def _spawn(self, nursery: Nursery, slot: Slot) -> None:
         predecessor = slot.histories[-1] if slot.histories else ""
+        said_bytes = len(bytes_of(str(self._beside / f"{slot.name}.log")))
         slot.life += 1
         slot.histories.append(str(self._beside / f"{slot.name}-{slot.life}.jsonl"))
         answer = nursery.ask(
@@ -164,7 +166,7 @@ class Storm:
             port=slot.port,
             addresses=[f"127.0.0.1:{slot.port}" for slot in self._slots if slot.role == "server"],
         )
-        slot.pid = answer["pid"]
+        slot.pid, slot.said_bytes = answer["pid"], said_bytes
         self.report.starts += 1
 
     def _await_first_steps(self) -> None:
@@ -204,8 +206,17 @@ class Storm:
         self._await_ends(nursery, self._clients)
         for slot in self._slots:
             if slot.role == "server" and slot.pid:
+                self._await_ready(slot)  # Before, the signal ends it as it ends any process.
                 nursery.ask(do="kill", pid=slot.pid, signal="SIGTERM")
         self._await_ends(nursery, self._slots)
+
+    def _await_ready(self, slot: Slot) -> None:
+        log, deadline_s = str(self._beside / f"{slot.name}.log"), time.monotonic() + _START_S_MAX
+        while b"is ready" not in bytes_of(log)[slot.said_bytes :]:
+            if time.monotonic() > deadline_s:
+                self._problem(f"{slot.name} did not start:\n{self._log(slot)}")
+                return
+            time.sleep(0.05)
 
     def _await_ends(self, nursery: Nursery, slots: Sequence[Slot]) -> None:
         deadline_s = time.monotonic() + 120
