@@ -36,8 +36,8 @@ def test_a_storm_loses_nothing(tmp_path: Path) -> None:
     assert report.problems == [], text
     # A storm that tests nothing must not pass.
     assert report.kills >= DURATION_S, text
-    assert report.writes >= 2 * DURATION_S, text
-    assert report.reads >= 10 * DURATION_S, text
+    assert report.writes >= DURATION_S, text
+    assert report.reads >= 5 * DURATION_S, text
     assert report.unknown > 0, text
     assert report.repeated > 0, text
     assert report.leaps > 0 or not leaping, text

@@ -41,7 +41,7 @@ def refused_until_full(written: Written, refusals: int) -> list[str]:
 
 
 def test_a_full_disk(tmp_path: Path, connect: Connect) -> None:
-    with small_disk(tmp_path / "disk", "40m") as disk:
+    with small_disk(tmp_path / "disk", "64m") as disk:
         data, ballast = disk / "data", disk / "ballast"
         with eager_server(data, tmp_path / "server.log") as server:
             client = connect(server)
@@ -50,7 +50,7 @@ def test_a_full_disk(tmp_path: Path, connect: Connect) -> None:
             for _ in range(3):
                 assert dropped.add(900_000).status == 201
             wait_until((data / "reserve").exists, "space is kept back")
-            ballast.write_bytes(bytes(14 << 20))
+            ballast.write_bytes(bytes(38 << 20))  # More than a part of all that fits beside it.
             texts = refused_until_full(kept, 3)
             assert all(str(data) in text and "bytes free" in text for text in texts)
             fill(disk / "more")

@@ -20,6 +20,7 @@ import pytest
 
 from ochredb.cancel import Cancel
 from ochredb.catalog import objects as object_table
+from ochredb.catalog.database import Database
 from ochredb.catalog.migrate_postgres import open_postgres
 from ochredb.catalog.namespace import DEFAULT_DATABASE, DEFAULT_TENANT, Namespace
 from ochredb.catalog.pins import PinTable
@@ -164,29 +165,33 @@ class TestNames:
             assert len(names[0].list_databases(DEFAULT_TENANT)) == 1
 
 
-def test_of_many_who_let_go_of_one_object_the_last_one_is(
-    url: str, config: PostgresConfig, no_deadlocks: None
-) -> None:
+@pytest.fixture
+def shared(url: str, config: PostgresConfig) -> Iterator[Database]:
     database, _ = open_postgres(url, SystemClock(), IdSource(), config)
+    with contextlib.closing(database):
+        yield database
 
+
+def test_of_many_who_let_go_of_one_object_the_last_one_is(
+    shared: Database, no_deadlocks: None
+) -> None:
     def let_go(holder: str) -> None:
-        with database.write() as session:
+        with shared.write() as session:
             object_table.release(
                 session, kind="fragment", collection=holder, number_max=1, now_us=7
             )
 
-    with contextlib.closing(database):
-        for round_ in range(20):
-            keys = [f"fragments/{round_}-{number}" for number in range(5)]
-            holders = [f"{round_}-{number}" for number in range(4)]
-            with database.write() as session:
-                object_table.introduce(session, [(key, 1) for key in keys])
-                for holder in holders:
-                    object_table.refer(session, keys, kind="fragment", collection=holder, number=1)
-            assert _at_once([partial(let_go, holder) for holder in holders]) == [None] * 4
-            with database.read() as session:
-                left = session.all(sql("SELECT key FROM objects WHERE unreferenced_us IS NULL"))
-            assert left == []
+    for round_ in range(20):
+        keys = [f"fragments/{round_}-{number}" for number in range(5)]
+        holders = [f"{round_}-{number}" for number in range(4)]
+        with shared.write() as session:
+            object_table.introduce(session, [(key, 1) for key in keys])
+            for holder in holders:
+                object_table.refer(session, keys, kind="fragment", collection=holder, number=1)
+        assert _at_once([partial(let_go, holder) for holder in holders]) == [None] * 4
+        with shared.read() as session:
+            left = session.all(sql("SELECT key FROM objects WHERE unreferenced_us IS NULL"))
+        assert left == []
 
 
 def test_appends_drops_compactions_and_collections_at_once(
