@@ -20,6 +20,7 @@ from ochredb.catalog.schema import FORMAT_VERSION
 from ochredb.clock import SystemClock
 from ochredb.errors import InvalidArgument, NewerFormat
 from ochredb.ids import IdSource
+from ochredb.integrity import check
 from ochredb.parts.arrays import read_directory, write_directory
 from ochredb.testing.server_process import ochredb_server
 from ochredb.types import Op, Operations
@@ -326,5 +327,8 @@ def test_a_newer_store_is_refused_and_not_touched(tmp_path: Path, next_release: 
         InvalidArgument, match=f"{next_release}; this OchreDB reads up to {FORMAT_VERSION}"
     ):
         open_directory(str(tmp_path / "data"), SystemClock(), IdSource())
+    with pytest.raises(InvalidArgument, match="install a newer OchreDB"):
+        check(str(tmp_path / "data"))  # It is not damaged.
+    assert main(["repair", str(tmp_path / "data")]) == 1
     monkey.undo()
     assert (tmp_path / "data" / CATALOG_NAME).read_bytes() == before

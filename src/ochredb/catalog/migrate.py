@@ -24,7 +24,14 @@ from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
 from ochredb.catalog.statement import Statement, sqlalchemy_dialect
 from ochredb.clock import Clock
 from ochredb.crash_points import reach
-from ochredb.errors import Corrupt, InvalidArgument, StorageFull, Unavailable, newer_message
+from ochredb.errors import (
+    Corrupt,
+    InvalidArgument,
+    NewerStore,
+    StorageFull,
+    Unavailable,
+    newer_message,
+)
 from ochredb.ids import IdSource
 from ochredb.storage import files
 
@@ -148,7 +155,7 @@ def _current_store_id(path: str) -> str | None:
         return None
     store_id, found, marked = row
     if found > FORMAT_VERSION:
-        raise InvalidArgument(newer_message(path, found, FORMAT_VERSION))
+        raise NewerStore(newer_message(path, found, FORMAT_VERSION))
     # A catalog that was put together from a dump has no mark.
     return str(store_id) if found == marked == FORMAT_VERSION else None
 

@@ -24,7 +24,15 @@ from ochredb.catalog.read_only import read_only_reason
 from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.checksum import BLOCK_BYTES
 from ochredb.clock import Clock, SystemClock
-from ochredb.errors import Corrupt, Forbidden, InvalidArgument, NotFound, OchreError, StorageFull
+from ochredb.errors import (
+    Corrupt,
+    Forbidden,
+    InvalidArgument,
+    NewerStore,
+    NotFound,
+    OchreError,
+    StorageFull,
+)
 from ochredb.ids import uuid7_time_us
 from ochredb.integrity.report import Finding, Report
 from ochredb.integrity.unpinned import Unpinned, open_to_read
@@ -137,6 +145,8 @@ def _unopened(problem: str) -> Report:
 
 def _catalog_problem(path: str, error: OchreError) -> str | None:
     """What is wrong with the catalog, if that is why a store could not be opened."""
+    if isinstance(error, NewerStore):
+        return None
     if isinstance(error, Corrupt):
         return str(error)
     if isinstance(error.__cause__, sqlite3.DatabaseError):
