@@ -3,7 +3,7 @@
     OchreError
     ├── InvalidArgument     400  the request is wrong; mend it
     │   ├── Unprocessable   422  the JSON has the wrong shape (HTTP only; gRPC: INVALID_ARGUMENT)
-    │   └── NewerStore      400  the whole store is of a newer OchreDB: run that one
+    │   └── OtherFormat     400  the whole store has a newer format, or may not be migrated
     ├── Unauthenticated     401  no valid credential was given
     ├── Forbidden           403  the credential, or a read-only store, does not allow this
     ├── NotFound            404  no such tenant, database, collection or object
@@ -159,8 +159,8 @@ class OutcomeUnknown(Unavailable):
     """The write may or may not have happened: repeat it with the same idempotency key."""
 
 
-class NewerStore(InvalidArgument):
-    """A whole store of a newer release: nothing is wrong with it, this release is too old."""
+class OtherFormat(InvalidArgument):
+    """A whole store of a format that cannot be read here: nothing is wrong with it."""
 
 
 class NewerFormat(Unavailable):

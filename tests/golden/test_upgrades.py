@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sqlite3
 import subprocess
 import sys
@@ -332,3 +333,13 @@ def test_a_newer_store_is_refused_and_not_touched(tmp_path: Path, next_release: 
     assert main(["repair", str(tmp_path / "data")]) == 1
     monkey.undo()
     assert (tmp_path / "data" / CATALOG_NAME).read_bytes() == before
+
+
+def test_an_older_store_that_may_only_be_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebuild(VERSIONS[0], tmp_path / "data")
+    module = importlib.import_module("ochredb.integrity.check")  # Not the function.
+    monkeypatch.setattr(module, "read_only_reason", lambda _: "a test says so")
+    with pytest.raises(InvalidArgument, match="open it once where it can be written"):
+        check(str(tmp_path / "data"))

@@ -27,7 +27,7 @@ from ochredb.crash_points import reach
 from ochredb.errors import (
     Corrupt,
     InvalidArgument,
-    NewerStore,
+    OtherFormat,
     StorageFull,
     Unavailable,
     newer_message,
@@ -155,7 +155,7 @@ def _current_store_id(path: str) -> str | None:
         return None
     store_id, found, marked = row
     if found > FORMAT_VERSION:
-        raise NewerStore(newer_message(path, found, FORMAT_VERSION))
+        raise OtherFormat(newer_message(path, found, FORMAT_VERSION))
     # A catalog that was put together from a dump has no mark.
     return str(store_id) if found == marked == FORMAT_VERSION else None
 

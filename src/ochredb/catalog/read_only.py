@@ -25,7 +25,7 @@ from urllib.parse import quote
 from ochredb.catalog.migrate import CATALOG_NAME
 from ochredb.catalog.schema import FORMAT_VERSION
 from ochredb.catalog.sqlite import SqliteDatabase, SqliteSession
-from ochredb.errors import Forbidden, InvalidArgument, NewerStore, Unavailable, newer_message
+from ochredb.errors import Forbidden, InvalidArgument, OtherFormat, Unavailable, newer_message
 
 _COPY_ATTEMPTS_MAX = 10
 _STORE = "SELECT store_id, format_version FROM store"
@@ -59,10 +59,10 @@ def open_read_only(root: str, reason: str) -> tuple[SqliteDatabase, str]:
             assert isinstance(session, SqliteSession)
             row = session.connection.execute(_STORE).fetchone()
         if row is not None and row[1] > FORMAT_VERSION:
-            raise NewerStore(newer_message(root, row[1], FORMAT_VERSION))
+            raise OtherFormat(newer_message(root, row[1], FORMAT_VERSION))
         if row is None or row[1] != FORMAT_VERSION:
             version = None if row is None else row[1]
-            raise InvalidArgument(
+            raise OtherFormat(
                 f"{root} has format version {version}, and this OchreDB reads {FORMAT_VERSION}: "
                 "open it once where it can be written"
             )

@@ -28,9 +28,9 @@ from ochredb.errors import (
     Corrupt,
     Forbidden,
     InvalidArgument,
-    NewerStore,
     NotFound,
     OchreError,
+    OtherFormat,
     StorageFull,
 )
 from ochredb.ids import uuid7_time_us
@@ -38,6 +38,7 @@ from ochredb.integrity.report import Finding, Report
 from ochredb.integrity.unpinned import Unpinned, open_to_read
 from ochredb.parts.manifest import Manifest
 from ochredb.storage.open_directory import CATALOG_FILE, MARKER_FILE
+from ochredb.storage.space import has_no_room
 
 TRUTH = frozenset({"records", "vectors"})
 """The sections that nothing else holds (docs/formats/part.md)."""
@@ -68,7 +69,7 @@ def check(
         from ochredb.integrity.remote import check_remote
 
         return check_remote(source, headers or {}, clock, progress)
-    torn = _torn_bytes(os.path.join(source, CATALOG_FILE))  # Opened, it may be made longer.
+    torn = _torn_bytes(_catalog(source))  # Opened, it may be made longer.
     try:
         opened = _opened(source, clock)
     except OchreError as error:
@@ -80,8 +81,14 @@ def check(
         return check_store(opened, clock, progress, torn)
 
 
+def _catalog(source: str) -> str:
+    return os.path.join(source, CATALOG_FILE)
+
+
 def _opened(source: str, clock: Clock) -> Backups | Unpinned:
     reason = read_only_reason(source)
+    if reason is None and has_no_room(source) and os.path.isfile(_catalog(source)):
+        reason = "its disk is full"  # To open it would take what a server may need to start.
     if reason is not None:
         return open_to_read(source, clock, reason)
     try:
@@ -145,7 +152,7 @@ def _unopened(problem: str) -> Report:
 
 def _catalog_problem(path: str, error: OchreError) -> str | None:
     """What is wrong with the catalog, if that is why a store could not be opened."""
-    if isinstance(error, NewerStore):
+    if isinstance(error, OtherFormat):
         return None
     if isinstance(error, Corrupt):
         return str(error)

@@ -59,6 +59,12 @@ def free_bytes(path: str) -> int | None:
     return status.f_bavail * status.f_frsize
 
 
+def has_no_room(folder: str) -> bool:
+    """Whether the disk is as good as full."""
+    free = free_bytes(folder)
+    return free is not None and free < _ROOM_BYTES
+
+
 def why_not_writable(folder: str) -> str:
     """What keeps this user from writing there, as far as can be seen; empty if nothing does.
 
