@@ -195,11 +195,19 @@ class Server:
                 client.close()
         return f"not ready after {timeout_s} s:\n{self.log_tail()}"
 
-    def kill(self) -> None:
-        """Kill -9 the server, if it still runs, and whatever it has started."""
+    def kill(self, *, helpers: bool = False) -> None:
+        """Kill -9 the server, if it still runs. helpers: and whatever it has started.
+
+        Else those notice that it is gone, and end by themselves.
+        """
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        while helpers and (left := _of_session(self.process.pid)):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
 
     def stop(self) -> int:
         """Ask it to end; returns the exit code."""
@@ -212,6 +220,17 @@ class Server:
 
     def log_tail(self) -> str:
         return Path(self.log_path).read_bytes()[-3000:].decode(errors="replace")
+
+
+def _of_session(leader: int) -> list[int]:
+    """The processes of a session that are not dead; by /proc."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, _group, session = status.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state not in "ZX":
+                found.append(int(status.parent.name))
+    return found
 
 
 def free_port() -> int:
@@ -247,7 +266,7 @@ class Campaign:
             if self._rng.random() < plan.kill_at_start_probability:
                 server = Server(plan, self._log_path)
                 time.sleep(self._rng.uniform(0.0, 1.0))
-                server.kill()
+                server.kill(helpers=plan.loss is not None)
                 self._lose_power()
             server = Server(plan, self._log_path)
             try:
@@ -255,7 +274,7 @@ class Campaign:
                     return report
                 self._write_until_killed(server, round_number)
             finally:
-                server.kill()
+                server.kill(helpers=plan.loss is not None)
             self._lose_power()
         server = Server(dataclasses.replace(plan, loss=None), self._log_path)
         try:
@@ -295,7 +314,7 @@ class Campaign:
             self._answered.wait(timeout=20)
         time.sleep(self._rng.uniform(0.0, self.plan.write_s_max))
         killing.set()
-        server.kill()
+        server.kill(helpers=self.plan.loss is not None)
         for thread in writers:
             thread.join()
 
