@@ -26,6 +26,7 @@ OchreError INTERNAL
     Gone UNAVAILABLE
     Internal INTERNAL
     InvalidArgument INVALID
+        OtherFormat INVALID
         Unprocessable UNPROCESSABLE
     NotFound NOT_FOUND
     TooLarge TOO_LARGE
