@@ -216,7 +216,7 @@ def say(text, **_):
             os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=run).start()
 cli.print = say
-sys.exit(cli.run(Settings(path={str(tmp_path)!r}, port=0)))
+sys.exit(cli.run(Settings(path={str(tmp_path)!r}, port=0), ["run"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
