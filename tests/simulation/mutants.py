@@ -17,7 +17,7 @@ from ochredb.catalog.core import bindparam, func, select
 from ochredb.catalog.jobs import holds
 from ochredb.catalog.logs import LogTable
 from ochredb.catalog.namespace import Namespace
-from ochredb.catalog.objects import ObjectTable, introduce
+from ochredb.catalog.objects import ObjectTable
 from ochredb.catalog.schema import fragments, logs
 from ochredb.catalog.statement import Statement
 from ochredb.catalog.versions import VersionTable
@@ -265,7 +265,9 @@ MUTANTS = [
     ),
     Mutant(
         "a swept object may be introduced",
-        lambda: mutated(introduce, ('if row is None or row[0] != "live":', "if False:")),
+        lambda: mutated(
+            object_table._check_live, ('if row is None or row[0] != "live":', "if False:")
+        ),
     ),
     Mutant(
         "a drop keeps its references",

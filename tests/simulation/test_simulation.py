@@ -26,6 +26,7 @@ GROUPS = 10
 KEPT: list[tuple[int, dict[str, Any], str]] = [
     (0, POSTGRESQL, "two created one name, and one of them failed by a SQL error"),
     (68, POSTGRESQL, "two let go of one object at once, and it stayed for ever"),
+    (1754, {}, "an object of two collections was collected before the second one's commit"),
 ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ochredb.catalog.appends import AppendRequest
 from ochredb.catalog.logs import LogTable
-from ochredb.catalog.objects import Swept
+from ochredb.catalog.objects import Introduction, Swept
 from ochredb.crash_points import reach
 from ochredb.errors import (
     Internal,
@@ -59,7 +59,8 @@ class Flusher:
     def _flush_all(self, batch: list[Waiting]) -> list[Appended | OchreError]:
         """Bytes durable first, then the commit that points at them.
 
-        Who slept past the orphan sweep finds its object swept: it writes it again, elsewhere.
+        Who slept past the orphan sweep finds its object swept: it writes it again, elsewhere. So
+        does who was kept waiting while the others in its object were folded and it was collected.
         """
         outcomes = self._flush_once(batch)
         for _ in range(_SWEPT_ATTEMPTS_MAX):
@@ -91,7 +92,7 @@ class Flusher:
         stored: list[AppendRequest] = []
         pieces: list[memoryview] = []
         size = 0
-        object_key = ""
+        object_key, introduction = "", Introduction()
         for waiting in batch:
             request, data = waiting.stored, waiting.payload
             if request is None and not waiting.is_large:
@@ -103,6 +104,7 @@ class Flusher:
                     object_key=object_key,
                     byte_start=size,
                     byte_stop=size + data.size,
+                    introduction=introduction,
                     cancel=waiting.cancel,
                 )
                 pieces.append(memoryview(data))

@@ -9,7 +9,7 @@ alone, before anything of it was written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ochredb.cancel import Cancel
@@ -73,6 +73,7 @@ class AppendRequest:
     byte_start: int | None
     byte_stop: int | None
     object_bytes: int  # Size of the whole object, shared by the requests of a flush.
+    introduction: object_table.Introduction = field(default_factory=object_table.Introduction)
     byte_count: int
     checksum: int
     may_be_repeat: bool = False  # An earlier attempt under this id may have been applied.
@@ -239,16 +240,18 @@ class Appends:
     def _introduce(
         self, requests: Sequence[AppendRequest], results: Sequence[Appended | OchreError]
     ) -> dict[str, object_table.Swept]:
-        """Insert the rows of the objects of what was taken; those that a sweep took instead."""
-        sizes = {
-            request.object_key: request.object_bytes
+        """Insert the rows of the objects of what was taken; those that are gone instead."""
+        first = {
+            request.object_key: request
             for request, result in zip(requests, results, strict=True)
             if request.object_key is not None and _is_new(result)
         }
         swept: dict[str, object_table.Swept] = {}
-        for key, size in sorted(sizes.items()):
+        for key, request in sorted(first.items()):
             try:
-                object_table.introduce(self._session, [(key, size)])
+                object_table.introduce_shared(
+                    self._session, key, request.object_bytes, request.introduction
+                )
             except object_table.Swept as error:
                 swept[key] = error
         return swept

@@ -10,6 +10,7 @@ past the sweep finds it and fails, instead of referring to what is gone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ochredb.catalog.core import (
@@ -130,14 +131,42 @@ class Swept(Conflict):
     """The object was taken for an orphan: write it again under a new key."""
 
 
+@dataclass(slots=True)
+class Introduction:
+    """Of an object, shared by all who have something in it, whichever transactions they end up in.
+
+    begun: one of them has inserted the object's row, whatever became of that transaction.
+    """
+
+    begun: bool = False
+
+
+def introduce_shared(session: Session, key: str, size: int, introduction: Introduction) -> None:
+    """Insert the row of an object that other transactions may introduce, too.
+
+    Raises Swept if it was an orphan to a sweep; or if it was introduced earlier and is not known
+    any more: what the others had in it has been folded meanwhile, and the object collected.
+    """
+    if session.run(_INSERT, key=key, size=size, state="live", unreferenced_us=None) == 0:
+        _check_live(session, key)
+    elif introduction.begun:  # Looked at after the insertion: whoever was first has said so.
+        session.run(_FORGET, key=key)
+        raise Swept(f"object {key} was collected: write it again under a new key")
+    introduction.begun = True
+
+
 def introduce(session: Session, sizes: Iterable[tuple[str, int]]) -> None:
     """Insert the rows of new objects. Raises Swept if a sweep took one of them for an orphan."""
     for key, size in sorted(sizes):  # A sweep may insert rows for the same keys, in this order.
         inserted = session.run(_INSERT, key=key, size=size, state="live", unreferenced_us=None)
         if inserted == 0:
-            row = session.one(_LOCK, key=key)
-            if row is None or row[0] != "live":
-                raise Swept(f"object {key} was swept: write it again under a new key")
+            _check_live(session, key)
+
+
+def _check_live(session: Session, key: str) -> None:
+    row = session.one(_LOCK, key=key)
+    if row is None or row[0] != "live":
+        raise Swept(f"object {key} was swept: write it again under a new key")
 
 
 def lock(session: Session, keys: Iterable[str]) -> None:
