@@ -101,5 +101,8 @@ class QueryNodes:
         return [sum(line.shares.values()) for line in self.lines.values()]
 
     def close(self) -> None:
+        """Before the node: what opens parts ahead reads the node's catalog."""
+        for service in self.services:
+            service.close()
         for each in self._scatters:
             each.close()

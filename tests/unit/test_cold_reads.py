@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,7 +72,8 @@ def fetched_by(node: Node, read: Callable[[QueryService], object]) -> set[str]:
         node.clock,
         QueryConfig(),
     )
-    read(service)
+    with contextlib.closing(service):
+        read(service)
     return store.fetched
 
 
