@@ -95,14 +95,19 @@ class QueryNodes:
             )
             self.services.append(line.service)
             self._scatters.append(each)
+        # With the node's own: what opens parts ahead reads its catalog.
+        self._close_query = node.query.close
+        node.query.close = self._close_services  # type: ignore[method-assign]
+
+    def _close_services(self) -> None:
+        for service in self.services:
+            service.close()
+        self._close_query()
 
     def shares(self) -> Sequence[int]:
         """How many shares each node was asked for so far."""
         return [sum(line.shares.values()) for line in self.lines.values()]
 
     def close(self) -> None:
-        """Before the node: what opens parts ahead reads the node's catalog."""
-        for service in self.services:
-            service.close()
         for each in self._scatters:
             each.close()
