@@ -266,7 +266,7 @@ MUTANTS = [
     Mutant(
         "a swept object may be introduced",
         lambda: mutated(
-            object_table._check_live, ('if row is None or row[0] != "live":', "if False:")
+            object_table.introduce_shared, ('if row is None or row[0] != "live":', "if False:")
         ),
     ),
     Mutant(

@@ -148,7 +148,9 @@ def introduce_shared(session: Session, key: str, size: int, introduction: Introd
     any more: what the others had in it has been folded meanwhile, and the object collected.
     """
     if session.run(_INSERT, key=key, size=size, state="live", unreferenced_us=None) == 0:
-        _check_live(session, key)
+        row = session.one(_LOCK, key=key)
+        if row is None or row[0] != "live":
+            raise Swept(f"object {key} was swept: write it again under a new key")
     elif introduction.begun:  # Looked at after the insertion: whoever was first has said so.
         session.run(_FORGET, key=key)
         raise Swept(f"object {key} was collected: write it again under a new key")
@@ -158,15 +160,7 @@ def introduce_shared(session: Session, key: str, size: int, introduction: Introd
 def introduce(session: Session, sizes: Iterable[tuple[str, int]]) -> None:
     """Insert the rows of new objects. Raises Swept if a sweep took one of them for an orphan."""
     for key, size in sorted(sizes):  # A sweep may insert rows for the same keys, in this order.
-        inserted = session.run(_INSERT, key=key, size=size, state="live", unreferenced_us=None)
-        if inserted == 0:
-            _check_live(session, key)
-
-
-def _check_live(session: Session, key: str) -> None:
-    row = session.one(_LOCK, key=key)
-    if row is None or row[0] != "live":
-        raise Swept(f"object {key} was swept: write it again under a new key")
+        introduce_shared(session, key, size, Introduction())
 
 
 def lock(session: Session, keys: Iterable[str]) -> None:
