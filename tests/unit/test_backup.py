@@ -183,11 +183,6 @@ class Busy:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def node(store: str, clock: ManualClock) -> Iterator[Node]:
     with running_node(store, clock=clock, inline_bytes_max=2_000) as node:
         yield node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,17 +35,6 @@ from .kernel import (
     operations,
     running_node,
 )
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def node(clock: ManualClock) -> Iterator[Node]:
-    with running_node(clock=clock) as node:
-        yield node
 
 
 def _world(node: Node) -> World:

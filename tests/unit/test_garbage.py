@@ -35,17 +35,6 @@ from .kernel import (
 )
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def node(clock: ManualClock) -> Iterator[Node]:
-    with running_node(clock=clock) as node:
-        yield node
-
-
 def _world(node: Node) -> World:
     return node.compactor._world
 

@@ -25,11 +25,6 @@ NAME = "0190a0b0-0000-7000-8000-000000000001"
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def node(tmp_path: Path, clock: ManualClock) -> Iterator[Node]:
     with running_node(str(tmp_path / "store"), clock=clock) as node:
         yield node

@@ -19,11 +19,6 @@ from .kernel import ManualClock, add_rows, make_collection, object_keys, running
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def node(clock: ManualClock, tmp_path: Path) -> Iterator[Node]:
     with running_node(str(tmp_path / "store"), clock=clock, inline_bytes_max=0) as node:
         yield node

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,17 +28,6 @@ from .kernel import (
     running_node,
 )
 from .poisoned import adds, append_bytes
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def node(clock: ManualClock) -> Iterator[Node]:
-    with running_node(clock=clock) as node:
-        yield node
 
 
 def _item(collection: str, start: int, stop: int, key: str | None = None) -> Quarantined:

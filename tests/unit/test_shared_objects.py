@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from ochredb import fragment
 from ochredb.cancel import Cancel
@@ -18,18 +15,7 @@ from ochredb_log.flush import Flusher
 from ochredb_log.line import Waiting
 from ochredb_node.node import Node
 
-from .kernel import ManualClock, ids_of, make_collection, object_keys, operations, running_node, sql
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def node(clock: ManualClock) -> Iterator[Node]:
-    with running_node(clock=clock) as node:
-        yield node
+from .kernel import ManualClock, ids_of, make_collection, object_keys, operations, sql
 
 
 class _BusyOnce:

@@ -34,11 +34,6 @@ from .kernel import (
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def node(clock: ManualClock, tmp_path: Path) -> Iterator[Node]:
     with running_node(str(tmp_path / "store"), clock=clock, inline_bytes_max=600) as node:
         yield node
