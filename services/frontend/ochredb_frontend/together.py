@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import queue
 import sys
 import threading
@@ -21,6 +20,7 @@ from functools import partial
 
 from ochredb.cancel import Cancel
 from ochredb.peers import ON_LOOP_US_MAX, Batch
+from ochredb.vectors.threads import PROCESSORS
 from ochredb_frontend.service import Frontend, QuickAnswer, QuickAnswers
 
 _READS_MAX = 16  # Of a batch: bounds how long the loop is held, and how long a read waits.
@@ -28,7 +28,6 @@ _LONG_WAITING_MAX = 64  # Beyond, the pool decides whether there is room for mor
 _CROWDED_TURNS = 8
 # From here on parsing and encoding, about 0.25 ms, leave a processor idle beside one that searches.
 _LONG_SEARCH_US = 400.0
-_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Answer = Callable[[bytes | Exception], None]
 Item = tuple[QuickAnswer, Cancel, Answer]
@@ -49,7 +48,7 @@ class Together:
         self._waiting_count = 0
         self._reads_of_turn = 0
         self._crowded_turns = 0
-        self._searchers = [_Searcher() for _ in range(_THREADS)]
+        self._searchers = [_Searcher() for _ in range(PROCESSORS)]
 
     def run(self, read: QuickAnswer, cancel: Cancel, answer: Answer) -> bool:
         """Have `answer` called, now or later; False if too many wait."""

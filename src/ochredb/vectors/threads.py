@@ -13,7 +13,10 @@ import numpy as np
 from ochredb.types import Float32s
 
 _T = TypeVar("_T")
-_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# That this process may run on.
+PROCESSORS = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 # Waking another thread costs about as much as a search; so few are not worth it.
 _ROWS_OF_SHARE_MIN = 3
 
@@ -22,9 +25,9 @@ class _Helpers:
     """One thread fewer than there are processors: the caller works too."""
 
     def __init__(self) -> None:
-        self.executor = ThreadPoolExecutor(max(1, _THREADS - 1), "ochredb-search")
+        self.executor = ThreadPoolExecutor(max(1, PROCESSORS - 1), "ochredb-search")
         self._lock = threading.Lock()
-        self._idle = _THREADS - 1
+        self._idle = PROCESSORS - 1
 
     def take(self, wanted: int) -> int:
         """Reserve at most `wanted` threads of those that have nothing to do."""
@@ -67,7 +70,7 @@ def in_shares(work: Callable[[Float32s], _T], rows: Float32s) -> list[_T]:
     Only threads that have nothing else to do help: nobody waits behind somebody else's work.
     Cost beside the work: about 0.05 ms for each share but the first, which the caller does.
     """
-    wanted = min(_THREADS, len(rows) // _ROWS_OF_SHARE_MIN) - 1
+    wanted = min(PROCESSORS, len(rows) // _ROWS_OF_SHARE_MIN) - 1
     if wanted < 1:
         return [work(rows)]
     helpers = _helpers()
