@@ -29,7 +29,7 @@ hnswlib_flags = $(shell echo 'int i;' | $(CXX) -Werror $(HNSWLIB_FLAGS) -x c++ -
 SEEDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type imports test unit states states-long sim sim-long crash
+.PHONY: help setup fmt lint type imports test planned unit states states-long sim sim-long crash
 .PHONY: crash-long storm-long conformance official js filters-long odd-long
 .PHONY: bench bench-quick bench-report demo lock clean
 .PHONY: damage damage-long
@@ -111,11 +111,17 @@ protos: $(READY) ## Generate src/ochredb/proto anew from protos/; a test compare
 	$(PROTOC) --python_out=src --pyi_out=src $(PROTOS)
 	$(PROTOC) --grpc_python_out=src $(filter-out %/common.proto,$(PROTOS))
 
-unit: $(READY) ## Tests that need nothing else installed; the state machine in short.
-	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests --ignore=tests/crash \
-	  --ignore=tests/simulation --ignore=tests/damage --ignore=tests/distributed
+LONGER := tests/crash tests/simulation tests/damage tests/distributed
 
-test: lint type imports unit ## Everything above: what must pass before a change is proposed.
+unit: $(READY) ## Tests that need nothing else installed; the state machine in short.
+	OCHREDB_STATE_STEPS=480 $(RUN)/python -m pytest -q -n auto tests $(LONGER:%=--ignore=%)
+
+planned: $(READY) ## The longer tests can be collected, and find their fixtures; none is run.
+	@$(RUN)/python -m pytest -q --setup-plan $(LONGER) >.planned.log 2>&1 \
+	  || { grep -E '^(E  |ERROR|[0-9]+ )' .planned.log; exit 1; }
+	@echo "planned: the longer tests find their fixtures"
+
+test: lint type imports planned unit ## Everything above: what must pass before a change is proposed.
 
 states: $(READY) ## The state machine against a model: 2,400 steps, every answer compared.
 	$(RUN)/python -m pytest -q -n auto tests/property/test_state_machine.py

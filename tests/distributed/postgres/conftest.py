@@ -18,6 +18,8 @@ from ochredb.ids import IdSource
 from ochredb_node import foundation
 from ochredb_node.foundation import Catalog
 from tests.components.postgres import PostgresServer
+from tests.unit.conftest import clock as clock
+from tests.unit.conftest import node as node
 
 _numbers = itertools.count()
 
