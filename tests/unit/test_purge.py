@@ -6,6 +6,7 @@ The same scan finds what lives, and finds what was deleted before the purge, so 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ochredb.errors import Exhausted
+from ochredb.errors import Corrupt, Exhausted
 from ochredb.testing.scan import files_with
 from ochredb.types import Float32s, Op
+from ochredb.vacuum import VacuumReport
 from ochredb_compactor.vacuum import Vacuum
+from ochredb_node import cli
 from ochredb_node.node import Node
 
 from .kernel import ROOT, append, ids_of, make_collection, operations, running_node
@@ -207,3 +210,83 @@ def test_parts_replaced_faster_than_they_are_written_are_told(
     monkeypatch.setattr(node.compactor._work, "rewrite", lambda *_: True)
     with pytest.raises(Exhausted, match="faster"):
         node.compactor.rewrite_now(collection, 0.0, lambda: None)
+
+
+def _purged(path: str, *, deleted: Sequence[str] = ()) -> VacuumReport:
+    """What a purge says in a process of its own life, after these records were deleted."""
+    with running_node(path, grace_s=0.2) as node:
+        if deleted:
+            (collection,) = node.namespace.all_ids()
+            append(node, collection, operations(Op.DELETE, deleted))
+        return Vacuum(
+            node.vacuums._around, purge=True, progress=lambda *_: None, step=lambda: None
+        ).run()
+
+
+def test_what_a_repair_has_kept_is_told_and_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The damaged file is the last copy of what it holds: somebody must say that it may go."""
+    path = str(tmp_path / "store")
+    with running_node(path) as node:
+        collection = make_collection(node)
+        gone = _put(node, collection, ["deleted"], 1)
+        _put(node, collection, ["kept"], 2)
+        node.compactor.compact_now(collection)
+        (part,) = node.versions.parts(collection, node.logs.snapshot(collection).version)
+        (info,) = part.manifest.objects
+    file = Path(path, "objects", info.key)
+    content = bytearray(file.read_bytes())
+    content[content.index(b"file://2/kept")] ^= 1
+    file.with_name("new").write_bytes(content)
+    file.with_name("new").rename(file)
+    assert cli.main(["repair", path]) == 0
+    report = _purged(path, deleted=["deleted"])
+    assert not report.is_complete and not report.problems
+    (folder,) = Path(path, "damaged").iterdir()
+    (told,) = report.kept
+    assert told.startswith(f"damaged/{folder.name} was put aside") and "delete it" in told
+    found = files_with(Path(path), gone)
+    kept = os.path.relpath(folder / "objects" / info.key, path)
+    assert found == {name: [kept] for name in gone}, "there, and nowhere else"
+    capsys.readouterr()
+    assert cli.main(["vacuum", "--purge", path]) == 1
+    printed = capsys.readouterr()
+    assert f"still kept: damaged/{folder.name}" in printed.err
+    assert "nothing that was deleted" not in printed.out
+    shutil.rmtree(folder)
+    assert cli.main(["vacuum", "--purge", path]) == 0
+    assert "nothing that was deleted before is in any file" in capsys.readouterr().out
+    assert files_with(Path(path), gone) == {name: [] for name in gone}
+
+
+def test_a_write_ahead_log_that_was_put_aside_is_told_and_left(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    program = (
+        "import os, sys\n"
+        "from tests.unit.kernel import *\n"
+        "from tests.unit.test_purge import _put\n"
+        "with running_node(sys.argv[1]) as node:\n"
+        "    collection = make_collection(node)\n"
+        "    node.database.checkpoint()\n"
+        "    _put(node, collection, ['deleted'], 1)\n"
+        "    _put(node, collection, ['lost'], 2)\n"
+        "    os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, check=True)
+    log = Path(path, "ochredb.sqlite3-wal")
+    content = bytearray(log.read_bytes())
+    content[content.rindex(b"document 2 of lost")] ^= 1
+    log.write_bytes(content)
+    with pytest.raises(Corrupt, match="has lost writes"), running_node(path):
+        pass
+    os.unlink(os.path.join(path, "write.lock"))  # As the message says.
+    gone = {"document": b"document 1 of deleted: sphinx", "uri": b"file://1/deleted"}
+    report = _purged(path, deleted=["deleted"])
+    assert not report.is_complete and not report.problems
+    (told,) = report.kept
+    assert told.startswith("ochredb.sqlite3-wal.lost was put aside") and "delete it" in told
+    assert files_with(Path(path), gone) == {name: [f"{log.name}.lost"] for name in gone}
+    os.unlink(f"{log}.lost")
+    assert _purged(path).is_complete
+    assert files_with(Path(path), gone) == {name: [] for name in gone}

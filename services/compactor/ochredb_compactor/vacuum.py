@@ -25,6 +25,7 @@ from ochredb.catalog.quarantine import QuarantineTable
 from ochredb.catalog.sqlite import SqliteDatabase
 from ochredb.configuration import index_settings
 from ochredb.errors import Conflict, Gone, NotFound, OchreError
+from ochredb.integrity.evidence import kept_aside
 from ochredb.replay import read_operations
 from ochredb.types import METADATA_TYPES, Snapshot
 from ochredb.vacuum import Phase, VacuumReport
@@ -53,7 +54,10 @@ class Temporary(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What a vacuum works with. temporary: None for a store without files."""
+    """What a vacuum works with.
+
+    temporary: None for a store without files. directory: None for a store without one.
+    """
 
     world: World
     compactor: CompactorService
@@ -61,6 +65,7 @@ class Surroundings:
     pins: PinTable
     quarantine: QuarantineTable
     temporary: Temporary | None
+    directory: str | None
 
 
 class Vacuum:
@@ -207,6 +212,7 @@ class Vacuum:
                 "needs, until it ends or expires"
             )
         self._tell_quarantine()
+        self._tell_kept_aside()
         left = len(find_orphans(self._world, released_us)[0])
         if left:
             self._problems.append(f"{left} objects belong to nothing and could not be deleted")
@@ -224,6 +230,20 @@ class Vacuum:
         self._kept += [
             f"collection {collection} has {count} operations in quarantine, as they were written"
             for collection, count in operations.items()
+        ]
+
+    def _tell_kept_aside(self) -> None:
+        """Damaged files are the last copy of what they hold: only somebody may delete them."""
+        if self._around.directory is None:
+            return
+        try:
+            names = kept_aside(self._around.directory)
+        except OchreError as error:
+            self._problems.append(str(error))
+            return
+        self._kept += [
+            f"{name} was put aside because of damage; delete it when nobody needs it any more"
+            for name in names
         ]
 
     def _shrink_catalog(self) -> None:

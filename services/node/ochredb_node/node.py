@@ -290,6 +290,7 @@ class Node:
             pins=PinTable(self.database, self.clock),
             quarantine=QuarantineTable(self.database, self.clock),
             temporary=self.store if isinstance(self.store, DirectoryStore) else None,
+            directory=self.config.path,
         )
         return VacuumService(surroundings)
 

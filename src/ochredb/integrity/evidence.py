@@ -1,7 +1,7 @@
 """Where damaged bytes are kept: `damaged/` beside the store's objects, until somebody deletes it.
 
 What is there is a second name of the damaged file, so it takes no space while the first one lives,
-and garbage collection never comes there.
+and garbage collection never comes there. Nor does a purge: it tells what is `kept_aside`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,26 @@ import orjson
 
 from ochredb.errors import Unavailable
 from ochredb.storage import files
+from ochredb.storage.open_directory import CATALOG_FILE
 
 FOLDER = "damaged"
+_CATALOG_FILES = frozenset({CATALOG_FILE, f"{CATALOG_FILE}-wal", f"{CATALOG_FILE}-shm"})
+
+
+def kept_aside(root: str) -> list[str]:
+    """What is kept of damage in a store's directory, relative to it; no engine reads it.
+
+    The folders of repairs, and files that are named after the catalog: a write-ahead log that was
+    too short, what a repair was killed over, a copy that somebody made. Raises Unavailable.
+    """
+    try:
+        names = [name for name in os.listdir(root) if name.startswith(CATALOG_FILE)]
+        folder = os.path.join(root, FOLDER)
+        repairs = os.listdir(folder) if os.path.lexists(folder) else []
+    except OSError as error:
+        raise Unavailable(f"cannot list what is kept in {root}: {error.strerror}") from error
+    kept = [name for name in names if name not in _CATALOG_FILES]
+    return sorted([*kept, *(os.path.join(FOLDER, name) for name in repairs)])
 
 
 class Evidence:
