@@ -16,7 +16,7 @@ import pyarrow as pa
 from ochredb.catalog.namespace import Namespace
 from ochredb.catalog.quarantine import Quarantined, QuarantineTable
 from ochredb.checksum import signed, xxh3
-from ochredb.errors import Corrupt, NotFound
+from ochredb.errors import Corrupt, NotFound, OchreError
 from ochredb.fragment import Unfoldable, open_batch
 from ochredb.storage.base import ObjectStore
 from ochredb.types import CollectionInfo
@@ -48,10 +48,25 @@ class Quarantine:
 
     def read(self, collection: str, start: int) -> bytes:
         """The bytes of a row. Raises NotFound, Corrupt."""
-        row = self.table.get(collection, start)
+        return self._content(self.table.get(collection, start))
+
+    def damaged(self) -> Iterator[tuple[Quarantined, str]]:
+        """The rows whose bytes cannot be read, and why. Cost: reads everything that is here."""
+        after = ("", 0)
+        while rows := self.table.list(after):
+            for row in rows:
+                try:
+                    self._content(row)
+                except OchreError as error:
+                    yield row, str(error)
+            after = (rows[-1].collection, rows[-1].start)
+
+    def _content(self, row: Quarantined) -> bytes:
         data = row.payload if row.object_key is None else self.store.get(row.object_key)
         if data is None or signed(xxh3(data)) != row.checksum:
-            raise Corrupt(f"operation {start} of collection {collection} fails its checksum")
+            raise Corrupt(
+                f"operation {row.start} of collection {row.collection} fails its checksum"
+            )
         return bytes(data)
 
     def drop(self, collection: str, start: int) -> None:

@@ -22,7 +22,8 @@ from ochredb_compactor import scheduler
 from ochredb_node import cli
 from ochredb_node.node import Node
 
-from .kernel import all_rows, append, make_collection, operations, running_node
+from .kernel import all_rows, append, make_collection, operations, running_node, sql
+from .poisoned import append_bytes
 
 ROWS, DIMENSION = 600, 256
 Change = Callable[[bytearray], None]
@@ -238,3 +239,52 @@ def test_whole_rows_are_those_whose_blocks_pass(store: str) -> None:
     ids = [row["id"] for row in _rows(store)]
     assert ids[:255] == [f"id-{n}" for n in range(256) if n != 3]
     assert np.array_equal(ids[255:-3], [f"id-{n}" for n in range(768, ROWS)] or ids[255:-3])
+
+
+@pytest.mark.parametrize("in_object", [False, True])
+@pytest.mark.parametrize("options", [(), ("--accept-loss",)])
+def test_damaged_bytes_in_quarantine_are_left_and_told(
+    store: str, in_object: bool, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running_node(store, inline_bytes_max=3_000, grace_s=0.0) as node:
+        collection = make_collection(node, "poisoned")
+        append_bytes(node, collection, b"no fragment" * (10_000 if in_object else 1), 2)
+        node.compactor.compact_now(collection)
+        key = node.quarantine.table.get(collection, 1).object_key
+    right = _rows(store)
+    assert _repair(store) == 0
+    if in_object:
+        assert key is not None
+        _change(os.path.join(store, "objects", key), _flip(3))
+    else:
+        assert key is None
+        with running_node(store) as node, node.database.write() as session:
+            session.run(sql("UPDATE quarantine SET payload = CAST('other bytes' AS BLOB)"))
+    (finding,) = check(store).findings
+    capsys.readouterr()
+    assert _repair(store, *options) == 1
+    out = capsys.readouterr().out
+    where = f"left: {key or 'catalog'}: quarantined operations 1 to 2: "
+    assert out.startswith(where) and "undamaged" not in out and "--accept-loss" not in out
+    assert f"ochredb quarantine drop PATH {collection} 1" in out
+    assert check(store).findings == (finding,), "nothing was done"
+    assert _repair(store, *options, "--json") == 1
+    document = orjson.loads(capsys.readouterr().out)
+    assert [item["outcome"] for item in document["repaired"]] == ["left"]
+    assert cli.main(["quarantine", "drop", store, collection, "1"]) == 0
+    assert not check(store).is_damaged
+    assert _repair(store) == 0
+    assert _rows(store) == right
+
+
+def test_what_nothing_mends_is_left_and_told(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The requests in it are whole; what follows them belongs to nobody."""
+    file = _object(store, "/fragments/")
+    _change(file, lambda content: content.extend(b"more"))
+    (finding,) = check(store).findings
+    assert _repair(store) == 1
+    out = capsys.readouterr().out
+    assert out.startswith(f"left: {finding.place}: is longer than its ")
+    assert "nothing was done about it" in out

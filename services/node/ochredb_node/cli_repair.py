@@ -13,8 +13,9 @@ from ochredb_node.cli_check import told
 from ochredb_node.cli_common import FAILURE, USAGE_ERROR, add_token, failed, token_headers
 
 if TYPE_CHECKING:
-    from ochredb.integrity import Report
+    from ochredb.integrity import Finding, Report
     from ochredb_compactor.repair import Repaired
+    from ochredb_node.node import Node
 
 COMMAND = "repair"
 _INTERRUPTED = 130
@@ -96,9 +97,12 @@ def _repair(path: str, accept_loss: bool, as_json: bool) -> int:
             return failed("the objects are not those of the catalog: nothing was changed", FAILURE)
         done.append({"collection": "", "place": KEY, "outcome": "put back", "told": reason})
     done += map(asdict, _mend(path, report, evidence, accept_loss))
+    done += [_left(item) for item in report.findings if not _is_answered(item, done)]
     evidence.keep_report({"report": report.to_document(), "repaired": done})
     kept = os.path.relpath(evidence.path, path) if os.path.isdir(evidence.path) else None
-    return _tell(path, done, kept, as_json)
+    # What is left for another reason says itself what helps.
+    is_lossy = any(item["outcome"] == "left" and item.get("lost") for item in done)
+    return _tell(path, done, kept, as_json, _LEFT_ADVICE if is_lossy else None)
 
 
 def _repair_remote(url: str, headers: dict[str, str], as_json: bool) -> int:
@@ -139,9 +143,46 @@ def _mend(path: str, report: Report, evidence: Any, accept_loss: bool) -> list[R
                 accept_loss=accept_loss,
                 step=lambda what: progress(what, 0, 0),
             )
+            found += _unreadable_quarantine(node, names, wanted)
     finally:
         node.close()
     return found
+
+
+def _unreadable_quarantine(node: Node, names: dict[str, str], wanted: set[str]) -> list[Repaired]:
+    """Nothing was ever made of these bytes, so nothing is lost that a read has shown; and only
+    who has looked at them drops them."""
+    from ochredb.catalog.facts import CATALOG
+    from ochredb_compactor.repair import Repaired
+
+    return [
+        Repaired(
+            row.collection,
+            f"{row.object_key or CATALOG}: quarantined operations {row.start} to {row.stop}",
+            "left",
+            f"{problem}; `ochredb quarantine drop PATH {row.collection} {row.start}` forgets them",
+        )
+        for row, problem in node.quarantine.damaged()
+        if names.get(row.collection) in wanted
+    ]
+
+
+def _is_answered(finding: Finding, done: list[dict[str, Any]]) -> bool:
+    """Whether it was said what became of a finding."""
+    from ochredb.catalog.facts import CATALOG, LOG
+
+    if finding.place == LOG:  # Requests that lie in the catalog.
+        return any(item["place"].startswith(f"{CATALOG}: ") for item in done)
+    return any(finding.place in item["place"] for item in done)
+
+
+def _left(finding: Finding) -> dict[str, Any]:
+    return {
+        "collection": ", ".join(finding.collections),
+        "place": finding.place,
+        "outcome": "left",
+        "told": f"{told(finding).removeprefix(f'{finding.place}: ')}; nothing was done about it",
+    }
 
 
 def _tell(
@@ -149,7 +190,7 @@ def _tell(
     done: list[dict[str, Any]],
     kept: str | None,
     as_json: bool,
-    advice: str = _LEFT_ADVICE,
+    advice: str | None,
 ) -> int:
     import orjson
 
@@ -168,6 +209,6 @@ def _tell(
         print(f"kept as it was: {kept}; delete it when nobody needs it any more")
     if not done:
         print(f"{path}: undamaged")
-    elif any(item["outcome"] == "left" for item in done):
+    elif advice is not None and any(item["outcome"] == "left" for item in done):
         print(advice)
     return 0 if is_well else FAILURE
