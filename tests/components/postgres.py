@@ -81,6 +81,10 @@ class PostgresServer:
         server.restart()
         return server
 
+    def promote(self) -> None:
+        """Of a standby: returns when it is a primary."""
+        assert self.execute("SELECT pg_promote()") == [(True,)]
+
     def stop(self) -> None:
         """In good order: open transactions are taken back."""
         self._end(signal.SIGINT)

@@ -9,8 +9,9 @@ Rules that are easy to break, and why they stand:
   (`PostgresSession.commit`). A server that says nothing at all is given up as if it were gone.
 * A single read that finds its connection dead is tried again on another: the server was started
   anew, or another one has taken its place.
-* What is read must come from the primary, or a read would not see the writes before it (I4): a
-  server in recovery is refused when it is connected to. Nothing is read from replicas.
+* What is read must come from the primary, or a read would not see the writes before it (I4): of
+  the hosts of a URL those that are standbys, or read-only as a fenced primary is, are passed over,
+  and a server in recovery is refused whatever the URL says. Nothing is read from replicas.
 * A read block holds no connection between its statements, so a thread that writes and reads
   meanwhile never waits for itself.
 """
@@ -417,7 +418,8 @@ class PostgresDatabase:
 
 
 def _conninfo(url: str, config: PostgresConfig) -> tuple[str, str]:
-    """libpq's string, with defaults that notice a dead server; and what may be told of it."""
+    """libpq's string, with defaults that find the primary among several hosts, or addresses of one,
+    and notice a dead server; and what may be told of it."""
     try:
         given = conninfo_to_dict(url)
     except psycopg.Error as error:
@@ -426,6 +428,8 @@ def _conninfo(url: str, config: PostgresConfig) -> tuple[str, str]:
     defaults: dict[str, Any] = {
         "connect_timeout": max(2, round(config.connect_timeout_s)),  # libpq: 1 means 2.
         "application_name": config.application_name,
+        # Else the first host that answers is taken, and refused for ever if it is a standby.
+        "target_session_attrs": "read-write",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,

@@ -20,6 +20,7 @@ _REFUSED = re.compile(
     r"|permission denied for database",
     re.IGNORECASE,
 )
+_READ_ONLY = "session is read-only"  # libpq's words for a host that it passed over, likewise.
 
 
 def is_refused(error: BaseException | None) -> bool:
@@ -43,4 +44,6 @@ def translated(error: BaseException, place: str) -> OchreError:
         return Corrupt(f"the catalog at {place} is damaged: {told}")
     if state is not None and state.startswith(_WRONG_DATA):
         return Internal(f"the catalog refused a value: {told}")
+    if state is None and _READ_ONLY in text:
+        told += "; nothing is read from a standby, or from a server that is read-only"
     return Unavailable(f"the catalog at {place} is unavailable: {told}")

@@ -430,10 +430,12 @@ class TestOutages:
     def test_a_standby_is_refused(
         self, server: PostgresServer, database: PostgresDatabase, tmp_path: Path
     ) -> None:
+        """Also if the URL asks for any server that answers."""
         standby = server.standby(tmp_path)
         try:
-            with pytest.raises(Unavailable, match="standby"):
-                open_postgres(standby.url, SystemClock(), IdSource(), database.config)
+            for url in (standby.url, f"{standby.url}?target_session_attrs=any"):
+                with pytest.raises(Unavailable, match="standby"):
+                    open_postgres(url, SystemClock(), IdSource(), database.config)
         finally:
             standby.stop()
 
