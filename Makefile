@@ -121,7 +121,7 @@ planned: $(READY) ## The longer tests can be collected, and find their fixtures;
 	  || { grep -E '^(E  |ERROR|[0-9]+ )' .planned.log; exit 1; }
 	@echo "planned: the longer tests find their fixtures"
 
-test: lint type imports planned unit ## Everything above: what must pass before a change is proposed.
+test: lint type imports planned unit ## All of the above: must pass before a change is proposed.
 
 states: $(READY) ## The state machine against a model: 2,400 steps, every answer compared.
 	$(RUN)/python -m pytest -q -n auto tests/property/test_state_machine.py
