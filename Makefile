@@ -119,7 +119,7 @@ unit: $(READY) ## Tests that need nothing else installed; the state machine in s
 planned: $(READY) ## The longer tests can be collected, and find their fixtures; none is run.
 	@$(RUN)/python -m pytest -q --setup-plan $(LONGER) >.planned.log 2>&1 \
 	  || { grep -E '^(E  |ERROR|[0-9]+ )' .planned.log; exit 1; }
-	@echo "planned: the longer tests find their fixtures"
+	@rm .planned.log; echo "planned: the longer tests find their fixtures"
 
 test: lint type imports planned unit ## All of the above: must pass before a change is proposed.
 
