@@ -2,6 +2,8 @@
 
 python -m tests.simulation.run --seeds 10000           # Prints the seeds that found something.
 python -m tests.simulation.run --first 17 --seeds 1    # One again, exactly as it was.
+
+Of a simulation whose weather was given in part, `--dialect` and `--routed` give it again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import logging
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,15 +31,27 @@ _OPERATIONS = 30  # Of each client.
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """digest: of all that happened; equal for equal seeds."""
+    """digest: of all that happened; equal for equal seeds.
+
+    given: what of the weather was given instead of drawn.
+    """
 
     seed: int
+    given: dict[str, Any]
     violations: list[str]
     digest: str
     steps: int
     simulated_s: float
     deadlocks: int
     weather: Weather
+
+    @property
+    def again(self) -> str:
+        """The command that runs the same simulation."""
+        known = {"dialect": "--dialect {}", "routed": "--routed"}
+        options = [known[name].format(value) for name, value in self.given.items() if value]
+        command = f"python -m tests.simulation.run --first {self.seed} --seeds 1"
+        return " ".join([command, *options])
 
 
 def simulate(seed: int, **weather: Any) -> Outcome:
@@ -63,6 +77,7 @@ def simulate(seed: int, **weather: Any) -> Outcome:
         gc.enable()
     return Outcome(
         seed,
+        weather,
         oracle.violations,
         cluster.scheduler.digest,
         cluster.scheduler.steps,
@@ -156,13 +171,16 @@ def _check_objects(cluster: Cluster) -> None:
         oracle.violated(f"I6: rows without objects, or the reverse: {sorted(known ^ there)}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """argv: the command's arguments; None: those of this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=300, help="how many")
     parser.add_argument("--dialect", choices=("postgresql", "sqlite"))
-    arguments = parser.parse_args()
-    weather = {} if arguments.dialect is None else {"dialect": arguments.dialect}
+    parser.add_argument("--routed", action="store_true", help="through one another's logs")
+    arguments = parser.parse_args(argv)
+    given = {"dialect": arguments.dialect, "routed": arguments.routed}
+    weather = {name: value for name, value in given.items() if value}
     failed = deadlocks = 0
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         outcome = simulate(seed, **weather)
@@ -170,6 +188,7 @@ def main() -> int:
         if outcome.violations:
             failed += 1
             print(f"seed {seed} ({outcome.weather.dialect}): {outcome.violations[0]}", flush=True)
+            print(f"again: {outcome.again}", flush=True)
         elif arguments.seeds == 1:
             print(outcome)
     print(f"{arguments.seeds} seeds, {failed} with violations, {deadlocks} deadlocks")

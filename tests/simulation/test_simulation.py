@@ -1,7 +1,7 @@
 """Whole clusters in simulated time: seeds, faults, and a checker of everything that they do.
 
-OCHREDB_SIMULATION_SEEDS: how many fixed seeds. A seed that fails is run again by
-`python -m tests.simulation.run --first SEED --seeds 1`.
+OCHREDB_SIMULATION_SEEDS: how many fixed seeds. A seed that fails is run again by the command that
+is printed with it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from . import run
 from .mutants import MUTANTS, POSTGRESQL, SEEDS_MAX, Mutant, seeds_needed
 from .run import Outcome, simulate
 
@@ -32,8 +34,7 @@ KEPT: list[tuple[int, dict[str, Any], str]] = [
 
 def check(outcome: Outcome) -> None:
     assert not outcome.violations, (
-        f"seed {outcome.seed} of {outcome.weather}: {outcome.violations[0]}\n"
-        f"again: python -m tests.simulation.run --first {outcome.seed} --seeds 1"
+        f"seed {outcome.seed} of {outcome.weather}: {outcome.violations[0]}\nagain: {outcome.again}"
     )
 
 
@@ -80,6 +81,25 @@ def test_a_seed_decides_everything() -> None:
         check=True,
     )
     assert elsewhere.stdout.split() == [simulate(seed).digest for seed in seeds]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"routed": True}, {"dialect": "sqlite"}, POSTGRESQL | {"routed": True}]
+    + [given for _, given, _ in KEPT],
+    ids=str,
+)
+def test_the_command_of_a_failure_runs_the_same_simulation(
+    given: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = simulate(7, **given)
+    with pytest.raises(AssertionError) as failure:
+        check(replace(outcome, violations=["planted"]))
+    command = str(failure.value).partition("again: ")[2].splitlines()[0]
+    module, *arguments = command.removeprefix("python -m ").split()
+    assert module == run.__name__
+    assert run.main(arguments) == 0
+    assert f"digest='{outcome.digest}'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
