@@ -304,6 +304,14 @@ class Compactor(Protocol):
         """Fold the tail in the caller's thread (and merge what is due)."""
         ...
 
+    def rebuild_part(self, part_id: str, step: Callable[[], None] | None = None) -> bool:
+        """Write one part anew, with all that is derived; False if it was replaced already.
+
+        step: called now and then; it may raise to give up. Raises Corrupt if records of it are
+        damaged too.
+        """
+        ...
+
     def hint(self, collection_id: str, last_offset: int, /) -> None:
         """Something was appended: look sooner. Best effort; never waits, never raises."""
         ...
@@ -321,6 +329,10 @@ class CompactorNode(Protocol):
 
     def rebuild_now(self, collection_id: str, step: Callable[[], None] | None = None) -> None:
         """Write every part anew, with all that is derived. Raises NotFound (collection)."""
+        ...
+
+    def rebuild_part(self, part_id: str, step: Callable[[], None] | None = None) -> bool:
+        """See `Compactor.rebuild_part`."""
         ...
 
     def settle(self, step: Callable[[], None] | None = None) -> None:

@@ -175,6 +175,19 @@ def test_a_closed_node_refuses(tmp_path: Path) -> None:
         node.handle("GET", "/api/v2/heartbeat", "", {}, b"")
 
 
+def test_what_fails_to_close_keeps_nothing_else_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(NodeConfig())
+    node.start()
+
+    def fail() -> None:
+        raise RuntimeError("the connection to Redis")
+
+    monkeypatch.setattr(node.shared, "close", fail)
+    with pytest.raises(RuntimeError, match="Redis"):
+        node.close()
+    assert not any(thread.name in ("compact", "merge") for thread in threading.enumerate())
+
+
 class TestEmbedded:
     """One node per directory and process, counted."""
 

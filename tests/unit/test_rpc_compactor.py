@@ -52,6 +52,10 @@ class _Compactor:
     def rebuild_now(self, collection_id: str, step: Callable[[], None] | None = None) -> None:
         self._work("rebuild", collection_id, step)
 
+    def rebuild_part(self, part_id: str, step: Callable[[], None] | None = None) -> bool:
+        self._work("rebuild part", part_id, step)
+        return part_id == "p1"
+
     def settle(self, step: Callable[[], None] | None = None) -> None:
         self._work("settle", "", step)
 
@@ -108,11 +112,14 @@ def test_what_is_asked_for_is_done() -> None:
     with _served() as (compactor, client, _):
         client.compact_now("c1")
         client.rebuild_now("c2", lambda: None)
+        assert client.rebuild_part("p1")
+        assert not client.rebuild_part("p2")
         client.settle()
         client.pause()
         client.resume()
         assert compactor.asked == [
-            ("compact", "c1"), ("rebuild", "c2"), ("settle", ""), ("pause",), ("resume",)
+            ("compact", "c1"), ("rebuild", "c2"), ("rebuild part", "p1"), ("rebuild part", "p2"),
+            ("settle", ""), ("pause",), ("resume",),
         ]  # fmt: skip
         assert client.status() == _STATUS
         for call in (client.compact_now, client.rebuild_now):

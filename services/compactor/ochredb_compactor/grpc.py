@@ -19,6 +19,7 @@ class CompactorServicer:
     pools: ClassVar[Mapping[str, str]] = {
         "trigger": "compactor",
         "rebuild": "compactor",
+        "rebuild_part": "compactor",
         "settle": "compactor",
         "status": "read",
         "pause": "read",
@@ -36,6 +37,10 @@ class CompactorServicer:
     def rebuild(self, message: pb.RebuildRequest, cancel: Cancel) -> Empty:
         self._compactor.rebuild_now(message.collection_id, cancel.check)
         return Empty()
+
+    def rebuild_part(self, message: pb.RebuildPartRequest, cancel: Cancel) -> pb.RebuildPartAnswer:
+        rebuilt = self._compactor.rebuild_part(message.part_id, cancel.check)
+        return pb.RebuildPartAnswer(rebuilt=rebuilt)
 
     def settle(self, _message: Empty, cancel: Cancel) -> Empty:
         self._compactor.settle(cancel.check)

@@ -233,7 +233,7 @@ class CompactorService:
             )
             self._work.until_done(collection_id, rebuild)
 
-    def rebuild_part(self, part_id: str, step: Callable[[], None]) -> bool:
+    def rebuild_part(self, part_id: str, step: Callable[[], None] | None = None) -> bool:
         """Write one part anew, with all that is derived; False if it was replaced already.
 
         Raises Corrupt if records of it are damaged too.
@@ -241,7 +241,7 @@ class CompactorService:
         collection_id = self._world.versions.collection_of(part_id)
         if collection_id is None:
             return False
-        rebuild = partial(self._rebuilds.rebuild, collection_id, step, part_id=part_id)
+        rebuild = partial(self._rebuilds.rebuild, collection_id, step or _no_step, part_id=part_id)
         return self._work.until_done(collection_id, rebuild)
 
     def rewrite_now(

@@ -59,3 +59,13 @@ class NodeConfig:
     compactor: CompactorConfig = field(default_factory=CompactorConfig)
     redis: RedisConfig | None = None
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    @property
+    def compacts(self) -> bool:
+        """Whether threads of the process fold, merge and collect."""
+        return Role.COMPACTOR in self.roles and self.compactor_workers == 0
+
+    @property
+    def hurries(self) -> bool:
+        """Whether the process tells compactors elsewhere of writes; with Redis they hear there."""
+        return Role.LOG in self.roles and not self.compacts and self.redis is None

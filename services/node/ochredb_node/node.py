@@ -11,6 +11,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from ochredb.backup.source import Backups
     from ochredb.quarantine import Quarantine
     from ochredb_compactor.vacuums import VacuumService
+    from ochredb_node.damaged import DamagedParts
 
 __all__ = ["Node", "NodeConfig", "Peers"]
 
@@ -91,6 +93,7 @@ class Node:
         self._foundation: Foundation | None = None
         self._started = self._closed = self._draining = False
         self._tidier: Tidier | None = None
+        self._damaged: DamagedParts | None = None
         self._appended_s = -math.inf
 
     # -- components
@@ -121,7 +124,7 @@ class Node:
     @property
     def compacts(self) -> bool:
         """Whether threads of this process fold, merge and collect."""
-        return self.has(Role.COMPACTOR) and self.config.compactor_workers == 0
+        return self.config.compacts
 
     @cached_property
     def logs(self) -> LogTable:
@@ -183,7 +186,7 @@ class Node:
             self.compactor.hint(collection_id, last_offset)
         else:
             self._appended_s = self.clock.monotonic_s()
-            if self._peers.compactor is not None:
+            if self._peers.compactor is not None and self.config.hurries:
                 self._peers.compactor.hint(collection_id, last_offset)
         if self.has(Role.QUERY):
             self.query.follow(collection_id, last_offset)
@@ -264,6 +267,17 @@ class Node:
 
     def _housekeep(self) -> None:
         self.housekeeping.turn()
+        if self._damaged is not None:
+            self._damaged.turn()
+
+    def _open_damaged(self) -> DamagedParts | None:
+        """None: nobody is known who could mend what this process finds."""
+        compactor = self.compactor if self.has(Role.COMPACTOR) else self._peers.compactor
+        if self.foundation.catalog.is_read_only or compactor is None:
+            return None
+        from ochredb_node.damaged import DamagedParts
+
+        return DamagedParts(self.open_parts, compactor, self.clock)
 
     def _since_append_s(self) -> float:
         if self.compacts:
@@ -385,6 +399,7 @@ class Node:
         if self.compacts and not is_read_only:
             self.compactor.start()
         else:
+            self._damaged = self._open_damaged()
             self._tidier = Tidier(self._housekeep)
 
     def _go_by(self, clock: Clock) -> None:
@@ -407,23 +422,25 @@ class Node:
             return
         self._closed = True
         try:
-            if self.has(Role.LOG):
-                self.log.close()
-            self.shared.close()
-            if self.has(Role.QUERY):
-                self.query.close()
-            if self._tidier is not None:
-                self._tidier.stop()
-            if "vacuums" in self.__dict__:
-                self.vacuums.stop()
-            if "compactor" in self.__dict__:
-                self.compactor.stop()
-            if isinstance(self.database, SqliteDatabase):
-                self.database.checkpoint()
+            with ExitStack() as closing:  # Last first, and each one whatever another raises.
+                closing.callback(self.foundation.close)
+                if isinstance(self.database, SqliteDatabase):
+                    closing.callback(self.database.checkpoint)
+                if "compactor" in self.__dict__:
+                    closing.callback(self.compactor.stop)
+                if "vacuums" in self.__dict__:
+                    closing.callback(self.vacuums.stop)
+                if self._damaged is not None:
+                    closing.callback(self._damaged.close)
+                if self._tidier is not None:
+                    closing.callback(self._tidier.stop)
+                if self.has(Role.QUERY):
+                    closing.callback(self.query.close)
+                closing.callback(self.shared.close)
+                if self.has(Role.LOG):
+                    closing.callback(self.log.close)
         except Unavailable as error:  # A full disk: what is acknowledged is durable without this.
             log.warning("closed without a checkpoint: %s", error)
-        finally:
-            self.foundation.close()
 
     # -- embedded
 

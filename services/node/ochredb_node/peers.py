@@ -68,10 +68,8 @@ def connect(config: NodeConfig, *, clock: Clock, ids: IdSource, rng: random.Rand
     is_frontend = Role.FRONTEND in roles
     log_nodes = config.log_nodes if is_frontend and Role.LOG not in roles else None
     query_nodes = config.query_nodes if is_frontend or Role.QUERY in roles else None
-    compacts = Role.COMPACTOR in roles and config.compactor_workers == 0
-    # With Redis compactors hear of writes from there.
-    hints = Role.LOG in roles and not compacts and config.redis is None
-    compactor_nodes = config.compactor_nodes if hints else None
+    asks_to_rebuild = Role.QUERY in roles and Role.COMPACTOR not in roles
+    compactor_nodes = config.compactor_nodes if config.hurries or asks_to_rebuild else None
     if log_nodes is None and query_nodes is None and compactor_nodes is None:
         return Peers()
     assert config.rpc is not None, "peers need the settings of calls to them"

@@ -63,6 +63,7 @@ class SupervisedCompactor:
         self._supervisor = supervisor
         self.compact_now = compactor.compact_now
         self.rebuild_now = compactor.rebuild_now
+        self.rebuild_part = compactor.rebuild_part
         self.settle = compactor.settle
         self.status = compactor.status
         self.hint = compactor.hint

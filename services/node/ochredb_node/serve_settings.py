@@ -99,7 +99,11 @@ class ServeSettings(Settings):
     )
     log_nodes: str | None = setting(None, f"where the log nodes are: {_NODES_FORMS}")
     query_nodes: str | None = setting(None, "where the query nodes are, likewise")
-    compactor_nodes: str | None = setting(None, "where the compactors are, likewise")
+    compactor_nodes: str | None = setting(
+        None,
+        "where the compactors are, likewise: query nodes ask them to mend damaged indexes, log"
+        " nodes without Redis tell them of writes",
+    )
 
     health_host: str = setting("127.0.0.1", "address for /healthz, /readyz and /metrics")
     health_port: int = setting(8200, "port for them; 0 takes a free one")

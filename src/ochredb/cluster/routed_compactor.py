@@ -6,6 +6,8 @@ Compactors find their work by themselves, and any may take any: what is said her
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 from ochredb.cancel import Cancel
 from ochredb.clock import Clock
@@ -14,6 +16,8 @@ from ochredb.cluster.budget import RetryBudget
 from ochredb.cluster.nodes import Nodes
 from ochredb.errors import Unavailable
 from ochredb.peers import Compactor
+
+_T = TypeVar("_T")
 
 log = logging.getLogger("ochredb.cluster")
 
@@ -37,13 +41,20 @@ class RoutedCompactor:
 
         One that is lost meanwhile may have done all of it; the next then has nothing to do.
         """
+        self._ask(collection_id, lambda compactor: compactor.compact_now(collection_id))
+
+    def rebuild_part(self, part_id: str, step: Callable[[], None] | None = None) -> bool:
+        """As `compact_now`."""
+        return self._ask(part_id, lambda compactor: compactor.rebuild_part(part_id, step))
+
+    def _ask(self, key: str, ask: Callable[[Compactor], _T]) -> _T:
         cancel = Cancel(clock=self._clock)
-        attempts = Attempts(self._nodes, collection_id, cancel, self._budget, self._config)
+        attempts = Attempts(self._nodes, key, cancel, self._budget, self._config)
         node = attempts.first()
         while True:
             node.trying()
             try:
-                node.client.compact_now(collection_id)
+                answer = ask(node.client)
             except BaseException as error:
                 node.failed(error)
                 if not isinstance(error, Unavailable):
@@ -51,7 +62,7 @@ class RoutedCompactor:
                 node = attempts.next_node(error, self._clock)
             else:
                 node.succeeded()
-                return
+                return answer
 
     def hint(self, collection_id: str, last_offset: int, /) -> None:
         """To one compactor, and not again: the next hint, or a poll, makes up for a lost one."""

@@ -34,11 +34,12 @@ class OpenParts:
             part = self._parts.get(manifest.id)
             if part is None:
                 part = self._parts[manifest.id] = Part(
-                    self._store, manifest, settings, self._found_damaged, self.graphs
+                    self._store, manifest, settings, self.found_damaged, self.graphs
                 )
             return part
 
-    def _found_damaged(self, part_id: str, problem: str) -> None:
+    def found_damaged(self, part_id: str, problem: str) -> None:
+        """Something derived of a part is damaged: `take_damaged` is to return it."""
         self._damaged[part_id] = problem
 
     def take_damaged(self) -> dict[str, str]:

@@ -52,14 +52,13 @@ class Calls:
         finally:
             take_back()
 
-    def work(self, method: Any, request: Any, step: Callable[[], None] | None) -> None:
+    def work(self, method: Any, request: Any, step: Callable[[], None] | None) -> Any:
         """A call without a deadline; `step` is called while it runs, and may raise to end it."""
         call = _begin(method.future, request, metadata=self._metadata)
         try:
             while True:
                 try:
-                    call.result(timeout=_STEP_S)
-                    return
+                    return call.result(timeout=_STEP_S)
                 except grpc.FutureTimeoutError:
                     if step is not None:
                         step()

@@ -44,6 +44,10 @@ class CompactorClient:
         message = pb.RebuildRequest(collection_id=collection_id)
         self._calls.work(self._stub.Rebuild, message, step)
 
+    def rebuild_part(self, part_id: str, step: Callable[[], None] | None = None) -> bool:
+        message = pb.RebuildPartRequest(part_id=part_id)
+        return bool(self._calls.work(self._stub.RebuildPart, message, step).rebuilt)
+
     def settle(self, step: Callable[[], None] | None = None) -> None:
         self._calls.work(self._stub.Settle, Empty(), step)
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ochredb.proto.v1 import common_pb2 as ochredb_dot_proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ochredb/proto/v1/compactor.proto\x12\x10ochredb.proto.v1\x1a\x1dochredb/proto/v1/common.proto\"\'\n\x0eTriggerRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\"\'\n\x0eRebuildRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\"9\n\x0bHintRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x13\n\x0blast_offset\x18\x02 \x01(\x03\"\xa9\x01\n\x0f\x43ompactorStatus\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12,\n\x05tails\x18\x02 \x03(\x0b\x32\x1d.ochredb.proto.v1.PendingWork\x12-\n\x06merges\x18\x03 \x03(\x0b\x32\x1d.ochredb.proto.v1.PendingWork\x12)\n\x04jobs\x18\x04 \x03(\x0b\x32\x1b.ochredb.proto.v1.JobStatus\"t\n\x0bPendingWork\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x11\n\ttail_rows\x18\x02 \x01(\x03\x12\x12\n\ntail_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07time_us\x18\x04 \x01(\x03\x12\x16\n\x0eunsettled_rows\x18\x05 \x01(\x03\"\x9c\x01\n\tJobStatus\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07running\x18\x04 \x01(\x08\x12\x10\n\x08until_us\x18\x05 \x01(\x03\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x03\x12\x17\n\nlast_error\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_last_error2\xd0\x03\n\tCompactor\x12\x44\n\x07Trigger\x12 .ochredb.proto.v1.TriggerRequest\x1a\x17.ochredb.proto.v1.Empty\x12\x44\n\x07Rebuild\x12 .ochredb.proto.v1.RebuildRequest\x1a\x17.ochredb.proto.v1.Empty\x12:\n\x06Settle\x12\x17.ochredb.proto.v1.Empty\x1a\x17.ochredb.proto.v1.Empty\x12\x44\n\x06Status\x12\x17.ochredb.proto.v1.Empty\x1a!.ochredb.proto.v1.CompactorStatus\x12\x39\n\x05Pause\x12\x17.ochredb.proto.v1.Empty\x1a\x17.ochredb.proto.v1.Empty\x12:\n\x06Resume\x12\x17.ochredb.proto.v1.Empty\x1a\x17.ochredb.proto.v1.Empty\x12>\n\x04Hint\x12\x1d.ochredb.proto.v1.HintRequest\x1a\x17.ochredb.proto.v1.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ochredb/proto/v1/compactor.proto\x12\x10ochredb.proto.v1\x1a\x1dochredb/proto/v1/common.proto\"\'\n\x0eTriggerRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\"\'\n\x0eRebuildRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\"%\n\x12RebuildPartRequest\x12\x0f\n\x07part_id\x18\x01 \x01(\t\"$\n\x11RebuildPartAnswer\x12\x0f\n\x07rebuilt\x18\x01 \x01(\x08\"9\n\x0bHintRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x13\n\x0blast_offset\x18\x02 \x01(\x03\"\xa9\x01\n\x0f\x43ompactorStatus\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12,\n\x05tails\x18\x02 \x03(\x0b\x32\x1d.ochredb.proto.v1.PendingWork\x12-\n\x06merges\x18\x03 \x03(\x0b\x32\x1d.ochredb.proto.v1.PendingWork\x12)\n\x04jobs\x18\x04 \x03(\x0b\x32\x1b.ochredb.proto.v1.JobStatus\"t\n\x0bPendingWork\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x11\n\ttail_rows\x18\x02 \x01(\x03\x12\x12\n\ntail_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07time_us\x18\x04 \x01(\x03\x12\x16\n\x0eunsettled_rows\x18\x05 \x01(\x03\"\x9c\x01\n\tJobStatus\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07running\x18\x04 \x01(\x08\x12\x10\n\x08until_us\x18\x05 \x01(\x03\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x03\x12\x17\n\nlast_error\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_last_error2\xaa\x04\n\tCompactor\x12\x44\n\x07Trigger\x12 .ochredb.proto.v1.TriggerRequest\x1a\x17.ochredb.proto.v1.Empty\x12\x44\n\x07Rebuild\x12 .ochredb.proto.v1.RebuildRequest\x1a\x17.ochredb.proto.v1.Empty\x12X\n\x0bRebuildPart\x12$.ochredb.proto.v1.RebuildPartRequest\x1a#.ochredb.proto.v1.RebuildPartAnswer\x12:\n\x06Settle\x12\x17.ochredb.proto.v1.Empty\x1a\x17.ochredb.proto.v1.Empty\x12\x44\n\x06Status\x12\x17.ochredb.proto.v1.Empty\x1a!.ochredb.proto.v1.CompactorStatus\x12\x39\n\x05Pause\x12\x17.ochredb.proto.v1.Empty\x1a\x17.ochredb.proto.v1.Empty\x12:\n\x06Resume\x12\x17.ochredb.proto.v1.Empty\x1a\x17.ochredb.proto.v1.Empty\x12>\n\x04Hint\x12\x1d.ochredb.proto.v1.HintRequest\x1a\x17.ochredb.proto.v1.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,14 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRIGGERREQUEST']._serialized_end=124
   _globals['_REBUILDREQUEST']._serialized_start=126
   _globals['_REBUILDREQUEST']._serialized_end=165
-  _globals['_HINTREQUEST']._serialized_start=167
-  _globals['_HINTREQUEST']._serialized_end=224
-  _globals['_COMPACTORSTATUS']._serialized_start=227
-  _globals['_COMPACTORSTATUS']._serialized_end=396
-  _globals['_PENDINGWORK']._serialized_start=398
-  _globals['_PENDINGWORK']._serialized_end=514
-  _globals['_JOBSTATUS']._serialized_start=517
-  _globals['_JOBSTATUS']._serialized_end=673
-  _globals['_COMPACTOR']._serialized_start=676
-  _globals['_COMPACTOR']._serialized_end=1140
+  _globals['_REBUILDPARTREQUEST']._serialized_start=167
+  _globals['_REBUILDPARTREQUEST']._serialized_end=204
+  _globals['_REBUILDPARTANSWER']._serialized_start=206
+  _globals['_REBUILDPARTANSWER']._serialized_end=242
+  _globals['_HINTREQUEST']._serialized_start=244
+  _globals['_HINTREQUEST']._serialized_end=301
+  _globals['_COMPACTORSTATUS']._serialized_start=304
+  _globals['_COMPACTORSTATUS']._serialized_end=473
+  _globals['_PENDINGWORK']._serialized_start=475
+  _globals['_PENDINGWORK']._serialized_end=591
+  _globals['_JOBSTATUS']._serialized_start=594
+  _globals['_JOBSTATUS']._serialized_end=750
+  _globals['_COMPACTOR']._serialized_start=753
+  _globals['_COMPACTOR']._serialized_end=1307
 # @@protoc_insertion_point(module_scope)

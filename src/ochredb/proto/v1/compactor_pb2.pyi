@@ -19,6 +19,18 @@ class RebuildRequest(_message.Message):
     collection_id: str
     def __init__(self, collection_id: _Optional[str] = ...) -> None: ...
 
+class RebuildPartRequest(_message.Message):
+    __slots__ = ("part_id",)
+    PART_ID_FIELD_NUMBER: _ClassVar[int]
+    part_id: str
+    def __init__(self, part_id: _Optional[str] = ...) -> None: ...
+
+class RebuildPartAnswer(_message.Message):
+    __slots__ = ("rebuilt",)
+    REBUILT_FIELD_NUMBER: _ClassVar[int]
+    rebuilt: bool
+    def __init__(self, rebuilt: _Optional[bool] = ...) -> None: ...
+
 class HintRequest(_message.Message):
     __slots__ = ("collection_id", "last_offset")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]

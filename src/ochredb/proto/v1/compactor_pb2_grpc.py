@@ -47,6 +47,11 @@ class CompactorStub:
                 request_serializer=ochredb_dot_proto_dot_v1_dot_compactor__pb2.RebuildRequest.SerializeToString,
                 response_deserializer=ochredb_dot_proto_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.RebuildPart = channel.unary_unary(
+                '/ochredb.proto.v1.Compactor/RebuildPart',
+                request_serializer=ochredb_dot_proto_dot_v1_dot_compactor__pb2.RebuildPartRequest.SerializeToString,
+                response_deserializer=ochredb_dot_proto_dot_v1_dot_compactor__pb2.RebuildPartAnswer.FromString,
+                _registered_method=True)
         self.Settle = channel.unary_unary(
                 '/ochredb.proto.v1.Compactor/Settle',
                 request_serializer=ochredb_dot_proto_dot_v1_dot_common__pb2.Empty.SerializeToString,
@@ -88,6 +93,13 @@ class CompactorServicer:
 
     def Rebuild(self, request, context):
         """Write every part of a collection anew, with all that is derived.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildPart(self, request, context):
+        """Write one part anew, with all that is derived, unless it was replaced already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +150,11 @@ def add_CompactorServicer_to_server(servicer, server):
                     servicer.Rebuild,
                     request_deserializer=ochredb_dot_proto_dot_v1_dot_compactor__pb2.RebuildRequest.FromString,
                     response_serializer=ochredb_dot_proto_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'RebuildPart': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildPart,
+                    request_deserializer=ochredb_dot_proto_dot_v1_dot_compactor__pb2.RebuildPartRequest.FromString,
+                    response_serializer=ochredb_dot_proto_dot_v1_dot_compactor__pb2.RebuildPartAnswer.SerializeToString,
             ),
             'Settle': grpc.unary_unary_rpc_method_handler(
                     servicer.Settle,
@@ -221,6 +238,33 @@ class Compactor:
             '/ochredb.proto.v1.Compactor/Rebuild',
             ochredb_dot_proto_dot_v1_dot_compactor__pb2.RebuildRequest.SerializeToString,
             ochredb_dot_proto_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildPart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ochredb.proto.v1.Compactor/RebuildPart',
+            ochredb_dot_proto_dot_v1_dot_compactor__pb2.RebuildPartRequest.SerializeToString,
+            ochredb_dot_proto_dot_v1_dot_compactor__pb2.RebuildPartAnswer.FromString,
             options,
             channel_credentials,
             insecure,
