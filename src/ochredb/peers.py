@@ -286,6 +286,13 @@ class QueryNode(Query, Protocol):
         """
         ...
 
+    def keep_copies(self, objects: Sequence[tuple[str, int]], *, cancel: Cancel) -> None:
+        """Have copies of these objects near, as reads of them may come. Returns at once.
+
+        objects: keys and sizes in bytes (0: not known, and small). Best effort.
+        """
+        ...
+
 
 class DistantQueryNode(QueryNode, Protocol):
     """A query node in another process."""

@@ -18,6 +18,7 @@ from ochredb.peers import DistantQueryNode, PartsAnswer, PartsRequest
 from ochredb.proto.v1 import query_pb2 as pb
 from ochredb.rpc import reads
 from ochredb.rpc.columns import answers_of, columns_of
+from ochredb.storage.base import LocalStore
 from ochredb_node.node import Node
 from ochredb_query.config import QueryConfig
 from ochredb_query.scatter import Scatter
@@ -57,6 +58,12 @@ class Line:
     ) -> Callable[[], PartsAnswer]:
         return lambda: self.search_parts(collection_id, request, cancel=cancel)
 
+    def keep_copies(self, objects: Sequence[tuple[str, int]], *, cancel: Cancel) -> None:
+        if self.always is not None:
+            raise self.always
+        assert self.service is not None
+        self.service.keep_copies(objects, cancel=cancel)
+
 
 class QueryNodes:
     """Query nodes `query-0`, `query-1` and so on, beside a node's own."""
@@ -68,9 +75,10 @@ class QueryNodes:
         config: QueryConfig,
         *,
         clock: Clock | None = None,
+        store_of: Callable[[str], LocalStore] | None = None,
         **scatter: Any,
     ) -> None:
-        """clock: the scatters', the node's if None."""
+        """clock: the scatters', the node's if None. store_of: of a node by its name, likewise."""
         clock = clock or node.clock
         self.lines: dict[str, Line] = {f"query-{number}": Line() for number in range(count)}
         self.services: list[QueryService] = []
@@ -83,12 +91,13 @@ class QueryNodes:
                 rng=random.Random(1),
             )
             each = Scatter(nodes, name, RetryBudget(clock), clock, **scatter)
+            store = node.store if store_of is None else store_of(name)
             line.service = QueryService(
                 node.logs,
                 node.versions,
                 node.namespace,
-                node.store,
-                OpenParts(node.store),
+                store,
+                OpenParts(store),
                 node.clock,
                 config,
                 scatter=each,

@@ -14,12 +14,15 @@ import pytest
 
 from ochredb.checksum import block_checksums, xxh3
 from ochredb.errors import Corrupt, NotFound, Unavailable
+from ochredb.ids import IdSource
 from ochredb.parts.manifest import ObjectInfo
 from ochredb.parts.verified import VerifiedObject
 from ochredb.storage.base import LocalStore
+from ochredb.storage.cached import CachedStore
 from ochredb.storage.memory import MemoryStore
 from ochredb.testing.store_suite import MappableStoreSuite
 from tests.unit.far_store import MB, FarStore, cached, kept_bytes, kept_files, leftovers
+from tests.unit.kernel import ManualClock
 
 
 @pytest.fixture
@@ -281,3 +284,48 @@ def test_an_object_that_is_deleted_while_it_is_fetched_is_not_kept(
         assert bytes(view.result()) == b"first"
     assert bytes(store.map("a")) == b"another"
     assert store.used_bytes == 7 == kept_bytes(folder)
+
+
+def test_what_is_kept_ahead_takes_no_room_from_what_is_used(far: FarStore, folder: str) -> None:
+    clock = ManualClock()
+    store = CachedStore(far, folder, 10 * MB, clock, IdSource(clock))
+    for name in ("mapped", "used", "old"):
+        far.create(name, os.urandom(3 * MB))
+    far.create("ahead", os.urandom(3 * MB))
+    far.create("huge", bytes(11 * MB))
+    view = store.map("mapped")
+    store.map("old")
+    clock.advance(800)
+    store.map("used")
+    gc.collect()
+    assert not store.keep("ahead", 3 * MB), "all were used a short time ago"
+    assert not store.keep("huge", 11 * MB)
+    assert far.downloads == ["mapped", "old", "used"]
+    clock.advance(200)
+    assert store.keep("ahead", 3 * MB)
+    assert store.keep("ahead", 3 * MB)
+    assert far.downloads == ["mapped", "old", "used", "ahead"]
+    assert store.counters.evictions == 1
+    for name in ("mapped", "used", "ahead"):
+        assert bytes(store.map(name)) == far.get(name)
+    assert far.downloads == ["mapped", "old", "used", "ahead"]
+    assert store.used_bytes == 9 * MB == kept_bytes(folder)
+    assert len(view) == 3 * MB
+
+
+def test_a_large_object_that_is_kept_ahead_comes_in_pieces_shared_with_reads(
+    far: FarStore, folder: str
+) -> None:
+    far.create("large", os.urandom(10 * MB))
+    store = cached(far, folder)
+    read = store.map_partly("large", 10 * MB)
+    assert read is not None
+    read.fetch([(5 * MB, 5 * MB + 1)])
+    assert store.keep("large", 10 * MB)
+    assert far.downloads == []
+    assert max(stop - start for _, start, stop in far.ranges) <= 4 * MB
+    assert sum(stop - start for _, start, stop in far.ranges) == 10 * MB, "nothing came twice"
+    assert bytes(store.map("large")) == far.get("large")
+    assert bytes(read.view) == far.get("large")
+    with pytest.raises(NotFound):
+        store.keep("absent", 0)

@@ -66,6 +66,10 @@ class AdmittedQuery:
         """
         return self._query.search_parts(collection_id, request, cancel=cancel)
 
+    def keep_copies(self, objects: Sequence[tuple[str, int]], *, cancel: Cancel) -> None:
+        """Only noted: not worth a turn."""
+        self._query.keep_copies(objects, cancel=cancel)
+
     def indexing_status(self, collection_id: str) -> IndexingStatus:
         """One statement of the catalog: not worth a turn."""
         return self._query.indexing_status(collection_id)

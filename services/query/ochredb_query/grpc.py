@@ -19,10 +19,10 @@ class QueryServicer:
 
     service: ClassVar[str] = "Query"
     # Shares have threads of their own: two nodes full of reads that wait for each other's shares
-    # would wait for ever.
+    # would wait for ever. What returns at once is not kept waiting by reads either.
     pools: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("get", "query", "match", "count", "indexing_status"), "read"),
-        "search_parts": "share",
+        **dict.fromkeys(("search_parts", "keep_copies"), "share"),
     }
 
     def __init__(self, query: QueryNode, config: RpcConfig) -> None:
@@ -49,6 +49,11 @@ class QueryServicer:
         collection_id, request = reads.decode_parts(message)
         answer = self._query.search_parts(collection_id, request, cancel=cancel)
         return self._answers(reads.encode_parts_answer(answer), cancel)
+
+    def keep_copies(self, message: pb.KeepCopiesRequest, cancel: Cancel) -> pb.KeepCopiesReply:
+        objects = [(item.key, item.size) for item in message.objects]
+        self._query.keep_copies(objects, cancel=cancel)
+        return pb.KeepCopiesReply()
 
     def count(self, message: pb.CountRequest, cancel: Cancel) -> pb.CountReply:
         return pb.CountReply(count=self._query.count(message.collection_id, cancel=cancel))

@@ -10,11 +10,14 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from ochredb.cancel import Cancel
 from ochredb.catalog.logs import LogTable
 from ochredb.catalog.versions import VersionTable
 from ochredb.configuration import IndexSettings
 from ochredb.errors import Exhausted, Gone, NotFound
+from ochredb.explain import Trace
 from ochredb.materialise import Fold
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.open_parts import OpenParts
@@ -34,6 +37,20 @@ QUICK_OPERATIONS_MAX = 160  # Of writers beside readers: each read folds what fo
 _FOLLOWED_MAX = 3  # Times that a writer catches up with what others wrote meanwhile.
 _OVERHEAD_BYTES = 32_768  # Python objects of an idle loaded collection, measured roughly.
 _PART_BYTES = 4_096  # The same of an open part.
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One attempt at a read. is_alone: other nodes are not asked."""
+
+    view: View
+    loaded: LoadedCollection
+    cancel: Cancel
+    trace: Trace | None
+    is_alone: bool
+
+    def selected(self) -> Selected:
+        return self.loaded.searches_of(self.view).selected
 
 
 class LoadedCollection:
@@ -68,6 +85,7 @@ class LoadedCollection:
         self._lock = threading.Lock()
         self._fold: Fold | None = None
         self._parts: dict[str, Part] = {}
+        self._deleted_keys: dict[str, str] = {}  # Of parts whose deleted rows are an object.
         self._prepared: dict[str, Part] = {}
         self.view: View | None = None
         self.searches: Searches | None = None  # Of `view`, or of one before it.
@@ -77,6 +95,7 @@ class LoadedCollection:
         self.touched = True  # Read since the flag was last cleared.
         self.measured: tuple[int, int] | None = None  # (memory, mapped) bytes, when last asked.
         self.was_touched = False  # Before that, since it was cleared the time before.
+        self.copied_version, self.copied_until_s = -1, 0.0  # See `SecondCopies.look`.
         self.is_resident = True  # Mapped pages may be resident: they were not let go since a read.
 
     def searches_of(self, view: View) -> Searches:
@@ -285,6 +304,11 @@ class LoadedCollection:
             parts[item.manifest.id] = part
             base.append(SegmentView(part, live, item.live_rows, item.manifest.id))
         self._parts, self._prepared = parts, {}
+        self._deleted_keys = {
+            item.manifest.id: item.deleted_key
+            for item in version_parts
+            if item.deleted_key is not None
+        }
         self.part_bytes = {name: part.manifest.size_bytes for name, part in parts.items()}
         self.stored_bytes = sum(self.part_bytes.values())
         before, version, indexed = self._fold, snapshot.version, snapshot.indexed_offset
@@ -310,6 +334,20 @@ class LoadedCollection:
         with self._lock:
             self._fold = self.view = self.searches = self._own_share = None
             self._parts, self._prepared = {}, {}
+
+    def stored_objects(self) -> dict[str, list[tuple[str, int]]]:
+        """Keys and sizes of what each part of the newest version is made of.
+
+        0: not known, and small.
+        """
+        parts, deleted_keys = self._parts, self._deleted_keys
+        objects = {
+            name: [(info.key, info.size) for info in part.manifest.objects]
+            for name, part in parts.items()
+        }
+        for name, key in deleted_keys.items():
+            objects.get(name, []).append((key, 0))
+        return objects
 
     @property
     def has_tail(self) -> bool:

@@ -1,7 +1,7 @@
-"""New versions of collections that are read here, opened before reads need them.
+"""What reads will need, done before they need it, by a thread of its own.
 
-A hint says that there is a version; it may come late, twice or never. Then the first read opens the
-parts, and only takes longer (I11).
+New versions of collections that are read here, for one: a hint says that there is a version; it may
+come late, twice or never. Then the first read opens the parts, and only takes longer (I11).
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ _WAITING_MAX = 10_000
 
 
 class Prefetcher:
-    """One thread, started with the first hint. Thread-safe.
+    """One thread, started with the first that is added. Thread-safe.
 
-    Of a collection only the newest version that was heard of is opened.
+    Names wait in the order in which they were added, each once, with the largest number.
     """
 
-    def __init__(self, open_version: Callable[[str, int], None]) -> None:
-        """open_version: given a collection and a version; may take long."""
-        self._open_version = open_version
+    def __init__(
+        self, work: Callable[[str, int], None], what: str = "version {number} of collection {name}"
+    ) -> None:
+        """work: given a name and a number; may take long. what: they are, for the log."""
+        self._work, self._what = work, what
         self._changed = threading.Condition()
         self._waiting: OrderedDict[str, int] = OrderedDict()
         self._thread: threading.Thread | None = None
         self._is_busy = self._is_closed = False
 
-    def add(self, collection_id: str, version: int) -> bool:
-        """Returns at once: whether it will be opened."""
+    def add(self, name: str, number: int) -> bool:
+        """Returns at once: whether it will be done."""
         with self._changed:
             if self._is_closed:
                 return False
-            self._waiting[collection_id] = max(version, self._waiting.get(collection_id, 0))
+            self._waiting[name] = max(number, self._waiting.get(name, 0))
             if len(self._waiting) > _WAITING_MAX:
                 self._waiting.popitem(last=False)
             if self._thread is None or not self._thread.is_alive():  # Of before a fork.
@@ -56,7 +58,7 @@ class Prefetcher:
             )
 
     def close(self) -> None:
-        """Forget what waits; what is being opened is."""
+        """Forget what waits; what is being done is."""
         with self._changed:
             self._is_closed = True
             self._waiting.clear()
@@ -72,16 +74,14 @@ class Prefetcher:
                 self._changed.wait_for(lambda: self._waiting or self._is_closed)
                 if self._is_closed:
                     return
-                collection_id, version = self._waiting.popitem(last=False)
+                name, number = self._waiting.popitem(last=False)
                 self._is_busy = True
             try:
-                self._open_version(collection_id, version)
+                self._work(name, number)
             except NotFound:
                 pass  # Replaced again, or dropped.
-            except OchreError as error:  # The first read opens it, or says what is wrong.
-                log.warning(
-                    "version %d of collection %s is not prefetched: %s",
-                    version, collection_id, error,
-                )  # fmt: skip
+            except OchreError as error:  # The first read does it, or says what is wrong.
+                what = self._what.format(name=name, number=number)
+                log.warning("%s is not prefetched: %s", what, error)
             except Exception:
-                log.exception("prefetching collection %s failed", collection_id)
+                log.exception("prefetching %s failed", name)

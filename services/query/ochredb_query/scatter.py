@@ -13,6 +13,7 @@ one at last: any node can serve any part, so who owns what is a matter of speed 
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ _HELPERS_MAX = 16  # Threads that ask second nodes.
 _PATIENCE_S = 1.0
 # A node that is being replaced may be older than this one, and not know what it is asked.
 _PASSED_OVER = (Unavailable, Unimplemented)
+_KEEP_S = 5.0  # Nobody waits for it, but it must end.
+_KEPT_AT_ONCE = 1_000  # Objects named in one message.
 _SHARE_MAX = 1.15  # Of the bytes of all parts, as a multiple of an even share.
 
 
@@ -62,7 +65,8 @@ class Scatter:
         budget: of what a second node is asked for. patience_s: how long a share may take before the
             next node is asked for it too.
         """
-        self._nodes, self._name, self._budget, self._clock = nodes, name, budget, clock
+        self.name = name
+        self._nodes, self._budget, self._clock = nodes, budget, clock
         self._patience_s = patience_s
         self._timer, self._helpers = Timer(clock), Helpers(_HELPERS_MAX)
 
@@ -71,27 +75,75 @@ class Scatter:
         self._helpers.close()
         self._timer.close()
 
-    def owners(self, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    def owners(
+        self, sizes: Mapping[str, int], *, without: str | None = None
+    ) -> dict[str, tuple[str, ...]]:
         """The parts of each owner, by its name; first this node's, which may be none.
 
         sizes: bytes of each part. A node that has its share already, and a little more, is passed
         over: the busiest one says how long a read takes. Older parts choose first, so they stay
         where they are. All nodes find the same, as long as they know the same parts and members.
+
+        without: as if this node were gone.
         """
-        owned: dict[str, list[str]] = {self._name: []}
+        owned: dict[str, list[str]] = {self.name: []}
         taken: dict[str, int] = {}
         bytes_max = 0.0
         for part_id in sorted(sizes):
-            order = [node for node in self._nodes.ordered(part_id) if not node.is_open]
+            order = [
+                node
+                for node in self._nodes.ordered(part_id)
+                if not node.is_open and node.name != without
+            ]
             if not bytes_max:
                 bytes_max = sum(sizes.values()) / max(1, len(order)) * _SHARE_MAX
-            names = [node.name for node in order] or [self._name]
+            names = [node.name for node in order] or [self.name]
             size = sizes[part_id]
             free = (name for name in names if taken.get(name, 0) + size <= bytes_max)
             name = next(free, names[0])
             taken[name] = taken.get(name, 0) + size
             owned.setdefault(name, []).append(part_id)
         return {name: tuple(ids) for name, ids in owned.items()}
+
+    def heirs(self, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+        """The parts that each node would own if their owner were gone, by its name.
+
+        Cost: one `owners` for each owner.
+        """
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for owner, part_ids in self.owners(sizes).items():
+            if part_ids:
+                for name, ids in self.owners(sizes, without=owner).items():
+                    if name != owner:
+                        found[name] += sorted(set(ids).intersection(part_ids))
+        return {name: tuple(ids) for name, ids in found.items() if ids}
+
+    def others(self, key: str) -> list[Node[DistantQueryNode]]:
+        """All nodes in the order of a key, without this one and such as are passed over."""
+        ordered = self._nodes.ordered(key)
+        return [node for node in ordered if node.name != self.name and not node.is_open]
+
+    def ask_to_keep(
+        self, nodes: Sequence[Node[DistantQueryNode] | None], objects: Sequence[tuple[str, int]]
+    ) -> bool:
+        """Have the first of some nodes keep copies; whether one of them was there to be asked."""
+        for node in nodes:
+            if node is None:
+                continue
+            cancel = Cancel(_KEEP_S, self._clock)
+            node.trying()
+            try:
+                for first in range(0, len(objects), _KEPT_AT_ONCE):
+                    some = objects[first : first + _KEPT_AT_ONCE]
+                    node.client.keep_copies(some, cancel=cancel)
+            except BaseException as error:
+                node.failed(error)
+                if not isinstance(error, _PASSED_OVER):
+                    raise
+            else:
+                node.succeeded()
+                return True
+        return False
 
     def gather(
         self,
@@ -135,7 +187,7 @@ class Scatter:
 
     def named(self, name: str) -> Node[DistantQueryNode] | None:
         """The node of this name; None if it is this one, or has left."""
-        if name == self._name:
+        if name == self.name:
             return None
         return next((node for node in self._nodes.ordered(name) if node.name == name), None)
 
@@ -165,7 +217,7 @@ class Scatter:
     def here(self, call: _Call, request: PartsRequest, with_tail: bool) -> Share:
         started_s = self.now_s()
         answer = call.local(request, with_tail)
-        return Share(self._name, request, answer, 1e6 * (self.now_s() - started_s))
+        return Share(self.name, request, answer, 1e6 * (self.now_s() - started_s))
 
     def now_s(self) -> float:
         return self._clock.monotonic_s()
@@ -173,7 +225,7 @@ class Scatter:
     def _next(self, part_id: str, passed: frozenset[str]) -> Node[DistantQueryNode] | None:
         """The first node of a part's order that was not passed over; None: this one."""
         for node in self._nodes.ordered(part_id):
-            if node.name == self._name:
+            if node.name == self.name:
                 return None
             if node.name not in passed:
                 return node

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,9 +45,9 @@ from ochredb_query.answer import (
 )
 from ochredb_query.config import QueryConfig
 from ochredb_query.held import HeldCollections, HeldParts
-from ochredb_query.loaded import LoadedCollection
+from ochredb_query.loaded import LoadedCollection, Read
 from ochredb_query.prefetch import Prefetcher
-from ochredb_query.selected import Selected
+from ochredb_query.second_copies import SecondCopies
 from ochredb_query.shares import share_of
 from ochredb_query.spread import Spread
 
@@ -59,20 +59,6 @@ _ATTEMPTS_MAX = 20
 _ALWAYS_LOOKED_AT = 64  # Of the collections used last, `trim` looks at so many each time ...
 _TURNS = 8  # ... and at this share of the others.
 _LOOKS_IN_A_ROW, _PAUSE_S = 256, 0.001  # Others want the interpreter's lock.
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """One attempt at a read. is_alone: other nodes are not asked."""
-
-    view: View
-    loaded: LoadedCollection
-    cancel: Cancel
-    trace: Trace | None
-    is_alone: bool
-
-    def selected(self) -> Selected:
-        return self.loaded.searches_of(self.view).selected
 
 
 class QueryService:
@@ -101,6 +87,7 @@ class QueryService:
         self._scatter = scatter
         self._held = HeldCollections(self._hold)
         self._prefetcher = Prefetcher(self._open_version)
+        self._copies = SecondCopies(store, clock, scatter, config.spread_bytes, self._loaded.get)
 
     # -- peers.QueryNode
 
@@ -145,6 +132,10 @@ class QueryService:
             raise Gone(f"version {request.snapshot.version}: {error}") from error
         answer.plan = None if trace is None else trace.root
         return answer
+
+    def keep_copies(self, objects: Sequence[tuple[str, int]], *, cancel: Cancel) -> None:
+        cancel.check()
+        self._copies.keep(objects)
 
     def indexing_status(self, collection_id: str) -> IndexingStatus:
         last, indexed, unsettled, quarantined = self._logs.status(collection_id)
@@ -212,7 +203,7 @@ class QueryService:
             request.exact,
         )
 
-    def _query(self, read: _Read, request: QueryRequest) -> QueryAnswer:
+    def _query(self, read: Read, request: QueryRequest) -> QueryAnswer:
         selections: list[Selection] = []
         if request.n_results:
             spread = self._spread(read) if len(request.embeddings) else None
@@ -222,7 +213,7 @@ class QueryService:
         nearest = self._nearest(read.loaded.settings, request)
         return search_view(read.view, nearest, request, selections, read.cancel, read.trace)
 
-    def _get(self, read: _Read, request: GetRequest) -> Records:
+    def _get(self, read: Read, request: GetRequest) -> Records:
         if request.limit == 0:
             return page_of(read.view, request, [], read.cancel, read.trace)
         spread = self._spread(read)
@@ -237,7 +228,7 @@ class QueryService:
         """Whether a collection's parts are spread over the nodes, if there are several."""
         return self._scatter is not None and loaded.stored_bytes > self._config.spread_bytes
 
-    def _spread(self, read: _Read) -> Spread | None:
+    def _spread(self, read: Read) -> Spread | None:
         """How other nodes take part in a read; None if this one reads alone."""
         if self._scatter is None or read.is_alone or not self._is_large(read.loaded):
             return None
@@ -272,7 +263,7 @@ class QueryService:
         self,
         collection_id: str,
         cancel: Cancel,
-        answer: Callable[[_Read], _T],
+        answer: Callable[[Read], _T],
         trace: Trace | None = None,
     ) -> _T:
         """Answer from a view; if an object of it is gone, from the next version's."""
@@ -288,7 +279,7 @@ class QueryService:
                 raise Corrupt(f"collection {collection_id}: {missing}") from missing
             try:
                 # Who twice could not see what others see is not asked again.
-                return answer(_Read(view, loaded, cancel, trace, passed_over > 1))
+                return answer(Read(view, loaded, cancel, trace, passed_over > 1))
             except NotFound as error:
                 missing, version = error, view.version
                 loaded.forget()
@@ -399,6 +390,7 @@ class QueryService:
         for position, (collection_id, loaded) in enumerate(reversed(items)):
             idle, loaded.was_touched, loaded.touched = not loaded.touched, loaded.touched, False
             was_read = was_read or not idle
+            self._copies.look(loaded)
             has_turn = not idle or position % _TURNS == self._turn
             if has_turn or loaded.measured is None:
                 loaded.measured = loaded.memory_bytes, loaded.mapped_bytes
@@ -437,6 +429,7 @@ class QueryService:
     def close(self) -> None:
         """Stop opening what nobody has asked for. Reads go on."""
         self._prefetcher.close()
+        self._copies.close()
 
     def forget_pages(self) -> None:
         """Let go of the resident pages of what is mapped; they stay in the page cache."""

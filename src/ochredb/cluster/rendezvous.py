@@ -2,7 +2,8 @@
 
 Each name's weight for a key is a hash of both. A node that comes takes a fair share from every
 other, one that goes leaves its share to all, and nothing else moves. The first of a key's order is
-asked; the second is who is asked when that one fails or is slow, so both keep the collection warm.
+asked; the second is who is asked when that one fails or is slow, and keeps its parts on its disk
+(`ochredb_query.second_copies`).
 """
 
 from __future__ import annotations

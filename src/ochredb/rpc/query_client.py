@@ -74,6 +74,12 @@ class QueryClient:
         answers = self._calls.begin_stream(self._stub.SearchParts, message, cancel)
         return lambda: reads.decode_parts_answer(columns_of(answers))
 
+    def keep_copies(self, objects: Sequence[tuple[str, int]], *, cancel: Cancel) -> None:
+        message = pb.KeepCopiesRequest(
+            objects=[pb.StoredObject(key=key, size=size) for key, size in objects]
+        )
+        self._calls.unary(self._stub.KeepCopies, message, cancel)
+
     def quick(
         self, _collection_id: str, _request: GetRequest | QueryRequest | None
     ) -> QuickRead | None:

@@ -140,6 +140,19 @@ class MapsPartly(Protocol):
 
 
 @runtime_checkable
+class KeepsCopies(Protocol):
+    """A store whose objects are far away, with a bounded place near by for copies."""
+
+    def keep(self, key: str, size: int) -> bool:
+        """Have a copy of an object near, as reads of it may come; whether there is one.
+
+        It takes no room from what is read here. size: bytes; 0: not known, and small. May take
+        long. Raises InvalidArgument, NotFound, Unavailable.
+        """
+        ...
+
+
+@runtime_checkable
 class DeletesMany(Protocol):
     """A store that deletes many objects at once, much faster than one by one."""
 

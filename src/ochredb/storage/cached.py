@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("ochredb.storage")
 
 _PARTLY_BYTES_MIN = 8 << 20  # Below it one request brings everything.
+_PIECE_BYTES = 4 << 20  # Of what nobody waits for: one request at a time.
+_UNUSED_S = 900.0  # Copies that nobody has used for so long make room for such as may be wanted.
 _KEPT_PREFIXES = ("parts/",)  # Kept as they are created: who writes a part opens it next.
 
 
@@ -232,6 +234,24 @@ class CachedStore:
             return
         with self._lock:
             self._shown.setdefault(name, partial.view.obj)
+
+    def keep(self, key: str, size: int) -> bool:
+        """Only copies that nobody has used for a quarter of an hour make room for it."""
+        check_key(key)
+        name = name_of(key)
+        if self._copies.use(name) is not None:  # From now on it is the one used last.
+            return True
+        partial = self._partial.get(name)
+        if partial is None:
+            if not self._copies.make_room(size, _UNUSED_S):
+                return False
+            partial = self.map_partly(key, size)
+        if partial is None:
+            self.map(key)
+        else:
+            for start in range(0, size, _PIECE_BYTES):
+                partial.fetch([(start, min(start + _PIECE_BYTES, size))])
+        return name in self._copies
 
     def scratch(self, pieces: Iterable[Piece]) -> memoryview:
         def make_room(error: OSError) -> bool:

@@ -159,20 +159,32 @@ class LocalCopies:
             if size > self.bytes_max or not self.evict_one():
                 return False
 
+    def make_room(self, size: int, unused_s: float) -> bool:
+        """Whether so many bytes of the bound are free, at the cost only of copies that nobody has
+        mapped, or used for so long."""
+        while self.used_bytes + size > self.bytes_max:
+            if size > self.bytes_max or not self.evict_one(idle=True, unused_s=unused_s):
+                return False
+        return True
+
     def release(self, size: int) -> None:
         """Give back what was reserved."""
         with self._lock:
             self.used_bytes -= size
 
-    def evict_one(self, *, idle: bool = False) -> bool:
+    def evict_one(self, *, idle: bool = False, unused_s: float = 0.0) -> bool:
         """Remove the copy that will be missed least; False if there is none.
 
-        idle: only one that nobody has mapped, whose space comes back at once.
+        idle: only one that nobody has mapped, whose space comes back at once. unused_s: and that
+            nobody has used for so long (a minute more or less).
         """
+        used_s_max = self._clock.monotonic_s() - unused_s
         with self._lock:
             name = next((name for name in self._copies if not self._is_mapped(name)), None)
             if name is None and not idle:
                 name = next(iter(self._copies), None)
+            if unused_s and name is not None and self._copies[name].touched_s > used_s_max:
+                return False
             copy = None if name is None else self._forget(name)
             if copy is None:
                 return False

@@ -124,6 +124,24 @@ class Answer(_message.Message):
     plan_json: bytes
     def __init__(self, id_lengths: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., document_lengths: _Optional[bytes] = ..., documents: _Optional[bytes] = ..., uri_lengths: _Optional[bytes] = ..., uris: _Optional[bytes] = ..., metadata_lengths: _Optional[bytes] = ..., metadatas: _Optional[bytes] = ..., embeddings: _Optional[bytes] = ..., dimension: _Optional[int] = ..., splits: _Optional[bytes] = ..., distances: _Optional[bytes] = ..., seqs: _Optional[bytes] = ..., any_lives: _Optional[bool] = ..., last_offset: _Optional[int] = ..., plan_json: _Optional[bytes] = ...) -> None: ...
 
+class KeepCopiesRequest(_message.Message):
+    __slots__ = ("objects",)
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    objects: _containers.RepeatedCompositeFieldContainer[StoredObject]
+    def __init__(self, objects: _Optional[_Iterable[_Union[StoredObject, _Mapping]]] = ...) -> None: ...
+
+class StoredObject(_message.Message):
+    __slots__ = ("key", "size")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    size: int
+    def __init__(self, key: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class KeepCopiesReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class CountRequest(_message.Message):
     __slots__ = ("collection_id",)
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]

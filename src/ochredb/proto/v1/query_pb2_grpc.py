@@ -54,6 +54,11 @@ class QueryStub:
                 request_serializer=ochredb_dot_proto_dot_v1_dot_query__pb2.SearchPartsRequest.SerializeToString,
                 response_deserializer=ochredb_dot_proto_dot_v1_dot_query__pb2.Answer.FromString,
                 _registered_method=True)
+        self.KeepCopies = channel.unary_unary(
+                '/ochredb.proto.v1.Query/KeepCopies',
+                request_serializer=ochredb_dot_proto_dot_v1_dot_query__pb2.KeepCopiesRequest.SerializeToString,
+                response_deserializer=ochredb_dot_proto_dot_v1_dot_query__pb2.KeepCopiesReply.FromString,
+                _registered_method=True)
         self.Count = channel.unary_unary(
                 '/ochredb.proto.v1.Query/Count',
                 request_serializer=ochredb_dot_proto_dot_v1_dot_query__pb2.CountRequest.SerializeToString,
@@ -97,6 +102,14 @@ class QueryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def KeepCopies(self, request, context):
+        """Have copies of these objects near, as reads of them may come. Answers at once; the copies are made
+        later, one after the other, as far as there is room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Count(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -131,6 +144,11 @@ def add_QueryServicer_to_server(servicer, server):
                     servicer.SearchParts,
                     request_deserializer=ochredb_dot_proto_dot_v1_dot_query__pb2.SearchPartsRequest.FromString,
                     response_serializer=ochredb_dot_proto_dot_v1_dot_query__pb2.Answer.SerializeToString,
+            ),
+            'KeepCopies': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepCopies,
+                    request_deserializer=ochredb_dot_proto_dot_v1_dot_query__pb2.KeepCopiesRequest.FromString,
+                    response_serializer=ochredb_dot_proto_dot_v1_dot_query__pb2.KeepCopiesReply.SerializeToString,
             ),
             'Count': grpc.unary_unary_rpc_method_handler(
                     servicer.Count,
@@ -251,6 +269,33 @@ class Query:
             '/ochredb.proto.v1.Query/SearchParts',
             ochredb_dot_proto_dot_v1_dot_query__pb2.SearchPartsRequest.SerializeToString,
             ochredb_dot_proto_dot_v1_dot_query__pb2.Answer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepCopies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ochredb.proto.v1.Query/KeepCopies',
+            ochredb_dot_proto_dot_v1_dot_query__pb2.KeepCopiesRequest.SerializeToString,
+            ochredb_dot_proto_dot_v1_dot_query__pb2.KeepCopiesReply.FromString,
             options,
             channel_credentials,
             insecure,
