@@ -6,6 +6,7 @@ I9 contained, I12 honest.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from ochredb.peers import GetRequest, QueryRequest
 from ochredb.types import Field, Op
 from ochredb.where import Compare, DocumentContains
 from ochredb_compactor import scheduler
+from ochredb_compactor.config import CompactorConfig
 from ochredb_frontend.messages import Request
-from ochredb_node.node import Node
+from ochredb_node.node import Node, NodeConfig
 
 from .kernel import add_rows, all_rows, append, make_collection, operations, running_node
 
@@ -113,6 +115,35 @@ def test_a_damaged_index_is_done_without_and_built_anew(
         assert node.query.count(collection, cancel=Cancel()) == 65
         node.versions.release_replaced(node.clock.now_us() + 1, 100)
         node.compactor.collect_now(sweep_orphans=False)
+    assert not check(path).is_damaged
+
+
+def test_a_node_at_work_builds_a_damaged_graph_anew_by_itself(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own threads find it, after the first query that had to scan; nobody asks for it."""
+    with running_node(path) as node:
+        collection, manifest = _manifest(node)
+        assert manifest.has_graph
+        right = _answers(node, collection)
+    _damage(path, "graph")
+    config = NodeConfig(path=path, compactor=CompactorConfig(grace_s=0.0, graph_threads=1))
+    node = Node(config)
+    node.start()
+    try:
+        assert _answers(node, collection) == right
+        assert any("goes on without" in item.message for item in caplog.records)
+        deadline_s = time.monotonic() + 60.0
+        while _manifest(node)[1].id == manifest.id:
+            assert time.monotonic() < deadline_s, "it is not built anew"
+            time.sleep(0.05)
+        rebuilt = _manifest(node)[1]
+        assert rebuilt.has_graph and rebuilt.rows == manifest.rows
+        caplog.clear()
+        assert _answers(node, collection) == right
+        assert not [item for item in caplog.records if "goes on without" in item.message]
+    finally:
+        node.close()
     assert not check(path).is_damaged
 
 
