@@ -1,11 +1,13 @@
-"""The pool: jobs run in threads; what waits for a thread and belongs together runs as one."""
+"""The pool: tenants take turns; what waits for a thread and belongs together runs as one."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -179,3 +181,176 @@ def test_only_searches_that_differ_in_their_vectors_are_a_group() -> None:
     assert group(n_results=1_000) is None
     assert group(embeddings=np.zeros((5, 3), np.float32)) is None
     assert _read(frontend, "c", GetRequest()).group is None
+
+
+# -- tenants
+
+
+class _Held(WorkerPool):
+    """Its threads are busy for nobody until `release`."""
+
+    def __init__(self, *, threads: int, queue_max: int) -> None:
+        super().__init__("test", threads=threads, queue_max=queue_max)
+        self._go_on, begun = threading.Event(), threading.Barrier(threads + 1)
+        self.order: list[str] = []  # Whose turns there were.
+
+        def hold() -> None:
+            begun.wait(10)
+            self._go_on.wait()
+
+        self._holding = [self.submit(hold) for _ in range(threads)]
+        begun.wait(10)
+
+    def ask(self, tenant: str, work: Callable[[], object] = bool) -> asyncio.Future[object]:
+        def noted() -> object:
+            self.order.append(tenant)
+            return work()
+
+        return self.submit(noted, tenant=tenant)
+
+    def release(self) -> None:
+        self._go_on.set()
+
+    async def end(self) -> None:
+        """Nothing is left of whoever was there."""
+        await asyncio.gather(*self._holding)
+        self.close()
+        assert (self.pending, self._lines, self._open) == (0, {}, {})
+        assert (self._turns.qsize(), self._spare) == (0, 0)
+
+
+def test_a_flood_of_one_tenant_keeps_no_other_waiting() -> None:
+    async def run() -> None:
+        pool = _Held(threads=1, queue_max=100)
+        asked = [pool.ask("loud") for _ in range(20)]
+        asked += [pool.ask(tenant) for tenant in ("quiet", "other", "quiet")]
+        pool.release()
+        await asyncio.gather(*asked)
+        assert pool.order[:6] == ["loud", "quiet", "other", "loud", "quiet", "loud"]
+        await pool.end()
+
+    asyncio.run(run())
+
+
+def test_threads_are_shared_and_not_turns() -> None:
+    """Whoever keeps a thread for long has one of them, and not every second turn."""
+
+    async def run() -> None:
+        pool = _Held(threads=2, queue_max=100)
+        done = threading.Event()
+        long = [pool.ask("long", partial(done.wait, 10)) for _ in range(5)]
+        short = [pool.ask("short") for _ in range(5)]
+        pool.release()
+        await asyncio.gather(*short)
+        done.set()
+        await asyncio.gather(*long)
+        numbers = [number for number, tenant in enumerate(pool.order) if tenant == "long"]
+        assert numbers[1:] == [6, 7, 8, 9]
+        await pool.end()
+
+    asyncio.run(run())
+
+
+def test_a_full_queue_refuses_whoever_has_most_waiting() -> None:
+    async def run() -> None:
+        pool = _Held(threads=2, queue_max=6)
+        loud = [pool.ask("loud") for _ in range(6)]
+        with pytest.raises(Exhausted, match="too many test requests") as caught:
+            pool.ask("loud")
+        assert caught.value.retry_after_s > 0
+        quiet = [pool.ask(tenant) for tenant in ("quiet", "quiet", "other")]
+        assert [one.done() for one in loud] == [False] * 3 + [True] * 3
+        for tenant in ("loud", "quiet"):  # Who would have most again, or as much as who has most.
+            with pytest.raises(Exhausted):
+                pool.ask(tenant)
+        pool.release()
+        outcomes = await asyncio.gather(*loud, *quiet, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [bool] * 3 + [Exhausted] * 3 + [bool] * 3
+        await pool.end()
+
+    asyncio.run(run())
+
+
+def test_the_smallest_queue_is_not_for_whoever_runs() -> None:
+    async def run() -> None:
+        pool = WorkerPool("test", threads=1, queue_max=1)
+        begun, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            begun.set()
+            go_on.wait()
+
+        runs = pool.submit(hold, tenant="loud")
+        assert begun.wait(10)
+        waits = pool.submit(bool, tenant="loud")
+        quiet = pool.submit(bool, tenant="quiet")
+        with pytest.raises(Exhausted):  # Of two that have nothing else, the first stays.
+            pool.submit(bool, tenant="third")
+        go_on.set()
+        assert await quiet is False
+        with pytest.raises(Exhausted):
+            await waits
+        await runs
+        pool.close()
+
+    asyncio.run(run())
+
+
+def test_one_of_a_batch_is_pushed_out_alone() -> None:
+    batches: list[list[int]] = []
+
+    def run_batch(items: Sequence[int]) -> list[int]:
+        batches.append(list(items))
+        return [10 * item for item in items]
+
+    async def run() -> None:
+        pool = _Held(threads=1, queue_max=3)
+        loud = [pool.submit_together("g", number, run_batch, tenant="loud") for number in range(3)]
+        quiet = pool.submit_together("g", 7, run_batch, tenant="quiet")
+        pool.release()
+        outcomes = await asyncio.gather(*loud, quiet, return_exceptions=True)
+        assert [*outcomes[:2], outcomes[3]] == [0, 10, 70]
+        assert isinstance(outcomes[2], Exhausted)
+        assert sorted(batches) == [[0, 1], [7]], "tenants are not batched together"
+        await pool.end()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_comes_is_answered_or_refused(seed: int) -> None:
+    """Alone and in groups, of several tenants, more than the queue holds."""
+    rng = random.Random(seed)
+
+    def run_batch(items: Sequence[int]) -> list[int]:
+        assert 1 <= len(items) <= 16
+        return [-item for item in items]
+
+    async def run() -> None:
+        pool = _Held(threads=3, queue_max=20)
+        asked: dict[int, asyncio.Future[int]] = {}
+        refused = 0
+        for number in range(3_000):
+            tenant = rng.choice("aaaaaabbcd")
+            try:
+                if rng.random() < 0.5:
+                    asked[number] = pool.submit(partial(int, -number), tenant=tenant)
+                else:
+                    group = rng.randrange(2)
+                    asked[number] = pool.submit_together(group, number, run_batch, tenant=tenant)
+            except Exhausted:
+                refused += 1
+            if number == 300:
+                pool.release()
+            if rng.random() < 0.1:
+                await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*asked.values(), return_exceptions=True)
+        for number, outcome in zip(asked, outcomes, strict=True):
+            if isinstance(outcome, Exhausted):
+                refused += 1
+            else:
+                assert outcome == -number
+        assert 200 < refused < 3_000  # Of the first 301, all that find no place.
+        await pool.end()
+
+    asyncio.run(run())

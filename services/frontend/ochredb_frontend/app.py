@@ -86,7 +86,8 @@ class App:
     """Serves one Frontend: small requests to hot routes whole, all others over ASGI.
 
     Reads that answer from memory run on the event loop, small writes are submitted to the log from
-    there; everything else runs in two bounded pools, one for reads, one for writes.
+    there; everything else runs in two bounded pools, one for reads, one for writes, whose threads
+    tenants take in turns.
     """
 
     def __init__(self, frontend: Frontend, *, ids: IdSource | None = None) -> None:
@@ -201,7 +202,7 @@ class App:
             if waiting is None:
                 work = self._begin_read(route, request, answer)
                 if work is not None:
-                    waiting = self._in_pool(route, work, request.cancel, receive)
+                    waiting = self._in_pool(route, work, request, receive)
         except Exception as error:
             answer(error)
             return True
@@ -327,7 +328,7 @@ class App:
         answers: list[Result] = []
         work = self._begin_read(route, request, answers.append, alone=True)
         if work is not None:
-            return await self._in_pool(route, work, request.cancel, receive)
+            return await self._in_pool(route, work, request, receive)
         (answer,) = answers
         if isinstance(answer, BaseException):
             raise answer
@@ -389,8 +390,10 @@ class App:
         )
 
     async def _in_pool(
-        self, route: Route, work: Callable[[], Response], cancel: Cancel, receive: Receive
+        self, route: Route, work: Callable[[], Response], request: Request, receive: Receive
     ) -> Response:
+        cancel, tenant = request.cancel, request.parameters.get("tenant")
+
         def checked() -> Response:
             cancel.check()  # It may have waited in the queue for too long.
             try:
@@ -401,9 +404,9 @@ class App:
         pool = self._pools[route.pool]
         group = work.group if isinstance(work, PooledRead) else None
         if isinstance(work, PooledRead) and group is not None:
-            future = pool.submit_together(group, work, answer_together)
+            future = pool.submit_together(group, work, answer_together, tenant=tenant)
         else:
-            future = pool.submit(checked)
+            future = pool.submit(checked, tenant=tenant)
         return await self._watched(future, cancel, receive)
 
     async def _watched(
