@@ -7,6 +7,7 @@ a real kube-apiserver where there is one (`tests/distributed/test_kubernetes.py`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -31,7 +32,10 @@ class FakeKubernetes:
         self._now = 1
         self._forgotten = 0  # Up to this version.
         self._cuts = 0
+        self._silenced = 0  # So many of the first watches.
         self._closed = False
+        self._answering = threading.Event()
+        self._answering.set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.fake = self  # type: ignore[attr-defined]
@@ -65,6 +69,20 @@ class FakeKubernetes:
             self._cuts += 1
             self._changed.notify_all()
 
+    def silence_watches(self) -> None:
+        """Running watches stay open and hear nothing any more, as behind a host that is gone."""
+        with self._changed:
+            self._silenced = self.watches
+
+    @contextlib.contextmanager
+    def lists_held(self) -> Iterator[None]:
+        """Lists show the state of when they were asked for, but are not answered until the end."""
+        self._answering.clear()
+        try:
+            yield
+        finally:
+            self._answering.set()
+
     # -- what the handler asks
 
     def change(self, kind: str, name: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -87,14 +105,16 @@ class FakeKubernetes:
         with self._changed:
             self.lists += 1
             items = [item for item in self._objects.values() if _service_of(item) == service]
-            return {"items": items, "metadata": {"resourceVersion": str(self._now)}}
+            listed = {"items": items, "metadata": {"resourceVersion": str(self._now)}}
+        self._answering.wait()
+        return listed
 
     def watched(self, service: str, since: int, seconds: float) -> Iterator[dict[str, Any] | None]:
         """Events; None cuts the connection."""
         until_s = time.monotonic() + seconds
         with self._changed:
             self.watches += 1
-            cuts = self._cuts
+            number, cuts = self.watches, self._cuts
         while True:
             with self._changed:
                 if since < self._forgotten and cuts == self._cuts:
@@ -106,6 +126,9 @@ class FakeKubernetes:
                 if self._closed or cuts != self._cuts or self.fails:
                     yield None
                     return
+                if number <= self._silenced:
+                    self._changed.wait(0.5)  # For the end.
+                    continue
             for at, kind, item in found:
                 since = max(since, at)
                 if kind == "ERROR" or _service_of(item) == service:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import pytest
 
@@ -21,6 +22,7 @@ from ochredb.cluster.membership import (
 )
 from ochredb.errors import InvalidArgument
 from ochredb.testing.membership_suite import (
+    MOVED,
     ONE,
     TWO,
     ChangingMembershipSuite,
@@ -236,6 +238,75 @@ class TestWatch:
         place.publish(TWO)
         until(lambda: membership.members.addresses == TWO)
         membership.close()
+
+    def test_a_watch_that_is_dead_without_a_word_is_found_out(
+        self, api: FakeKubernetes, place: KubernetesPlace
+    ) -> None:
+        """By a request that fails; without one, after minutes."""
+        place.publish(ONE)
+        membership = place.open()
+        until(lambda: api.watches == 1)
+        api.silence_watches()
+        place.publish(TWO)
+        until(lambda: membership.members.addresses == TWO, membership.refresh)
+        place.publish(MOVED)
+        until(lambda: membership.members.addresses == MOVED)  # By the watch, which began anew.
+        membership.close()
+        assert api.watches == 2
+
+    def test_a_watch_that_is_dead_again_and_again_is_done_without(
+        self, api: FakeKubernetes, place: KubernetesPlace
+    ) -> None:
+        place.publish(ONE)
+        membership = place.open()
+
+        def shows(addresses: Mapping[str, str]) -> bool:
+            return membership.members.addresses == addresses
+
+        def began(watches: int) -> bool:
+            return api.watches > watches
+
+        until(partial(began, 0))
+        for published in (TWO, MOVED, ONE):
+            watches = api.watches
+            api.silence_watches()
+            place.publish(published)
+            until(partial(shows, published), membership.refresh)
+            until(partial(began, watches))
+        membership.close()
+
+    def test_many_failed_requests_are_not_as_many_lists(
+        self, api: FakeKubernetes, place: KubernetesPlace
+    ) -> None:
+        """And a watch that lives is left alone."""
+        place.publish(ONE)
+        membership = place.open()
+        until(lambda: api.watches == 1)
+        until(lambda: api.lists == 2, membership.refresh)
+        for _ in range(10_000):
+            membership.refresh()
+        assert api.lists <= 3
+        place.publish(TWO)
+        until(lambda: membership.members.addresses == TWO)
+        membership.close()
+        assert api.watches == 1
+
+    def test_a_list_that_hangs_keeps_nobody(
+        self, api: FakeKubernetes, place: KubernetesPlace
+    ) -> None:
+        """Who asks for it does not wait, and the watch goes on."""
+        place.publish(ONE)
+        membership = place.open()
+        until(lambda: api.watches == 1)
+        with api.lists_held():
+            until(lambda: api.lists == 2, membership.refresh)
+            for _ in range(1_000):
+                membership.refresh()
+            place.publish(TWO)
+            until(lambda: membership.members.addresses == TWO)
+            assert api.lists == 2, "one at a time"
+        membership.close()
+        assert membership.members.addresses == TWO, "what the watch told is newer"
 
     def test_closing_ends_a_watch_at_once(
         self, api: FakeKubernetes, place: KubernetesPlace

@@ -4,6 +4,10 @@ A list gives the EndpointSlices of the service and a resource version; a watch f
 gives each change as it happens. When the server has forgotten the version (410 Gone) the list is
 taken again; when the connection fails, the same after a pause that grows, with jitter, so that a
 returning API server does not meet everybody at once.
+
+A watch may be dead without a word, as its server's host is gone: it is given up after minutes of
+silence. So when a request fails, the list is taken beside the watch, too; if it has what the watch
+did not say, it counts, and the watch begins anew behind it.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ _NAMESPACE_PATH = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 _CONNECT_S, _WATCH_S, _SILENCE_S = 3.0, 300, 330.0
 _PAUSE_S, _PAUSE_S_MAX = 0.5, 30.0
 _FIRST_WAIT_S = 2.0
+_BESIDE_PERIOD_S = 2.0  # Between two lists beside a watch, however many requests fail.
 
 
 class Expired(Exception):
@@ -54,8 +59,12 @@ class Slices(Protocol):
         """
         ...
 
+    def hang_up(self) -> None:
+        """End the watch of another thread, if one is open: it ends or raises Unavailable."""
+        ...
+
     def interrupt(self) -> None:
-        """End a watch of another thread, for good."""
+        """The same for good."""
         ...
 
     def close(self) -> None:
@@ -98,6 +107,9 @@ class ApiSlices:
 
     def interrupt(self) -> None:
         self._is_closed = True
+        self.hang_up()
+
+    def hang_up(self) -> None:
         watched = self._watched
         if watched is not None:
             with contextlib.suppress(OSError, ValueError, RuntimeError):  # It has just ended.
@@ -161,76 +173,146 @@ def _lines(response: Any) -> Iterator[bytes]:
 
 
 class KubernetesMembership:
-    """`Membership` by list and watch, in a thread."""
+    """`Membership` by list and watch, in a thread; a second one lists beside the watch."""
 
     def __init__(self, slices: Slices, port: str, *, clock: Clock, rng: random.Random) -> None:
         """port: a number, or the name of a port of the service. Waits for the first list, 2 s."""
         self._slices, self._port, self._rng = slices, port, rng
         self.members = Members()
+        self._lock = threading.Lock()  # Of what follows, up to the empty line.
         self._known: dict[str, Slice] = {}
         self._resource_version: str | None = None
+        self._lists = 0  # A watch belongs to the list that it began behind, and ends with it.
+        self._changes = 0  # That watches have told.
+
         self._failures = 0
+        self._is_watching = self._is_asked = self._failed_beside = False
         self._looked = threading.Event()
         self._lookout = Lookout("ochredb-kubernetes", self._look, clock)
+        self._beside = Lookout(
+            "ochredb-kubernetes-list", self._look_beside, clock, _BESIDE_PERIOD_S
+        )
         self._lookout.start()
+        self._beside.start()
         self._looked.wait(_FIRST_WAIT_S)
 
     def refresh(self) -> None:
-        """While a watch runs there is nothing newer to be had."""
+        self._is_asked = True
         self._lookout.hurry()
+        self._beside.hurry()
 
     def close(self) -> None:
         self._lookout.close(self._slices.interrupt)
+        self._beside.close()
         self._slices.close()
 
     def _look(self) -> float:
         """List if need be, then watch until that ends."""
+        listed = self._lists
         try:
             if self._resource_version is None:
-                self._list()
-            self._watch()
+                self._take(*self._slices.list())
+            with self._lock:
+                listed, version = self._lists, self._resource_version
+            assert version is not None
+            self._is_watching = True
+            self._watch(version, listed)
         except Expired:
-            self._resource_version = None
+            self._forget(listed)
             return 0.0
         except Unavailable as error:
-            self._resource_version = None
+            if not self._forget(listed):
+                return 0.0
             if self._failures == 0 and not self._lookout.is_closed:
                 log.warning("going on with the members that were known: %s", error)
             self._failures += 1
             longest_s = min(_PAUSE_S_MAX, _PAUSE_S * 2.0 ** min(self._failures - 1, 10))
             return longest_s * self._rng.uniform(0.5, 1.0)
         finally:
+            self._is_watching = False
             self._looked.set()
         return 0.0
 
-    def _list(self) -> None:
-        slices, self._resource_version = self._slices.list()
-        self._known = {item["metadata"]["name"]: item for item in slices}
-        self._failures = 0
-        self._show()
-        self._looked.set()
+    def _look_beside(self) -> None:
+        """List while the other thread watches, if a request has failed since the last time."""
+        if not (self._is_asked and self._is_watching):
+            return
+        self._is_asked = False
+        before = self._lists, self._changes
+        try:
+            slices, version = self._slices.list()
+        except (Expired, Unavailable) as error:
+            if not self._failed_beside and not self._beside.is_closed:
+                log.warning("a request failed, and where its nodes are cannot be seen: %s", error)
+            self._failed_beside = True
+            return
+        self._failed_beside = False
+        if self._take(slices, version, unless_since=before):
+            log.info("the watch has not told what a list shows: it begins anew")
+            self._slices.hang_up()
 
-    def _watch(self) -> None:
-        assert self._resource_version is not None
-        for event in self._slices.watch(self._resource_version):
+    def _take(
+        self,
+        slices: list[Slice],
+        resource_version: str,
+        *,
+        unless_since: tuple[int, int] | None = None,
+    ) -> bool:
+        """The state is this now; returns whether it is.
+
+        unless_since: so many lists and changes. What was told since then may be newer than this,
+        and a watch that tells something lives; then, and if this is nothing new, all stays.
+        """
+        known = {item["metadata"]["name"]: item for item in slices}
+        with self._lock:
+            if unless_since is not None and (
+                (self._lists, self._changes) != unless_since
+                or _versions(known) == _versions(self._known)
+            ):
+                return False
+            self._known, self._resource_version = known, resource_version
+            self._lists += 1
+            self._show()
+        self._failures = 0
+        self._looked.set()
+        return True
+
+    def _forget(self, listed: int) -> bool:
+        """List before the next watch; False if that was done meanwhile, beside this one."""
+        with self._lock:
+            if self._lists != listed:
+                return False
+            self._resource_version = None
+            return True
+
+    def _watch(self, resource_version: str, listed: int) -> None:
+        for event in self._slices.watch(resource_version):
             changed = event["object"]
             if event["type"] == "ERROR":
                 if changed.get("code") == 410:
                     raise Expired
                 raise Unavailable(f"the watch ended: {changed.get('message')}")
-            self._resource_version = changed["metadata"]["resourceVersion"]
-            self._failures = 0
-            if event["type"] == "BOOKMARK":
-                continue
-            name = changed["metadata"]["name"]
-            if event["type"] == "DELETED":
-                self._known.pop(name, None)
-            else:
-                self._known[name] = changed
-            self._show()
+            with self._lock:
+                if self._lists != listed:
+                    return
+                self._resource_version = changed["metadata"]["resourceVersion"]
+                self._failures = 0
+                if event["type"] == "BOOKMARK":
+                    continue
+                self._changes += 1
+                name = changed["metadata"]["name"]
+                if event["type"] == "DELETED":
+                    self._known.pop(name, None)
+                else:
+                    self._known[name] = changed
+                self._show()
 
     def _show(self) -> None:
         self.members = self.members.then(addresses_in(self._known.values(), self._port))
+
+
+def _versions(known: Mapping[str, Slice]) -> dict[str, str]:
+    return {name: item["metadata"]["resourceVersion"] for name, item in known.items()}
 
 
 def addresses_in(slices: Iterable[Slice], port: str) -> dict[str, str]:

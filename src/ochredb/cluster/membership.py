@@ -72,11 +72,19 @@ class StaticMembership:
 class Lookout:
     """A thread that looks again and again: after a time, or soon after somebody asked for it.
 
-    look: looks, and returns the seconds until it is to look again; it does not raise.
+    look: looks, and returns the seconds until it is to look again, None: when it is asked to; it
+        does not raise.
+    period_s: at least, from the beginning of one look to that of the next.
     """
 
-    def __init__(self, name: str, look: Callable[[], float], clock: Clock) -> None:
-        self._look, self._clock = look, clock
+    def __init__(
+        self,
+        name: str,
+        look: Callable[[], float | None],
+        clock: Clock,
+        period_s: float = _PERIOD_S_MIN,
+    ) -> None:
+        self._look, self._clock, self._period_s = look, clock, period_s
         self._wanted, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -88,7 +96,7 @@ class Lookout:
         self._thread.start()
 
     def hurry(self) -> None:
-        """Look again soon: not twice in half a second, however many ask for it."""
+        """Look again soon: not twice in `period_s`, however many ask for it."""
         self._wanted.set()
 
     def close(self, interrupt: Callable[[], None] = lambda: None) -> None:
@@ -107,7 +115,7 @@ class Lookout:
             pause_s = self._look()
             self._wanted.wait(pause_s)
             self._wanted.clear()
-            self._closed.wait(max(0.0, _PERIOD_S_MIN - (self._clock.monotonic_s() - started_s)))
+            self._closed.wait(max(0.0, self._period_s - (self._clock.monotonic_s() - started_s)))
 
 
 def open_membership(setting: str, *, clock: Clock, rng: random.Random) -> Membership:
