@@ -13,6 +13,7 @@ import ochredb.cluster.latencies
 import ochredb.cluster.membership
 import ochredb.cluster.nodes
 import ochredb.cluster.timer
+import ochredb_query.scatter
 from ochredb.cancel import Cancel, Cancelled
 from ochredb.cluster.attempts import RoutingConfig
 from ochredb.cluster.budget import RetryBudget
@@ -21,6 +22,7 @@ from ochredb.cluster.nodes import Nodes
 from ochredb.cluster.rendezvous import order
 from ochredb.cluster.routed_query import RoutedQuery
 from ochredb.errors import DeadlineExceeded, OchreError, Unavailable
+from ochredb.peers import PartsRequest
 from ochredb.testing.simulation.scheduler import Process, Scheduler, SimulatedClock
 from ochredb.testing.simulation.threads import SimulatedEvent, simulated_threads
 
@@ -32,6 +34,7 @@ _THREADED = (
     ochredb.cluster.membership,
     ochredb.cluster.nodes,
     ochredb.cluster.timer,
+    ochredb_query.scatter,
 )
 COLLECTION = "collection"
 
@@ -90,6 +93,24 @@ class FakeQuery:
         if behaviour.error is not None:
             raise behaviour.error()
         return self.address
+
+    def begin_search_parts(
+        self, collection_id: str, _request: PartsRequest, *, cancel: Cancel
+    ) -> Callable[[], Any]:
+        """The node begins at once, whenever somebody waits for it."""
+        assert collection_id == COLLECTION
+        world = self._world
+        world.calls.append(self.address)
+        seconds, began_s = world.behave(self.address).seconds, world.clock.monotonic_s()
+
+        def wait() -> str:
+            world.wait(max(0.0, began_s + seconds - world.clock.monotonic_s()), cancel)
+            return self.address
+
+        return wait
+
+    def search_parts(self, collection_id: str, request: PartsRequest, *, cancel: Cancel) -> Any:
+        return self.begin_search_parts(collection_id, request, cancel=cancel)()
 
 
 @dataclass

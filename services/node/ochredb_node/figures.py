@@ -59,7 +59,7 @@ def _publish_peers(metrics: Metrics, peers: Peers, counted: Counted) -> None:
     )
     metrics.counter(
         "ochredb_peer_hedges_total",
-        "Reads that were sent to a second node too, as the first took long.",
+        "Reads, and shares of them, that were sent to a second node too, as the first took long.",
         lambda: counted.hedges,
     )
     metrics.gauge(

@@ -1,9 +1,10 @@
 """Shares of a read, sent to the nodes that own its parts.
 
 Each part has an owner, the first node of its rendezvous order that has not more than its share of
-the others, which keeps it in its caches. A node
-that cannot be reached, or is silent for long, is passed over for the next of the order, and this
-one at last: any node can serve any part, so who owns what is a matter of speed only (I11).
+the others, which keeps it in its caches. A node that cannot be reached is passed over for the next
+of the order, and this one at last. If one takes longer than most did lately the next is asked
+beside it, as for whole reads (`ochredb.cluster.hedge`). Any node can serve any part, so who owns
+what is a matter of speed only (I11).
 
     scatter = Scatter(nodes, "query-0", budget, clock)
     scatter.owners({part_id: size_bytes})  # {"query-0": (...), "query-1": (...)}
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 
 from ochredb.cancel import Cancel, Cancelled
 from ochredb.clock import Clock
-from ochredb.cluster.budget import RetryBudget
+from ochredb.cluster.attempts import RoutingConfig
+from ochredb.cluster.budget import RetryBudget, TokenBucket
+from ochredb.cluster.latencies import Latencies
 from ochredb.cluster.nodes import Node, Nodes
 from ochredb.cluster.timer import Helpers, Timer
 from ochredb.errors import OchreError, Unavailable, Unimplemented
@@ -27,6 +30,9 @@ from ochredb.peers import DistantQueryNode, PartsAnswer, PartsRequest
 
 _HELPERS_MAX = 16  # Threads that ask second nodes.
 _PATIENCE_S = 1.0
+_ROUTING = RoutingConfig()  # Shares are hedged as whole reads are.
+_HEDGES_MAX = 10.0  # Saved up for a moment in which many shares take long.
+_LOOK_AGAIN_S_MIN = 0.1
 # A node that is being replaced may be older than this one, and not know what it is asked.
 _PASSED_OVER = (Unavailable, Unimplemented)
 _KEEP_S = 5.0  # Nobody waits for it, but it must end.
@@ -62,12 +68,16 @@ class Scatter:
     ) -> None:
         """nodes: all query nodes, this one too, whose name is given; its client is never called.
 
-        budget: of what a second node is asked for. patience_s: how long a share may take before the
-            next node is asked for it too.
+        budget: of what is asked for again. patience_s: a share that takes so long, and three times
+            what most do, has failed for now.
         """
         self.name = name
         self._nodes, self._budget, self._clock = nodes, budget, clock
-        self._patience_s = patience_s
+        self.patience_s = patience_s
+        self._latencies: defaultdict[tuple[type, bool], Latencies] = defaultdict(Latencies)
+        self._hedges = TokenBucket(
+            clock, share=_ROUTING.hedge_share, per_s=0.0, most=_HEDGES_MAX, first=0.0
+        )
         self._timer, self._helpers = Timer(clock), Helpers(_HELPERS_MAX)
 
     def close(self) -> None:
@@ -163,6 +173,7 @@ class Scatter:
         asked: list[_Asked] = []
         try:
             for name, request in others:
+                self._hedges.earn()
                 asked.append(_Asked(self, call, request, name))
             return [self.here(call, own, True), *(each.answer() for each in asked)]
         finally:
@@ -172,13 +183,29 @@ class Scatter:
 
     # -- for `_Asked`
 
-    def expect(self, is_late: Callable[[], None], is_void: Callable[[], bool]) -> None:
-        """Have `is_late` called, in another thread, when a share has taken long."""
-        self._timer.call_later(self._patience_s, is_late, is_void)
+    def latencies(self, request: PartsRequest) -> Latencies:
+        """Of shares of this kind: pages, their keys alone, or searches."""
+        return self._latencies[type(request.request), request.keys_only]
+
+    def call_later(
+        self, delay_s: float, call: Callable[[], None], is_void: Callable[[], bool]
+    ) -> None:
+        self._timer.call_later(delay_s, call, is_void)
+
+    def may_hedge(
+        self, node: Node[DistantQueryNode], request: PartsRequest, failed_at_s: float
+    ) -> bool:
+        """Whether the next node may be asked for a share that this one has not answered."""
+        second = self.next(request, frozenset([node.name]))
+        if second is not None and (second.is_open or second.is_exhausted):
+            return False
+        if node.is_open or self.now_s() >= failed_at_s:
+            return self._budget.take()
+        return self._hedges.take()
 
     def help(self, work: Callable[[], None]) -> bool:
-        """Whether a second node may be asked, and a thread is there to do it."""
-        return self._budget.take() and self._helpers.run(work)
+        """Whether a thread is there to do it."""
+        return self._helpers.run(work)
 
     def next(self, request: PartsRequest, passed: frozenset[str]) -> Node[DistantQueryNode] | None:
         """Who is to be asked for a share; None: this node. Its parts stay together: a page is of
@@ -191,12 +218,27 @@ class Scatter:
             return None
         return next((node for node in self._nodes.ordered(name) if node.name == name), None)
 
-    def ask_others(self, call: _Call, request: PartsRequest, passed: frozenset[str]) -> Share:
-        """Another node's answer, or this one's; `passed` did not answer."""
-        self._nodes.refresh()
+    def ask_others(
+        self,
+        call: _Call,
+        request: PartsRequest,
+        passed: frozenset[str],
+        *,
+        is_hedge: bool = False,
+    ) -> Share:
+        """Another node's answer, or this one's; `passed` did not answer.
+
+        is_hedge: not yet, that is; the first token has been taken.
+        """
+        counted = self._budget.counted
+        if not is_hedge:
+            self._nodes.refresh()
         # Without a token no second node is bothered: this one can do it.
-        while (node := self.next(request, passed)) is not None and self._budget.take():
-            self._budget.counted.repeat()
+        while (node := self.next(request, passed)) is not None and (
+            is_hedge or self._budget.take()
+        ):
+            (counted.hedge if is_hedge else counted.repeat)()
+            is_hedge = False
             started_s = self.now_s()
             node.trying()
             try:
@@ -251,6 +293,8 @@ class _Asked:
         self._is_over = self._has_ended = False
         self._second_ended: threading.Event | None = None
         self._second: Share | None = None  # If it was first.
+        self._delay_s = self._failed_at_s = 0.0
+        self._latencies = scatter.latencies(request)
         self._node = scatter.named(name)
         self._cancel = call.cancel.child()
         self._started_s = scatter.now_s()
@@ -281,7 +325,7 @@ class _Asked:
         node, scatter = self._node, self._scatter
         if node is None:
             return scatter.here(self._call, self._request, False)
-        scatter.expect(self._is_late, lambda: self._is_over)
+        self._expect()
         self._has_ended = True
         try:
             answer = self._wait()
@@ -289,6 +333,7 @@ class _Asked:
             node.failed(error)
             self._wait_for_second()
             if self._second is not None:
+                self._latencies.note(scatter.now_s() - self._started_s)
                 return self._second
             self._call.cancel.check()
             if not isinstance(error, _PASSED_OVER):
@@ -297,7 +342,22 @@ class _Asked:
         finally:
             self._is_over = True
         node.succeeded()
-        return Share(node.name, self._request, answer, 1e6 * (scatter.now_s() - self._started_s))
+        taken_s = scatter.now_s() - self._started_s
+        self._latencies.note(taken_s)
+        return Share(node.name, self._request, answer, 1e6 * taken_s)
+
+    def _expect(self) -> None:
+        """It is waited for from now on: have another node asked when it takes long."""
+        now_s, usual_s = self._scatter.now_s(), self._latencies.p95_s
+        patience_s = max(self._scatter.patience_s, 3.0 * (usual_s or 0.0))
+        self._failed_at_s = now_s + patience_s
+        # What came meanwhile is not late, but has yet to be read.
+        left_s = patience_s if usual_s is None else usual_s - (now_s - self._started_s)
+        self._delay_s = max(left_s, _ROUTING.hedge_delay_s_min)
+        self._look_later(self._delay_s)
+
+    def _look_later(self, delay_s: float) -> None:
+        self._scatter.call_later(delay_s, self._due, lambda: self._is_over)
 
     def _wait_for_second(self) -> None:
         with self._lock:
@@ -308,20 +368,33 @@ class _Asked:
 
     # -- in other threads
 
-    def _is_late(self) -> None:
+    def _due(self) -> None:
+        """The node takes its time: ask another, or look again later."""
+        assert self._node is not None
+        may_hedge = self._scatter.may_hedge(self._node, self._request, self._failed_at_s)
+        if not may_hedge or not self._begin_second():
+            self._look_later(max(2.0 * self._delay_s, _LOOK_AGAIN_S_MIN))
+
+    def _begin_second(self) -> bool:
+        """False if no thread is free for it."""
+        ended = threading.Event()
         with self._lock:
             if self._is_over:
-                return
-            self._second_ended = threading.Event()
-        if not self._scatter.help(self._ask_second):
-            self._second_ended.set()
+                return True
+            self._second_ended = ended
+        if self._scatter.help(lambda: self._ask_second(ended)):
+            return True
+        with self._lock:
+            self._second_ended = None
+        ended.set()
+        return False
 
-    def _ask_second(self) -> None:
-        node, ended = self._node, self._second_ended
+    def _ask_second(self, ended: threading.Event) -> None:
+        node = self._node
         assert node is not None
-        assert ended is not None
+        passed = frozenset([node.name])
         try:
-            share = self._scatter.ask_others(self._call, self._request, frozenset([node.name]))
+            share = self._scatter.ask_others(self._call, self._request, passed, is_hedge=True)
             with self._lock:
                 if self._is_over:
                     return

@@ -47,8 +47,8 @@ class TokenBucket:
 class Counted:
     """Calls to other processes since the start. Thread-safe.
 
-    repeats: made after another attempt had failed, or, of a share of a read, was late.
-    hedges: reads made beside one that took long.
+    repeats: made after another attempt had failed. hedges: reads, and shares of them, made beside
+        one that took long.
     """
 
     def __init__(self) -> None:
