@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ochredb.cancel import Cancel, Cancelled
 from ochredb.checksum import block_checksums, xxh3
 from ochredb.errors import Corrupt, NotFound, Unavailable
 from ochredb.ids import IdSource
@@ -298,12 +299,12 @@ def test_what_is_kept_ahead_takes_no_room_from_what_is_used(far: FarStore, folde
     clock.advance(800)
     store.map("used")
     gc.collect()
-    assert not store.keep("ahead", 3 * MB), "all were used a short time ago"
-    assert not store.keep("huge", 11 * MB)
+    assert not store.keep("ahead", 3 * MB, Cancel()), "all were used a short time ago"
+    assert not store.keep("huge", 11 * MB, Cancel())
     assert far.downloads == ["mapped", "old", "used"]
     clock.advance(200)
-    assert store.keep("ahead", 3 * MB)
-    assert store.keep("ahead", 3 * MB)
+    assert store.keep("ahead", 3 * MB, Cancel())
+    assert store.keep("ahead", 3 * MB, Cancel())
     assert far.downloads == ["mapped", "old", "used", "ahead"]
     assert store.counters.evictions == 1
     for name in ("mapped", "used", "ahead"):
@@ -321,11 +322,30 @@ def test_a_large_object_that_is_kept_ahead_comes_in_pieces_shared_with_reads(
     read = store.map_partly("large", 10 * MB)
     assert read is not None
     read.fetch([(5 * MB, 5 * MB + 1)])
-    assert store.keep("large", 10 * MB)
+    assert store.keep("large", 10 * MB, Cancel())
     assert far.downloads == []
     assert max(stop - start for _, start, stop in far.ranges) <= 4 * MB
     assert sum(stop - start for _, start, stop in far.ranges) == 10 * MB, "nothing came twice"
     assert bytes(store.map("large")) == far.get("large")
     assert bytes(read.view) == far.get("large")
     with pytest.raises(NotFound):
-        store.keep("absent", 0)
+        store.keep("absent", 0, Cancel())
+
+
+def test_keeping_ahead_can_be_broken_off(far: FarStore, folder: str) -> None:
+    far.create("large", os.urandom(20 * MB))
+    store = cached(far, folder)
+    cancel = Cancel()
+    far.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        keeping = pool.submit(store.keep, "large", 20 * MB, cancel)
+        while not far.ranges:
+            time.sleep(0.001)
+        cancel.cancel()
+        far.gate.set()
+        with pytest.raises(Cancelled):
+            keeping.result()
+    assert len(far.ranges) == 1, "no further piece was asked for"
+    del keeping
+    gc.collect()
+    assert store.used_bytes == 0

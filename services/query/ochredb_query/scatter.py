@@ -134,18 +134,25 @@ class Scatter:
         return [node for node in ordered if node.name != self.name and not node.is_open]
 
     def ask_to_keep(
-        self, nodes: Sequence[Node[DistantQueryNode] | None], objects: Sequence[tuple[str, int]]
+        self,
+        nodes: Sequence[Node[DistantQueryNode] | None],
+        objects: Sequence[tuple[str, int]],
+        cancel: Cancel,
     ) -> bool:
-        """Have the first of some nodes keep copies; whether one of them was there to be asked."""
+        """Have the first of some nodes keep copies; whether one of them was there to be asked.
+
+        Raises Cancelled.
+        """
         for node in nodes:
             if node is None:
                 continue
-            cancel = Cancel(_KEEP_S, self._clock)
+            own = Cancel(_KEEP_S, self._clock)
+            take_back = cancel.when_cancelled(own.cancel)
             node.trying()
             try:
                 for first in range(0, len(objects), _KEPT_AT_ONCE):
                     some = objects[first : first + _KEPT_AT_ONCE]
-                    node.client.keep_copies(some, cancel=cancel)
+                    node.client.keep_copies(some, cancel=own)
             except BaseException as error:
                 node.failed(error)
                 if not isinstance(error, _PASSED_OVER):
@@ -153,6 +160,8 @@ class Scatter:
             else:
                 node.succeeded()
                 return True
+            finally:
+                take_back()
         return False
 
     def gather(

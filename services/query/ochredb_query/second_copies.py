@@ -17,12 +17,15 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ochredb.cancel import Cancel, Cancelled
 from ochredb.clock import Clock
 from ochredb.storage.base import KeepsCopies, LocalStore
 from ochredb_query.loaded import LoadedCollection
 from ochredb_query.prefetch import Prefetcher
 
 if TYPE_CHECKING:
+    from ochredb.cluster.nodes import Node
+    from ochredb.peers import DistantQueryNode
     from ochredb_query.scatter import Scatter
 
 log = logging.getLogger("ochredb.query")
@@ -46,6 +49,7 @@ class SecondCopies:
         self._store = store if isinstance(store, KeepsCopies) else None
         self._clock, self._scatter, self._find = clock, scatter, find
         self._spread_bytes = spread_bytes
+        self._closing = Cancel()
         self._asking = Prefetcher(self._ask, "the second copy of version {number} of {name}")
         self._keeping = Prefetcher(self._keep, "a copy of {name}")
 
@@ -75,7 +79,8 @@ class SecondCopies:
         return self._asking.settle(timeout_s) and self._keeping.settle(timeout_s)
 
     def close(self) -> None:
-        """Forget what waits; what is being done is."""
+        """Forget what waits, and break off what is being done."""
+        self._closing.cancel()
         self._asking.close()
         self._keeping.close()
 
@@ -88,7 +93,7 @@ class SecondCopies:
         objects, sizes = loaded.stored_objects(), loaded.part_bytes
         if loaded.stored_bytes <= self._spread_bytes:
             every = [each for part in objects.values() for each in part]
-            found = not every or scatter.ask_to_keep(scatter.others(collection_id), every)
+            found = not every or self._asked(scatter, scatter.others(collection_id), every)
         else:
             found = True
             for name, part_ids in scatter.heirs(sizes).items():
@@ -96,11 +101,26 @@ class SecondCopies:
                 if name == scatter.name:
                     self.keep(theirs)
                 else:
-                    found = scatter.ask_to_keep([scatter.named(name)], theirs) and found
+                    found = self._asked(scatter, [scatter.named(name)], theirs) and found
         if not found:
             loaded.copied_until_s = self._clock.monotonic_s() + _NOBODY_S
 
+    def _asked(
+        self,
+        scatter: Scatter,
+        nodes: Sequence[Node[DistantQueryNode] | None],
+        objects: Sequence[tuple[str, int]],
+    ) -> bool:
+        try:
+            return scatter.ask_to_keep(nodes, objects, self._closing)
+        except Cancelled:
+            return False
+
     def _keep(self, key: str, size: int) -> None:
         assert self._store is not None
-        if not self._store.keep(key, size):
+        try:
+            is_kept = self._store.keep(key, size, self._closing)
+        except Cancelled:
+            return
+        if not is_kept:
             log.debug("there is no room for a copy of %s (%d bytes)", key, size)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
+    from ochredb.cancel import Cancel
+
     Piece = Buffer | NDArray[Any]  # Type checkers know arrays as buffers from Python 3.12 only.
 
     # One buffer, or several that are written one after the other (so that nobody has to join them).
@@ -143,11 +145,11 @@ class MapsPartly(Protocol):
 class KeepsCopies(Protocol):
     """A store whose objects are far away, with a bounded place near by for copies."""
 
-    def keep(self, key: str, size: int) -> bool:
+    def keep(self, key: str, size: int, cancel: Cancel) -> bool:
         """Have a copy of an object near, as reads of it may come; whether there is one.
 
         It takes no room from what is read here. size: bytes; 0: not known, and small. May take
-        long. Raises InvalidArgument, NotFound, Unavailable.
+        long. Raises InvalidArgument, NotFound, Unavailable, Cancelled.
         """
         ...
 

@@ -46,6 +46,7 @@ from ochredb.storage.partial import PartialObject
 from ochredb.storage.space import is_full
 
 if TYPE_CHECKING:
+    from ochredb.cancel import Cancel
     from ochredb.storage.base import Data, Piece, Take
 
 log = logging.getLogger("ochredb.storage")
@@ -235,8 +236,9 @@ class CachedStore:
         with self._lock:
             self._shown.setdefault(name, partial.view.obj)
 
-    def keep(self, key: str, size: int) -> bool:
+    def keep(self, key: str, size: int, cancel: Cancel) -> bool:
         """Only copies that nobody has used for a quarter of an hour make room for it."""
+        cancel.check()
         check_key(key)
         name = name_of(key)
         if self._copies.use(name) is not None:  # From now on it is the one used last.
@@ -250,6 +252,7 @@ class CachedStore:
             self.map(key)
         else:
             for start in range(0, size, _PIECE_BYTES):
+                cancel.check()
                 partial.fetch([(start, min(start + _PIECE_BYTES, size))])
         return name in self._copies
 
