@@ -44,7 +44,7 @@ class PostgresServer:
         found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
         program = found[-1] if found else shutil.which("initdb")
         if program is None:
-            pytest.skip("there is no PostgreSQL (initdb): install the package postgresql")
+            pytest.skip("NOT TESTED: no PostgreSQL (initdb): install the package postgresql")
         server = cls(root / "postgres", Path(program).parent, settings)
         server._make()
         server.restart()

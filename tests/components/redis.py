@@ -30,7 +30,7 @@ class RedisServer:
         """Skips the test where there is no redis-server."""
         binary = shutil.which("redis-server")
         if binary is None:
-            pytest.skip("redis-server is not installed (apt-get install redis-server)")
+            pytest.skip("NOT TESTED: redis-server is not installed (apt-get install redis-server)")
         root.mkdir(parents=True, exist_ok=True)
         server = cls(binary, root, free_port())
         server.restart()

@@ -32,7 +32,7 @@ from .trouble import all_settled, under_load
 
 pytestmark = [
     pytest.mark.skipif(
-        not own_namespace(), reason="NOT TESTED here: needs a network of its own (make partitions)"
+        not own_namespace(), reason="needs a network of its own: run by make partitions"
     ),
     pytest.mark.timeout(300),
 ]

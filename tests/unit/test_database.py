@@ -449,7 +449,7 @@ def test_a_commit_that_fails_has_an_unknown_outcome(file: SqliteDatabase, landed
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system"
+    sys.platform != "linux" or os.geteuid() != 0, reason="NOT TESTED: mounts a small file system"
 )
 def test_a_full_disk_refuses_writes_and_the_store_goes_on_after_it(tmp_path: Path) -> None:
     """I12: a clear error, nothing half done, nothing to repair."""
@@ -461,7 +461,7 @@ def test_a_full_disk_refuses_writes_and_the_store_goes_on_after_it(tmp_path: Pat
         check=False,
     )
     if mounted.returncode != 0:
-        pytest.skip("mounting is not permitted here")
+        pytest.skip("NOT TESTED: mounting is not permitted here")
     try:
         with running_node(str(mount)) as node:
             collection = make_collection(node)

@@ -103,8 +103,8 @@ class QueryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def KeepCopies(self, request, context):
-        """Have copies of these objects near, as reads of them may come. Answers at once; the copies are made
-        later, one after the other, as far as there is room.
+        """Have copies of these objects near, as reads of them may come. Answers at once; the copies are
+        made later, one after the other, as far as there is room.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
