@@ -35,9 +35,6 @@ WITHOUT_POINT = {
     "src/ochredb/catalog/seal.py:_appended": "its callers have the points",
     "src/ochredb/catalog/migrate.py:_opened": "a second name of a log that is read anyway",
     "src/ochredb/catalog/migrate.py:_keep_log": "the same",
-    "src/ochredb/storage/directory.py:put_back": "what it replaces is damaged: a repair, run again",
-    "src/ochredb/integrity/evidence.py": "second names of damaged files: a repair is run again",
-    "src/ochredb/integrity/mend_catalog.py": "the same as `put_back`, of the catalog",
     "src/ochredb/backup/restore.py:_copy": "its callers, and `write_synced` itself",
 }
 

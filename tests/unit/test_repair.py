@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import numpy as np
 import orjson
 import pytest
 
+from ochredb import crash_points
 from ochredb.checksum import block_checksums, xxh3
 from ochredb.integrity import check, mend
+from ochredb.integrity.evidence import Evidence
 from ochredb.integrity.mend import flipped_bit, mended_object
 from ochredb.parts import deleted, writer
 from ochredb.parts.manifest import ObjectInfo
@@ -182,6 +185,59 @@ def test_lost_vectors_are_named_and_given_up_only_when_asked(
     assert kept >= {"vectors", "records", "report.json"}
     report = orjson.loads((folder / "report.json").read_bytes())
     assert {item["id"] for item in report["repaired"][0]["lost"]} == lost
+
+
+def test_a_repair_that_is_cut_off_has_said_what_it_gave_up(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _change(_object(store, "/vectors"), _overwrite((256 << 10) + 5_000))
+
+    class CutOff(BaseException):
+        pass
+
+    def cut_off(point: str) -> None:
+        if point == "version.committed":
+            raise CutOff
+
+    crash_points.observe(cut_off)
+    with pytest.raises(CutOff):
+        _repair(store, "--accept-loss")
+    crash_points.observe(None)
+    capsys.readouterr()
+    assert _repair(store) == 0
+    (folder,) = Path(store, "damaged").iterdir()
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith(f"damaged/{folder.name}: of a repair that was cut off")
+    assert told[1:] == [f"{store}: undamaged"]
+    loss = orjson.loads((folder / "loss-1.json").read_bytes())
+    assert loss["outcome"] == "giving up"
+    assert 598 - len(_rows(store)[:-3]) == len(loss["lost"]) > 0
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_what_is_kept_is_durable_before_anything_is_changed(
+    store: str, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """By a second name; or by a copy, which has to be synced, where there are no hard links."""
+    name = os.path.relpath(_object(store, "/records"), store)
+    content = Path(store, name).read_bytes()
+    if not has_links:
+
+        def no_links(source: str, target: str) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+        monkeypatch.setattr(os, "link", no_links)
+    points: list[str] = []
+    crash_points.observe(points.append)
+    evidence = Evidence(store, "of-a-test")
+    evidence.keep_file(name)
+    crash_points.observe(None)
+    written = [] if has_links else ["evidence.written", "evidence.synced"]
+    assert points == [*written, "evidence.named", "evidence.kept"]
+    kept = Path(evidence.path, name)
+    assert kept.read_bytes() == content
+    assert [item.name for item in kept.parent.iterdir()] == [kept.name]
+    assert os.path.samefile(kept, Path(store, name)) == has_links
 
 
 def test_lost_documents_take_only_their_records(store: str) -> None:

@@ -4,7 +4,7 @@
 2. Build anew: a part of which only derived sections are damaged is rewritten, as by a merge.
 3. Give up, only if that was asked for: rows of a part, or a request of the log, that cannot be
    read. The others are rewritten without them. The damaged bytes are kept
-   (`ochredb.integrity.evidence`), and every record that is gone is named.
+   (`ochredb.integrity.evidence`), and every record that is gone is named, there before it is gone.
 
 Other processes may read and write meanwhile: it commits as merges do.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -123,6 +123,9 @@ class Repair:
     ) -> None:
         self.done.append(Repaired(collection, place, outcome, told, lost))
 
+    def _keep_loss(self, collection: str, place: str, told: str, lost: tuple[Lost, ...]) -> None:
+        self.evidence.keep_loss(asdict(Repaired(collection, place, "giving up", told, lost)))
+
     # -- parts
 
     def _mend_part(self, collection: str, item: VersionPart, settings: IndexSettings) -> None:
@@ -200,6 +203,8 @@ class Repair:
                 return
             for info in item.manifest.objects:
                 self.evidence.keep_object(info.key)
+            if lost:
+                self._keep_loss(collection, keys, told, lost)
             rows = _rows(part, np.flatnonzero(kept)) if kept.any() else None
             replace_rows(self.world, lease, item, kept, rows, lambda: self.step(keys))
         outcome = "given up" if lost else "built anew"
@@ -265,6 +270,7 @@ class Repair:
             self.world.logs.replace_fragment(collection, place, right, place.checksum)
             self._tell(collection, where, "put back", "they are as they were written")
             return
+        self._keep_loss(collection, where, "they cannot be read", lost)
         nothing = Operations(op=Op.NOOP, ids=[_NO_ID] * (place.stop - place.start + 1))
         payload = encode(nothing).to_pybytes()
         self.world.logs.replace_fragment(collection, place, payload, signed(xxh3(payload)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def _repair(path: str, accept_loss: bool, as_json: bool) -> int:
     from ochredb.clock import SystemClock
     from ochredb.ids import IdSource
     from ochredb.integrity import check
-    from ochredb.integrity.evidence import Evidence
+    from ochredb.integrity.evidence import Evidence, unfinished
     from ochredb.integrity.mend_catalog import mend_catalog
     from ochredb.integrity.store_id import KEY, mend_store_id
 
@@ -102,7 +103,7 @@ def _repair(path: str, accept_loss: bool, as_json: bool) -> int:
     kept = os.path.relpath(evidence.path, path) if os.path.isdir(evidence.path) else None
     # What is left for another reason says itself what helps.
     is_lossy = any(item["outcome"] == "left" and item.get("lost") for item in done)
-    return _tell(path, done, kept, as_json, _LEFT_ADVICE if is_lossy else None)
+    return _tell(path, done, kept, as_json, _LEFT_ADVICE if is_lossy else None, unfinished(root))
 
 
 def _repair_remote(url: str, headers: dict[str, str], as_json: bool) -> int:
@@ -191,12 +192,13 @@ def _tell(
     kept: str | None,
     as_json: bool,
     advice: str | None,
+    unfinished: Sequence[str] = (),
 ) -> int:
     import orjson
 
     is_well = all(item["outcome"] in ("put back", "built anew") for item in done)
     if as_json:
-        document = {"repaired": done, "is_well": is_well, "kept": kept}
+        document = {"repaired": done, "is_well": is_well, "kept": kept, "unfinished": unfinished}
         print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
         return 0 if is_well else FAILURE
     for item in done:
@@ -207,6 +209,8 @@ def _tell(
             print(f"  and {len(item['lost']) - _TOLD_LOST} more; --json names all of them")
     if kept is not None:
         print(f"kept as it was: {kept}; delete it when nobody needs it any more")
+    for folder in unfinished:
+        print(f"{folder}: of a repair that was cut off; loss-*.json there say what it gave up")
     if not done:
         print(f"{path}: undamaged")
     elif advice is not None and any(item["outcome"] == "left" for item in done):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
 from ochredb.catalog.seal import SEAL_FILE, Seal
 from ochredb.catalog.seal_check import Compared, compare
+from ochredb.crash_points import reach
 from ochredb.errors import Corrupt
 from ochredb.integrity.evidence import Evidence
 from ochredb.integrity.mend import WRONG_BLOCKS_MAX, flipped_bit
@@ -20,6 +22,7 @@ def mend_catalog(root: str, evidence: Evidence, step: Callable[[], None]) -> str
     Nobody may have the store open.
     """
     path = os.path.join(root, CATALOG_FILE)
+    new_path = path + ".new"
     seal = Seal(path)
     try:
         seal.hold()
@@ -27,6 +30,10 @@ def mend_catalog(root: str, evidence: Evidence, step: Callable[[], None]) -> str
         pass
     else:
         seal.let_go(seal=False)
+        with contextlib.suppress(
+            OSError
+        ):  # Of a repair that was killed; the disk may be read-only.
+            files.unlink_if_exists(new_path)
         return None
     if not os.path.exists(path):
         return None
@@ -40,13 +47,16 @@ def mend_catalog(root: str, evidence: Evidence, step: Callable[[], None]) -> str
     if right is None:
         return None
     evidence.keep_file(CATALOG_FILE)
-    with files.opened(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+    with files.opened(new_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
         files.write_all(descriptor, [memoryview(right)])
         # By its time the seal knows the file.
         os.utime(descriptor, ns=(times.st_atime_ns, times.st_mtime_ns))
         files.sync(descriptor)
-    os.replace(path + ".new", path)
+    reach("mended-catalog.synced")
+    os.replace(new_path, path)
+    reach("mended-catalog.renamed")
     files.sync_folder(root)
+    reach("mended-catalog.durable")
     return "it is as it was sealed"
 
 

@@ -155,6 +155,7 @@ class DirectoryStore:
             except BaseException:
                 files.unlink_if_exists(temporary)
                 raise
+            reach("object.replaced")
             self._sync_name(final)
         except OSError as error:
             raise self._failed("write", final, error) from error

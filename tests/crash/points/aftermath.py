@@ -27,6 +27,7 @@ from ochredb_node.node import Node
 
 from .acts import DAY_S
 from .journal import DATABASES, Call, Expected, Json, expected, observed, perform
+from .repairs import repair_problems
 from .scenarios import SCENARIOS
 from .stage import DIMENSION, LaterClock, call_of, records, request, start_node
 
@@ -286,6 +287,9 @@ def problems_of(
         yield from restored_problems(tree, facts, state)
         yield from new_backup_problems(tree, state)
     for store, want in stores.items():
+        if scenario.startswith("repair"):
+            for problem in repair_problems(tree / store, facts):
+                yield f"{store}: {problem}"
         later_s = SCENARIOS[scenario].later_s if scenario in SCENARIOS else 0.0
         for problem in check_store(tree / store, want, later_s):
             yield f"{store}: {problem}"

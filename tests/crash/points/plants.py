@@ -8,6 +8,8 @@ from typing import Any
 
 from ochredb.catalog import appends, objects, repeats, sqlite, versions
 from ochredb.catalog.statement import Statement
+from ochredb.integrity import evidence
+from ochredb.integrity.evidence import Evidence
 from ochredb.storage import files
 
 from .journal import Call, Journal, Json, perform
@@ -75,8 +77,16 @@ def _without(skipped: Statement) -> Callable[[], None]:
     return put
 
 
-def _nothing(_where: object) -> None:
-    """Instead of a sync."""
+def _losses_named_late() -> None:
+    Evidence.keep_loss = _nothing  # type: ignore[assignment,method-assign]
+
+
+def _unsynced_evidence() -> None:
+    evidence._sync_name = _nothing  # type: ignore[assignment]
+
+
+def _nothing(*_what: object) -> None:
+    """Instead of a sync, or of telling something."""
 
 
 PLANTS = {
@@ -100,6 +110,15 @@ PLANTS = {
     ),
     "references are not noted": Plant(
         "compact", "version.committed", "store: I6", _without(objects._INSERT_REFERENCE)
+    ),
+    "a request is given up before that is said": Plant(
+        "repair", "replace-fragment.committed:2", "given up", _losses_named_late
+    ),
+    "records are given up before that is said": Plant(
+        "repair", "version.committed:2", "given up", _losses_named_late
+    ),
+    "damaged bytes are kept in unsynced folders": Plant(
+        "repair", "object.folders-synced", "tree-after-power-loss: store: 1 of", _unsynced_evidence
     ),
     "versions are not noted": Plant(
         "compact", "version.committed", "store: I7", _without(versions._INSERT_VERSION)

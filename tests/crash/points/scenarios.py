@@ -43,6 +43,7 @@ from .acts import (
     vacuum,
     write,
 )
+from .repairs import prepare_repair, prepare_repair_catalog, repair
 from .stage import Stage, ids, records, request
 
 # Steps that come together.
@@ -125,6 +126,15 @@ class Scenario:
 
 LEASE = commits("lease-acquire", "lease-end")
 FILE = ("file.written", "file.synced")
+KEPT = ("evidence.written", "evidence.synced", "evidence.named", "evidence.kept")
+PUT_BACK = (*OBJECT[:3], "object.replaced", *OBJECT[-2:])
+CHECK = (
+    "backup.catalog-copied", "backup.copy-removed",
+    *commits("pin-take", "pin-renew", "pin-release"),
+)  # fmt: skip
+MENDED_CATALOG = (
+    "mended-catalog.synced", "mended-catalog.renamed", "mended-catalog.durable",
+)  # fmt: skip
 
 SCENARIOS: dict[str, Scenario] = {
     "create": Scenario(
@@ -228,6 +238,21 @@ SCENARIOS: dict[str, Scenario] = {
         prepare=prepare_mend,
         run=mend,
         points=(*SEAL_KEPT, *commits("replace-fragment")),
+    ),
+    "repair": Scenario(
+        prepare=prepare_repair,
+        run=repair,
+        points=(
+            *KEPT, *OBJECT, *PART, *LEASE, "object.replaced",
+            *commits("version", "replace-fragment"),
+        ),
+        also=CHECK,
+    ),
+    "repair-catalog": Scenario(
+        prepare=prepare_repair_catalog,
+        run=repair,
+        points=(*KEPT, *MENDED_CATALOG, "object.replaced"),
+        also=(*PUT_BACK, *CHECK),
     ),
     "backup": Scenario(
         prepare=prepare_backup,
