@@ -1,17 +1,34 @@
-"""Damage, drawn from a seed: a copy of a store with one file that is not as it was."""
+"""Damage, drawn from a seed: a copy of a store with one file that is not as it was.
+
+OCHREDB_DAMAGE_KINDS: only files of these kinds (`kinds_of`), with commas between them.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 CATALOG = "ochredb.sqlite3"
 WAL = CATALOG + "-wal"
+GUARDS = {
+    "seal": "ochredb.seal",
+    "mark": "write.lock",
+    "shm": CATALOG + "-shm",
+    "marker": "ochredb.txt",
+}
+"""Files by kind that hold nothing of the records. `check` need not report what they have become:
+
+a damaged seal or mark says nothing (both have checksums of their own) and is made anew, SQLite
+makes its index of the write-ahead log anew when nobody has it open, and of the marker only the name
+counts. So the store must then answer everything right: an error without a finding is a failure.
+"""
 HOW = ("bit", "bytes", "zeroed", "cut", "longer", "deleted", "swapped")
 HOW_IN_PLACE = ("bit", "bytes", "zeroed", "cut", "longer")
 _SECTOR = 4_096
+_QUARANTINED_BYTES_MIN = 64 << 10  # Requests of these stores are smaller.
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +42,21 @@ class Mutilation:
 
 
 def kinds_of(store: str) -> dict[str, list[str]]:
-    """The files that are mutilated, by kind."""
+    """The files that may be mutilated, by kind. Lock files are empty."""
     found: dict[str, list[str]] = {"catalog": [CATALOG]}
     if os.path.getsize(os.path.join(store, CATALOG)) and os.path.exists(os.path.join(store, WAL)):
         found["wal"] = [WAL]
+    found |= {
+        kind: [name] for kind, name in GUARDS.items() if os.path.exists(os.path.join(store, name))
+    }
     for folder, _, names in os.walk(os.path.join(store, "objects")):
         for name in sorted(names):
             file = os.path.relpath(os.path.join(folder, name), store)
             top = file.split(os.sep)[1]
             kind = name if top == "parts" else top
+            size = os.path.getsize(os.path.join(folder, name))
+            if kind == "fragments" and size >= _QUARANTINED_BYTES_MIN:
+                kind = "quarantine"
             if top != "tmp":
                 found.setdefault(kind, []).append(file)
     return {kind: sorted(files) for kind, files in sorted(found.items())}
@@ -46,7 +69,7 @@ def copy_store(store: str, target: str) -> None:
     )
     for name in os.listdir(store):
         path = os.path.join(store, name)
-        if os.path.isfile(path) and not name.endswith("-shm"):
+        if os.path.isfile(path):
             shutil.copy2(path, os.path.join(target, name))
 
 
@@ -56,7 +79,7 @@ def mutilate(store: str, rng: random.Random) -> Mutilation:
     Times of files stay as they were: as if the disk had done it, and not a program.
     """
     kinds = kinds_of(store)
-    file = rng.choice(kinds[rng.choice(sorted(kinds))])
+    file = rng.choice(kinds[rng.choice(_wanted(kinds))])
     how = rng.choice(HOW)
     objects = [item for files in kinds.values() for item in files if item.startswith("objects")]
     if how == "swapped" and file in objects:
@@ -82,11 +105,16 @@ def mutilate(store: str, rng: random.Random) -> Mutilation:
 
 
 def mutilate_in_place(store: str, rng: random.Random) -> Mutilation:
-    """Change the catalog's files while another process has them open."""
-    file = rng.choice([CATALOG, CATALOG, WAL])
+    """Change the catalog's files, or what guards them, while another process has them open.
+
+    Not -shm: that is memory which the processes share.
+    """
+    kinds = {"catalog": CATALOG, "wal": WAL, "seal": GUARDS["seal"], "mark": GUARDS["mark"]}
+    there = {kind for kind, name in kinds.items() if os.path.exists(os.path.join(store, name))}
+    file = kinds[rng.choice(_wanted(there))]
     path = os.path.join(store, file)
     # A log that is cut or gone was of writes which nobody misses but for appends.
-    hows = HOW_IN_PLACE if file == CATALOG else ("bit", "bytes")
+    hows = ("bit", "bytes") if file == WAL else HOW_IN_PLACE
     with open(path, "rb") as source:
         before = source.read()
     after, done = _mutilated(file, before, rng.choice(hows), rng)
@@ -96,6 +124,13 @@ def mutilate_in_place(store: str, rng: random.Random) -> Mutilation:
         target.truncate(len(after))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     return done
+
+
+def _wanted(kinds: Iterable[str]) -> list[str]:
+    only = os.environ.get("OCHREDB_DAMAGE_KINDS")
+    wanted = sorted(kinds if only is None else set(kinds).intersection(only.split(",")))
+    assert wanted, f"none of {only} is there"
+    return wanted
 
 
 def _mutilated(file: str, before: bytes, how: str, rng: random.Random) -> tuple[bytes, Mutilation]:

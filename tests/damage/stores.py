@@ -22,6 +22,7 @@ from ochredb_compactor.config import CompactorConfig
 from ochredb_frontend.messages import Request
 from ochredb_log.config import LogConfig
 from ochredb_node.node import Node, NodeConfig
+from tests.unit.poisoned import append_bytes
 
 DIMENSION = 32
 LARGE, SMALL, TAIL, EMPTY = "large", "small", "tail", "empty"
@@ -30,7 +31,9 @@ _WORDS = [
     "castle",
 ]  # fmt: skip
 _PREFIX = "/api/v2/tenants/default_tenant/databases/default_database"
+_QUARANTINE = "/api/v2/quarantine"
 _INLINE_BYTES_MAX = 3_000
+_QUARANTINED_BYTES = 100_000  # In an object.
 
 
 def configure() -> None:
@@ -55,7 +58,7 @@ def open_node(path: str) -> Node:
 
 
 def fill(node: Node) -> None:
-    """Parts packed and not, graphs, bitmaps inline and not, fragments inline and not."""
+    """Parts packed and not, graphs, bitmaps, fragments and quarantine inline and not."""
     rng = random.Random(7)
     large, small, tail, _ = (_create(node, name) for name in (LARGE, SMALL, TAIL, EMPTY))
     for start in range(0, 3_000, 1_000):
@@ -68,6 +71,8 @@ def fill(node: Node) -> None:
     _add(node, small, rng, 0, 120)
     node.compactor.compact_now(small)
     _write(node, small, "delete", {"ids": ["id-3", "id-4"]})
+    append_bytes(node, small, random.Random(5).randbytes(_QUARANTINED_BYTES), 2)
+    append_bytes(node, small, b"no fragment at all", 1)
     node.compactor.fold_now(small)
     for collection in (large, tail):
         _add(node, collection, rng, 4_000, 60)  # In an object.
@@ -142,7 +147,7 @@ def _requests() -> list[tuple[str, str, Any]]:
 
 def _ask(node: Node, method: str, path: str, body: Any) -> tuple[int, bytes]:
     request = Request(
-        method=method, path=_PREFIX + path,
+        method=method, path=path if path.startswith("/api/") else _PREFIX + path,
         body=b"" if body is None else orjson.dumps(body),
         headers={"content-type": "application/json"}, cancel=Cancel(),
     )  # fmt: skip
@@ -153,6 +158,10 @@ def _ask(node: Node, method: str, path: str, body: Any) -> tuple[int, bytes]:
 def answers(node: Node, *, exact: bool = False) -> dict[str, tuple[int, str]]:
     """What every read says: its status and its body. exact: searches do without graphs."""
     found: dict[str, tuple[int, bytes]] = {"list": _ask(node, "GET", "/collections", None)}
+    status, body = found["quarantine"] = _ask(node, "GET", _QUARANTINE, None)
+    for item in orjson.loads(body)["operations"] if status == 200 else ():
+        place = f"{item['collection_id']}/{item['first_offset']}"
+        found[f"quarantine {place}"] = _ask(node, "GET", f"{_QUARANTINE}/{place}", None)
     for name in (LARGE, SMALL, TAIL, EMPTY):
         status, body = found[name] = _ask(node, "GET", f"/collections/{name}", None)
         if status != 200:
