@@ -25,7 +25,6 @@ import numpy as np
 from peer_bench.data import NEAREST, clustered
 
 from ochredb.cancel import Cancel
-from ochredb.clock import SystemClock
 from ochredb.cluster.budget import RetryBudget
 from ochredb.cluster.membership import StaticMembership
 from ochredb.cluster.nodes import Nodes
@@ -93,7 +92,7 @@ def serve(directory: str, name: str, spread_bytes: int) -> None:
     server = RpcServer(config, clock=clock)
 
     def connect(address: str) -> QueryClient:
-        return QueryClient(channel(address, config), config, clock=clock)
+        return QueryClient(channel(address, config), config)
 
     class Late:
         """The service is known when all addresses are."""
@@ -134,7 +133,7 @@ class Server:
         assert self.process.stdout is not None
         self.name, self.address = name, self.process.stdout.readline().strip()
         config = RpcConfig()
-        self.client = QueryClient(channel(self.address, config), config, clock=SystemClock())
+        self.client = QueryClient(channel(self.address, config), config)
 
     def introduce(self, servers: Sequence[Server]) -> None:
         assert self.process.stdin is not None

@@ -91,7 +91,9 @@ class Log(Protocol):
         """
         ...
 
-    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
+    def record_nothing(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended:
         """Bind an idempotency key to a request that found nothing to do: an empty range.
 
         Returns the first answer if an attempt with the key has been applied meanwhile.
@@ -99,7 +101,9 @@ class Log(Protocol):
         """
         ...
 
-    def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
+    def repeated(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended | None:
         """The first answer to a request with this idempotency key, if it was applied.
 
         None proves nothing while an earlier attempt may still be landing; the append looks again,
@@ -131,7 +135,7 @@ class LogReader(Protocol):
         """
         ...
 
-    def status(self, collection_id: str) -> LogStatus:
+    def status(self, collection_id: str, *, cancel: Cancel) -> LogStatus:
         """Raises NotFound (collection)."""
         ...
 
@@ -223,7 +227,7 @@ class Query(Protocol):
         """Ids that match, in order of first insertion, and the last log offset that was seen."""
         ...
 
-    def indexing_status(self, collection_id: str) -> IndexingStatus: ...
+    def indexing_status(self, collection_id: str, *, cancel: Cancel) -> IndexingStatus: ...
 
     def quick(
         self, collection_id: str, request: GetRequest | QueryRequest | None

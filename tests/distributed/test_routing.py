@@ -91,10 +91,10 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         budget = RetryBudget(clock)
 
         def log_client(address: str) -> Log:
-            return LogClient(channel(address, config), config, clock=clock)
+            return LogClient(channel(address, config), config)
 
         def query_client(address: str) -> Query:
-            return QueryClient(channel(address, config), config, clock=clock)
+            return QueryClient(channel(address, config), config)
 
         def close(client: Log | Query) -> None:
             assert isinstance(client, LogClient | QueryClient)

@@ -77,14 +77,20 @@ class RemoteLog:
             cancel,
         )
 
-    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
+    def record_nothing(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended:
         return self._call(
-            lambda node, _own: node.log.record_nothing(collection_id, key, request_hash), Cancel()
+            lambda node, own: node.log.record_nothing(collection_id, key, request_hash, cancel=own),
+            cancel,
         )
 
-    def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
+    def repeated(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended | None:
         return self._call(
-            lambda node, _own: node.log.repeated(collection_id, key, request_hash), Cancel()
+            lambda node, own: node.log.repeated(collection_id, key, request_hash, cancel=own),
+            cancel,
         )
 
     def _call(self, work: Callable[[Node, Cancel], _T], cancel: Cancel) -> _T:

@@ -254,10 +254,16 @@ class FakeLog:
     ) -> Appended:
         return self.append(collection_id, evaluate(), cancel=cancel)
 
-    def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
+    def repeated(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended | None:
+        self._world.before_answer(cancel)
         return None
 
-    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
+    def record_nothing(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended:
+        self._world.before_answer(cancel)
         self._world.require(collection_id)
         return Appended(1, 0)
 
@@ -324,7 +330,8 @@ class FakeQuery:
         ids = [i for i in self._ids(collection_id, request.ids) if self._world.matching(i)]
         return ids[: request.limit], len(self._world.appended)
 
-    def indexing_status(self, collection_id: str) -> IndexingStatus:
+    def indexing_status(self, collection_id: str, *, cancel: Cancel) -> IndexingStatus:
+        self._world.before_answer(cancel)
         self._world.require(collection_id)
         return IndexingStatus(num_indexed_ops=3, num_unindexed_ops=1)
 

@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ochredb.clock import SystemClock
 from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.log_client import LogClient
@@ -52,9 +51,8 @@ def connected(
     address: str, config: RpcConfig | None = None
 ) -> Iterator[tuple[LogClient, QueryClient]]:
     config = config or RpcConfig()
-    clock = SystemClock()
-    log = LogClient(channel(address, config), config, clock=clock)
-    query = QueryClient(channel(address, config), config, clock=clock)
+    log = LogClient(channel(address, config), config)
+    query = QueryClient(channel(address, config), config)
     try:
         yield log, query
     finally:

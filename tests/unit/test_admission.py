@@ -315,7 +315,7 @@ class TestAdmittedQuery:
                 read()
         assert node.asked == []
         query.search_parts("c", cast("Any", None), cancel=Cancel())
-        query.indexing_status("c")
+        query.indexing_status("c", cancel=Cancel())
         assert node.asked == ["search_parts", "indexing_status"]
         for turn in turns:
             turn.__exit__(None, None, None)

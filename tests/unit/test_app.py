@@ -332,6 +332,40 @@ def test_the_deadline_is_504(start: Starter) -> None:
     wait_until(lambda: stopped == ["DeadlineExceeded"])  # The answer did not wait for the thread.
 
 
+@pytest.mark.parametrize("key_is_looked_for", [True, False])
+def test_what_comes_before_and_after_a_filter_has_the_request_s_end(
+    start: Starter, key_is_looked_for: bool
+) -> None:
+    """A look for the key of a deletion, and a note that nothing was found to delete."""
+    live = start(FrontendConfig(deadline_s=0.2))
+    path = live.collection()
+    calls: list[Cancel] = []
+    stopped: list[str] = []
+    wait = until_told_to_stop(stopped)
+
+    def hold_the_last(cancel: Cancel) -> None:
+        calls.append(cancel)
+        if key_is_looked_for or len(calls) == 2:
+            wait(cancel)
+
+    live.world.before_answer, live.world.matching = hold_the_last, lambda _id: False
+    deletion = {"where": {"n": 1}}
+    headers = {"idempotency-key": "k", "x-request-id": "request-1"}
+    assert live.http.post(f"{path}/delete", json=deletion, headers=headers).status_code == 504
+    wait_until(lambda: stopped == ["DeadlineExceeded"])
+    assert [cancel.request_id for cancel in calls] == ["request-1"] * len(calls)
+    assert len(calls) == (1 if key_is_looked_for else 2)
+
+
+def test_the_indexing_status_has_the_request_s_end(start: Starter) -> None:
+    live = start(FrontendConfig(deadline_s=0.2))
+    stopped: list[str] = []
+    path = live.collection()
+    live.world.before_answer = until_told_to_stop(stopped)
+    assert live.http.get(f"{path}/indexing_status").status_code == 504
+    wait_until(lambda: stopped == ["DeadlineExceeded"])
+
+
 def test_work_that_cannot_be_stopped_is_answered_for(start: Starter) -> None:
     live = start(FrontendConfig(deadline_s=0.2))
     path = live.collection()

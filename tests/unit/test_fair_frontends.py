@@ -110,7 +110,7 @@ def place() -> Iterator[_Place]:
         closing.callback(server.stop)
 
         def client(address: str) -> Query:
-            return QueryClient(channel(address, rpc), rpc, clock=clock)
+            return QueryClient(channel(address, rpc), rpc)
 
         config = FrontendConfig(read_threads=_THREADS, queue_max=_QUEUE_MAX, deadline_s=_WAIT_S)
         frontends = []

@@ -42,7 +42,7 @@ def test_nothing_to_write_is_remembered_by_its_key(node: Node) -> None:
     assert answer("b") == Appended(2, 1, repeated=True)
     assert answer() == Appended(2, 1, repeated=True)
     assert ids_of(node, collection) == ["a", "b"]
-    assert node.log.record_nothing(collection, "key", b"hash").repeated
+    assert node.log.record_nothing(collection, "key", b"hash", cancel=Cancel()).repeated
 
 
 def test_who_found_nothing_is_told_what_its_first_attempt_did(node: Node) -> None:
@@ -53,5 +53,5 @@ def test_who_found_nothing_is_told_what_its_first_attempt_did(node: Node) -> Non
         collection, operations(Op.DELETE, ["a"]), idempotency_key="key", request_hash=b"hash",
         cancel=Cancel(),
     )  # fmt: skip
-    again = node.log.record_nothing(collection, "key", b"hash")
+    again = node.log.record_nothing(collection, "key", b"hash", cancel=Cancel())
     assert (again.first_offset, again.last_offset) == (first.first_offset, first.last_offset)

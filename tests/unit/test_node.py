@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
+from ochredb.cancel import Cancel
 from ochredb.catalog.migrate import CATALOG_NAME
 from ochredb.errors import Corrupt, InvalidArgument, NotFound, Unavailable
 from ochredb.storage.directory import DirectoryStore
@@ -156,12 +157,12 @@ def test_background_threads_fold_merge_and_collect(tmp_path: Path) -> None:
         add_rows(node, collection, 20 * number, 20)
     pause = threading.Event()
     for _ in range(200):
-        status = node.query.indexing_status(collection)
+        status = node.query.indexing_status(collection, cancel=Cancel())
         listed = DirectoryStore(str(tmp_path / "objects")).list("parts/")
         if status.progress == 1.0 and len(list(listed)) <= 8:
             break
         pause.wait(0.05)
-    assert node.query.indexing_status(collection).progress == 1.0
+    assert node.query.indexing_status(collection, cancel=Cancel()).progress == 1.0
     assert len(ids_of(node, collection)) == 120
     node.close()
     assert not any(thread.name in ("compact", "merge") for thread in threading.enumerate())

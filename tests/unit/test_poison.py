@@ -164,15 +164,17 @@ def test_the_rest_goes_on_and_answers_stay_the_same(
         assert [row["id"] for row in before["rows"]] == ["x", "y", *kept, "z"]
     else:
         assert [row["id"] for row in before["rows"]] == ["x", "y", "z"]
-    assert node.query.indexing_status(collection).num_quarantined_ops == 0
+    assert node.query.indexing_status(collection, cancel=Cancel()).num_quarantined_ops == 0
     node.compactor.compact_now(collection)
     assert _answers(node, collection) == before
     rows = node.quarantine.table.list()
     skipped = [first, first + 1] if bad is None else [first + i for i in bad]
     assert [o for row in rows for o in range(row.start, row.stop + 1)] == skipped
     assert reason.lower() in rows[0].reason.lower()
-    assert node.query.indexing_status(collection).num_quarantined_ops == len(skipped)
-    assert node.query.indexing_status(collection).progress == 1.0
+    assert node.query.indexing_status(collection, cancel=Cancel()).num_quarantined_ops == len(
+        skipped
+    )
+    assert node.query.indexing_status(collection, cancel=Cancel()).progress == 1.0
     if bad is None:
         assert rows[0].payload == data
     else:

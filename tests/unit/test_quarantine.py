@@ -10,6 +10,7 @@ import pytest
 
 import ochredb
 from ochredb.backup import backup, restore
+from ochredb.cancel import Cancel
 from ochredb.catalog import objects, quarantine
 from ochredb.catalog.quarantine import Quarantined
 from ochredb.errors import Corrupt, NotFound
@@ -58,7 +59,9 @@ def test_rows_are_listed_page_by_page_and_counted(node: Node) -> None:
     assert [(item.collection, item.start) for item in table.list()] == places
     assert [(item.collection, item.start) for item in table.list((one, 3), 1)] == places[1:2]
     assert [(item.collection, item.start) for item in table.list((one, 9))] == places[2:]
-    counts = [node.query.indexing_status(name).num_quarantined_ops for name in (one, two)]
+    counts = [
+        node.query.indexing_status(name, cancel=Cancel()).num_quarantined_ops for name in (one, two)
+    ]
     assert counts == [5, 1]
     found = table.get(one, 9)
     assert (found.payload, found.reason, found.count, found.time_us) == (b"bytes", "not JSON", 4, 3)
@@ -191,7 +194,7 @@ def test_a_backup_has_what_is_in_quarantine_and_checks_it(tmp_path: Path) -> Non
         assert ids_of(node, collection) == ["x", "b", "d"]
         assert node.quarantine.read(collection, 2) == b"\xff" * 100_000
         node.compactor.compact_now(collection)
-        assert node.query.indexing_status(collection).num_quarantined_ops == 4
+        assert node.query.indexing_status(collection, cancel=Cancel()).num_quarantined_ops == 4
     file = Path(source, "objects", key)
     file.chmod(0o644)
     file.write_bytes(b"\xff" * 99_999 + b"!")

@@ -415,7 +415,7 @@ def test_an_empty_collection_answers(node: Node) -> None:
     assert ids_of(node, collection) == []
     assert node.query.count(collection, cancel=Cancel()) == 0
     assert _nearest(node, collection, [1.0], 5).records[0].ids == []
-    status = node.query.indexing_status(collection)
+    status = node.query.indexing_status(collection, cancel=Cancel())
     assert (status.total_ops, status.progress) == (0, 1.0)
 
 
@@ -446,9 +446,9 @@ def test_a_cancelled_or_late_read_stops(node: Node) -> None:
 def test_indexing_status_counts_operations_until_parts_are_settled(node: Node) -> None:
     collection = make_collection(node)
     add_rows(node, collection, 0, 10)
-    assert node.query.indexing_status(collection).num_unindexed_ops == 10
+    assert node.query.indexing_status(collection, cancel=Cancel()).num_unindexed_ops == 10
     node.compactor.compact_now(collection)
-    status = node.query.indexing_status(collection)
+    status = node.query.indexing_status(collection, cancel=Cancel())
     assert (status.num_indexed_ops, status.num_unindexed_ops) == (10, 0)
 
 

@@ -42,7 +42,7 @@ def test_a_part_swept_before_its_commit_is_written_again(
     collection = _one_record(node)
     node.compactor.compact_now(collection)
     assert swept == [1]
-    assert node.query.indexing_status(collection).progress == 1.0
+    assert node.query.indexing_status(collection, cancel=Cancel()).progress == 1.0
     path = f"{_COLLECTIONS}/{collection}/get"
     assert orjson.loads(node.handle("POST", path, "", _HEADERS, b"{}")[2])["ids"] == ["a"]
     node.close()

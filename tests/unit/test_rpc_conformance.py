@@ -85,7 +85,7 @@ class TestRoutedThroughGrpc(PeersSuite):
             def nodes(client: Callable[..., Any]) -> Nodes[Any]:
                 return Nodes(
                     open_membership(members, clock=clock, rng=rng),
-                    lambda address: client(channel(address, config), config, clock=clock),
+                    lambda address: client(channel(address, config), config),
                     clock=clock,
                     rng=rng,
                     close=lambda one: one.close(),

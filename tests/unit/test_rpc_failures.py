@@ -256,7 +256,7 @@ def test_a_request_that_is_too_large() -> None:
     large.collection_id = "x" * 200_000
     for client in (RpcConfig(), config):  # Refused there, and here.
         opened = channel(server.address, client)
-        calls = QueryClient(opened, client, clock=SystemClock())
+        calls = QueryClient(opened, client)
         with pytest.raises(errors.TooLarge, match="larger than max"):
             calls._calls.unary(calls._stub.Count, large, Cancel())
         calls.close()

@@ -126,14 +126,13 @@ def test_a_writer_that_is_cancelled_while_it_evaluates_loses_the_lock(node: Node
 _WRITER = """
 import sys, time
 from ochredb.cancel import Cancel
-from ochredb.clock import SystemClock
 from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.log_client import LogClient
 
 address, collection = sys.argv[1:]
 config = RpcConfig()
-log = LogClient(channel(address, config), config, clock=SystemClock())
+log = LogClient(channel(address, config), config)
 
 def evaluate():
     print("evaluating", flush=True)

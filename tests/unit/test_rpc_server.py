@@ -20,19 +20,34 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from ochredb.cancel import Cancel, Cancelled
 from ochredb.clock import SystemClock
+from ochredb.cluster.budget import RetryBudget
+from ochredb.cluster.membership import StaticMembership
+from ochredb.cluster.nodes import Nodes
+from ochredb.cluster.routed_log import RoutedLog
+from ochredb.cluster.routed_query import RoutedQuery
 from ochredb.errors import (
     DeadlineExceeded,
     Exhausted,
     OutcomeUnknown,
     Unavailable,
 )
-from ochredb.peers import GetRequest, Log, LogReader, QueryNode, QueryRequest
+from ochredb.ids import IdSource
+from ochredb.peers import GetRequest, Log, LogReader, Query, QueryNode, QueryRequest
 from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.log_client import LogClient
 from ochredb.rpc.query_client import QueryClient
 from ochredb.rpc.server import RpcServer
-from ochredb.types import Appended, Field, Op, Operations, QueryAnswer, Records
+from ochredb.types import (
+    Appended,
+    Field,
+    IndexingStatus,
+    LogStatus,
+    Op,
+    Operations,
+    QueryAnswer,
+    Records,
+)
 from ochredb_log.grpc import LogServicer
 from ochredb_query.grpc import QueryServicer
 
@@ -55,8 +70,29 @@ class _Held:
         self._hold(cancel)
         return 7
 
-    def indexing_status(self, _collection_id: str) -> Any:
+    def get(self, _collection_id: str, _request: GetRequest, *, cancel: Cancel) -> Records:
+        cancel.check()
         raise Unavailable("not held")
+
+    def indexing_status(self, _collection_id: str, *, cancel: Cancel) -> IndexingStatus:
+        self._hold(cancel)
+        return IndexingStatus(num_indexed_ops=3, num_unindexed_ops=1)
+
+    def status(self, _collection_id: str, *, cancel: Cancel) -> LogStatus:
+        self._hold(cancel)
+        return LogStatus(floor_offset=0, indexed_offset=1, last_offset=2, tail_bytes=3)
+
+    def repeated(
+        self, _collection_id: str, _key: str, _request_hash: bytes, *, cancel: Cancel
+    ) -> Appended | None:
+        self._hold(cancel)
+        return None
+
+    def record_nothing(
+        self, _collection_id: str, _key: str, _request_hash: bytes, *, cancel: Cancel
+    ) -> Appended:
+        self._hold(cancel)
+        return Appended(1, 0)
 
     def append(
         self, _collection_id: str, operations: Operations, *, cancel: Cancel, **_more: Any
@@ -181,6 +217,71 @@ def test_the_request_id_travels(held: _Held) -> None:
     assert [cancel.request_id for cancel in held.cancels] == ["request-1", "request-2", None]
 
 
+# Each of the calls that are asked beside reads and writes, direct and through who routes.
+_BESIDE: dict[str, Callable[[Log, LogReader, Query, Cancel], object]] = {
+    "indexing_status": lambda _log, _reader, query, cancel: query.indexing_status(
+        "c", cancel=cancel
+    ),
+    "status": lambda _log, reader, _query, cancel: reader.status("c", cancel=cancel),
+    "repeated": lambda log, _reader, _query, cancel: log.repeated("c", "k", b"h", cancel=cancel),
+    "record_nothing": lambda log, _reader, _query, cancel: log.record_nothing(
+        "c", "k", b"h", cancel=cancel
+    ),
+}
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("name", _BESIDE)
+def test_every_call_has_its_deadline_request_id_and_end(
+    held: _Held, threads: ThreadPoolExecutor, name: str, routed: bool
+) -> None:
+    with contextlib.ExitStack() as closing:
+        _, log_client, query_client = closing.enter_context(_served(held, RpcConfig()))
+        log: Log = log_client
+        query: Query = query_client
+        if routed:
+            log, query = closing.enter_context(_routed(log_client, query_client))
+
+        def call(cancel: Cancel) -> object:
+            return _BESIDE[name](log, log_client, query, cancel)
+
+        late = Cancel(0.2, request_id="late")
+        with pytest.raises((DeadlineExceeded, OutcomeUnknown)):
+            call(late)
+        gone = Cancel(20.0, request_id="gone")
+        waiting = threads.submit(call, gone)
+        held.wait_begun(2)
+        gone.cancel()
+        assert type(waiting.exception(timeout=_WAIT_S)) in (Cancelled, OutcomeUnknown)
+        _assert_cancelled(held.cancels[1])
+        _until(partial(_has_ended, held.cancels[0]))
+        assert [cancel.request_id for cancel in held.cancels] == ["late", "gone"]
+        remaining_s = held.cancels[1].remaining_s()
+        assert remaining_s is not None
+        assert remaining_s < 21.0  # On the way it is rounded up.
+
+
+@contextlib.contextmanager
+def _routed(log: LogClient, query: QueryClient) -> Iterator[tuple[RoutedLog, RoutedQuery]]:
+    clock, members = SystemClock(), StaticMembership({"only": "its address"})
+    rng = random.Random(1)
+    with contextlib.ExitStack() as closing:
+        logs: Nodes[Log] = Nodes(
+            members, lambda _address: log, clock=clock, rng=rng, close=lambda _log: None
+        )
+        closing.callback(logs.close)
+        queries: Nodes[Query] = Nodes(
+            members, lambda _address: query, clock=clock, rng=rng, close=lambda _query: None
+        )
+        closing.callback(queries.close)
+        budget = RetryBudget(clock)
+        routed_log = RoutedLog(logs, budget=budget, ids=IdSource(), clock=clock)
+        closing.callback(routed_log.close)
+        routed_query = RoutedQuery(queries, budget=budget, clock=clock)
+        closing.callback(routed_query.close)
+        yield routed_log, routed_query
+
+
 def test_slow_calls_are_logged(
     held: _Held, threads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,7 +311,7 @@ def test_writes_that_wait_leave_reads_and_health_alone(
             log.append("c", _ONE, cancel=Cancel())
         assert caught.value.retry_after_s > 0
         with pytest.raises(Unavailable, match="not held"):  # A read.
-            query.indexing_status("c")
+            query.get("c", GetRequest(), cancel=Cancel())
         with channel(server.address, config) as opened:
             assert probe(opened)
             assert probe(opened, "ochredb.proto.v1.Log")

@@ -55,7 +55,7 @@ def _read(frontend: Frontend, request: Request, parse: ReadParser) -> Response:
 
 
 def indexing_status(frontend: Frontend, request: Request) -> Response:
-    status = frontend.indexing_status(shapes.collection_id(request))
+    status = frontend.indexing_status(shapes.collection_id(request), request.cancel)
     document: dict[str, object] = {
         "op_indexing_progress": status.progress,
         "num_unindexed_ops": status.num_unindexed_ops,

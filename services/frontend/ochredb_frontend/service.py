@@ -243,8 +243,8 @@ class Frontend:
     def delete_collection(self, tenant: str, database: str, name: str) -> None:
         self._namespace.delete_collection(tenant, database, name)
 
-    def indexing_status(self, collection_id: str) -> IndexingStatus:
-        return self._query.indexing_status(collection_id)
+    def indexing_status(self, collection_id: str, cancel: Cancel) -> IndexingStatus:
+        return self._query.indexing_status(collection_id, cancel=cancel)
 
     # -- records
 
@@ -343,7 +343,7 @@ class Frontend:
         key = deletion.idempotency_key
         if key is not None:
             # What matched the first time may not match now: the key is bound to the request.
-            first = self._log.repeated(collection_id, key, deletion.request_hash)
+            first = self._log.repeated(collection_id, key, deletion.request_hash, cancel=cancel)
             if first is not None:
                 return first.last_offset - first.first_offset + 1
         for _ in range(_CONDITIONAL_ROUNDS):
@@ -351,7 +351,9 @@ class Frontend:
             if not ids:
                 if key is None:
                     return 0
-                first = self._log.record_nothing(collection_id, key, deletion.request_hash)
+                first = self._log.record_nothing(
+                    collection_id, key, deletion.request_hash, cancel=cancel
+                )
                 return first.last_offset - first.first_offset + 1
             try:
                 appended = self._log.append(

@@ -79,15 +79,15 @@ class LogServicer:
         finally:
             append.replies.put(None)  # If it waits still: the caller is gone.
 
-    def record_nothing(self, message: pb.RecordNothingRequest, _cancel: Cancel) -> pb.Appended:
+    def record_nothing(self, message: pb.RecordNothingRequest, cancel: Cancel) -> pb.Appended:
         appended = self._log.record_nothing(
-            message.collection_id, message.idempotency_key, message.request_hash
+            message.collection_id, message.idempotency_key, message.request_hash, cancel=cancel
         )
         return codec.encode_appended(appended)
 
-    def repeated(self, message: pb.RepeatedRequest, _cancel: Cancel) -> pb.RepeatedReply:
+    def repeated(self, message: pb.RepeatedRequest, cancel: Cancel) -> pb.RepeatedReply:
         appended = self._log.repeated(
-            message.collection_id, message.idempotency_key, message.request_hash
+            message.collection_id, message.idempotency_key, message.request_hash, cancel=cancel
         )
         found = None if appended is None else codec.encode_appended(appended)
         return pb.RepeatedReply(appended=found)
@@ -103,8 +103,8 @@ class LogServicer:
                 fragment=each.payload,
             )
 
-    def status(self, message: pb.LogStatusRequest, _cancel: Cancel) -> pb.LogStatus:
-        status = self._reader.status(message.collection_id)
+    def status(self, message: pb.LogStatusRequest, cancel: Cancel) -> pb.LogStatus:
+        status = self._reader.status(message.collection_id, cancel=cancel)
         return pb.LogStatus(
             floor_offset=status.floor_offset,
             indexed_offset=status.indexed_offset,

@@ -31,8 +31,9 @@ class LogReader:
             cancel.check()
             yield LogFragment(first, stop, payload)
 
-    def status(self, collection_id: str) -> LogStatus:
+    def status(self, collection_id: str, *, cancel: Cancel) -> LogStatus:
         """See `ochredb.peers.LogReader.status`. Cost: two single-row statements."""
+        cancel.check()
         snapshot = self._table.snapshot(collection_id)
         _, tail_bytes = self._table.tail_size(collection_id)
         return LogStatus(

@@ -211,12 +211,18 @@ class LogService:
                 self._make_room(collection_id)
         return attempt()
 
-    def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
+    def repeated(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended | None:
         """See `ochredb.peers.Log.repeated`."""
+        cancel.check()
         return self._table.repeated(collection_id, key, request_hash)
 
-    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
+    def record_nothing(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended:
         """See `ochredb.peers.Log.record_nothing`."""
+        cancel.check()
         return self._table.record_nothing(collection_id, key, request_hash)
 
     def _request(

@@ -124,7 +124,7 @@ class _Connecting:
         from ochredb.rpc.log_client import LogClient
 
         def client(address: str) -> Log:
-            return LogClient(channel(address, self._rpc), self._rpc, clock=self._clock)
+            return LogClient(channel(address, self._rpc), self._rpc)
 
         routed = RoutedLog(
             self._nodes(setting, client), budget=self._budget, ids=self._ids, clock=self._clock
@@ -157,7 +157,7 @@ class _Connecting:
         from ochredb.rpc.channel import channel
         from ochredb.rpc.query_client import QueryClient
 
-        return QueryClient(channel(address, self._rpc), self._rpc, clock=self._clock)
+        return QueryClient(channel(address, self._rpc), self._rpc)
 
     def _compactor(self, setting: str | None) -> Compactor | None:
         if setting is None:

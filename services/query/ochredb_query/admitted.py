@@ -70,9 +70,9 @@ class AdmittedQuery:
         """Only noted: not worth a turn."""
         self._query.keep_copies(objects, cancel=cancel)
 
-    def indexing_status(self, collection_id: str) -> IndexingStatus:
+    def indexing_status(self, collection_id: str, *, cancel: Cancel) -> IndexingStatus:
         """One statement of the catalog: not worth a turn."""
-        return self._query.indexing_status(collection_id)
+        return self._query.indexing_status(collection_id, cancel=cancel)
 
     def quick(
         self,

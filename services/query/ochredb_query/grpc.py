@@ -59,9 +59,9 @@ class QueryServicer:
         return pb.CountReply(count=self._query.count(message.collection_id, cancel=cancel))
 
     def indexing_status(
-        self, message: pb.IndexingStatusRequest, _cancel: Cancel
+        self, message: pb.IndexingStatusRequest, cancel: Cancel
     ) -> pb.IndexingStatusReply:
-        status = self._query.indexing_status(message.collection_id)
+        status = self._query.indexing_status(message.collection_id, cancel=cancel)
         return pb.IndexingStatusReply(
             num_indexed_ops=status.num_indexed_ops,
             num_unindexed_ops=status.num_unindexed_ops,

@@ -137,7 +137,8 @@ class QueryService:
         cancel.check()
         self._copies.keep(objects)
 
-    def indexing_status(self, collection_id: str) -> IndexingStatus:
+    def indexing_status(self, collection_id: str, *, cancel: Cancel) -> IndexingStatus:
+        cancel.check()
         last, indexed, unsettled, quarantined = self._logs.status(collection_id)
         waiting = min(last, last - indexed + unsettled)
         return IndexingStatus(

@@ -199,18 +199,22 @@ class RoutedLog:
         except _EvaluationFailed as failed:
             raise failed.error from None
 
-    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
+    def record_nothing(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended:
         return self._write(
             collection_id,
-            Cancel(clock=self._clock),
-            lambda log, _own: log.record_nothing(collection_id, key, request_hash),
+            cancel,
+            lambda log, own: log.record_nothing(collection_id, key, request_hash, cancel=own),
         )
 
-    def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
+    def repeated(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended | None:
         return self._write(
             collection_id,
-            Cancel(clock=self._clock),
-            lambda log, _own: log.repeated(collection_id, key, request_hash),
+            cancel,
+            lambda log, own: log.repeated(collection_id, key, request_hash, cancel=own),
         )
 
     # -- routing

@@ -95,10 +95,11 @@ class RoutedQuery:
             )
         )  # fmt: skip
 
-    def indexing_status(self, collection_id: str) -> IndexingStatus:
+    def indexing_status(self, collection_id: str, *, cancel: Cancel) -> IndexingStatus:
         return self._read(
-            "indexing_status", collection_id, Cancel(clock=self._clock),
-            lambda query, _own: query.indexing_status(collection_id),
+            "indexing_status", collection_id, cancel, lambda query, own: query.indexing_status(
+                collection_id, cancel=own
+            )
         )  # fmt: skip
 
     def quick(

@@ -9,7 +9,6 @@ from typing import Any
 import grpc
 
 from ochredb.cancel import Cancel
-from ochredb.clock import Clock
 from ochredb.errors import OutcomeUnknown
 from ochredb.peers import LogFragment
 from ochredb.proto.v1 import log_pb2 as pb
@@ -27,8 +26,8 @@ class LogClient:
     repeat them, on any node, with the same key or request id.
     """
 
-    def __init__(self, channel: grpc.Channel, config: RpcConfig, *, clock: Clock) -> None:
-        self._calls, self._clock = Calls(channel, config), clock
+    def __init__(self, channel: grpc.Channel, config: RpcConfig) -> None:
+        self._calls = Calls(channel, config)
         self._stub: Any = LogStub(channel)
 
     def close(self) -> None:
@@ -121,19 +120,22 @@ class LogClient:
             steps.put(None)
             replies.close()
 
-    def record_nothing(self, collection_id: str, key: str, request_hash: bytes) -> Appended:
+    def record_nothing(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended:
         message = pb.RecordNothingRequest(
             collection_id=collection_id, idempotency_key=key, request_hash=request_hash
         )
-        cancel = Cancel(clock=self._clock)
         reply = self._calls.unary(self._stub.RecordNothing, message, cancel, writes=True)
         return codec.decode_appended(reply)
 
-    def repeated(self, collection_id: str, key: str, request_hash: bytes) -> Appended | None:
+    def repeated(
+        self, collection_id: str, key: str, request_hash: bytes, *, cancel: Cancel
+    ) -> Appended | None:
         message = pb.RepeatedRequest(
             collection_id=collection_id, idempotency_key=key, request_hash=request_hash
         )
-        reply = self._calls.unary(self._stub.Repeated, message, Cancel(clock=self._clock))
+        reply = self._calls.unary(self._stub.Repeated, message, cancel)
         return codec.decode_appended(reply.appended) if reply.HasField("appended") else None
 
     # -- peers.LogReader
@@ -147,9 +149,9 @@ class LogClient:
         for each in self._calls.stream(self._stub.Read, message, cancel):
             yield LogFragment(each.first_offset, each.last_offset, each.fragment)
 
-    def status(self, collection_id: str) -> LogStatus:
+    def status(self, collection_id: str, *, cancel: Cancel) -> LogStatus:
         message = pb.LogStatusRequest(collection_id=collection_id)
-        reply = self._calls.unary(self._stub.Status, message, Cancel(clock=self._clock))
+        reply = self._calls.unary(self._stub.Status, message, cancel)
         return LogStatus(
             floor_offset=reply.floor_offset,
             indexed_offset=reply.indexed_offset,

@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 
 from ochredb.cancel import Cancel
-from ochredb.clock import Clock
 from ochredb.errors import Unimplemented
 from ochredb.peers import Batch, GetRequest, PartsAnswer, PartsRequest, QueryRequest, QuickRead
 from ochredb.proto.v1 import query_pb2 as pb
@@ -23,8 +22,8 @@ from ochredb.types import IndexingStatus, QueryAnswer, Records
 class QueryClient:
     """One address. Thread-safe. Reads raise Unavailable if it cannot be reached."""
 
-    def __init__(self, channel: grpc.Channel, config: RpcConfig, *, clock: Clock) -> None:
-        self._calls, self._clock = Calls(channel, config), clock
+    def __init__(self, channel: grpc.Channel, config: RpcConfig) -> None:
+        self._calls = Calls(channel, config)
         self._stub: Any = QueryStub(channel)
 
     def close(self) -> None:
@@ -53,9 +52,9 @@ class QueryClient:
         columns = columns_of(self._calls.stream(self._stub.Match, message, cancel))
         return reads.decode_records(columns).ids, columns.get("last_offset", 0)
 
-    def indexing_status(self, collection_id: str) -> IndexingStatus:
+    def indexing_status(self, collection_id: str, *, cancel: Cancel) -> IndexingStatus:
         message = pb.IndexingStatusRequest(collection_id=collection_id)
-        reply = self._calls.unary(self._stub.IndexingStatus, message, Cancel(clock=self._clock))
+        reply = self._calls.unary(self._stub.IndexingStatus, message, cancel)
         return IndexingStatus(
             num_indexed_ops=reply.num_indexed_ops,
             num_unindexed_ops=reply.num_unindexed_ops,

@@ -151,10 +151,10 @@ class PeersSuite:
         first = _append(roles, collection, operations(Op.ADD, ["a"]), **more)
         again = _append(roles, collection, operations(Op.ADD, ["b"]), **more)
         assert again == replace(first, repeated=True)
-        assert roles.log.repeated(collection, "k", b"\x00same\xff") == again
-        assert roles.log.repeated(collection, "other", b"hash") is None
+        assert roles.log.repeated(collection, "k", b"\x00same\xff", cancel=Cancel()) == again
+        assert roles.log.repeated(collection, "other", b"hash", cancel=Cancel()) is None
         with pytest.raises(Unprocessable):
-            roles.log.repeated(collection, "k", b"not the same")
+            roles.log.repeated(collection, "k", b"not the same", cancel=Cancel())
 
     def test_a_named_write_is_applied_once(self, roles: Roles, collection: str) -> None:
         request = operations(Op.ADD, ["a", "b"])
@@ -164,9 +164,9 @@ class PeersSuite:
         assert _append(roles, collection, request, request_id="name-2").first_offset == 3
 
     def test_nothing_is_recorded_under_a_key(self, roles: Roles, collection: str) -> None:
-        nothing = roles.log.record_nothing(collection, "k", b"hash")
+        nothing = roles.log.record_nothing(collection, "k", b"hash", cancel=Cancel())
         assert (nothing.first_offset, nothing.last_offset) == (1, 0)
-        again = roles.log.record_nothing(collection, "k", b"hash")
+        again = roles.log.record_nothing(collection, "k", b"hash", cancel=Cancel())
         assert again == replace(nothing, repeated=True)
 
     def test_an_expectation_that_fails_writes_nothing(self, roles: Roles, collection: str) -> None:
@@ -272,14 +272,14 @@ class PeersSuite:
             list(roles.reader.read(NO_SUCH, 1, None, cancel=Cancel()))
 
     def test_a_log_says_how_long_it_is(self, roles: Roles, collection: str) -> None:
-        assert roles.reader.status(collection).last_offset == 0
+        assert roles.reader.status(collection, cancel=Cancel()).last_offset == 0
         request = operations(Op.ADD, ["a", "b"])
         _append(roles, collection, request)
-        status = roles.reader.status(collection)
+        status = roles.reader.status(collection, cancel=Cancel())
         assert (status.floor_offset, status.indexed_offset, status.last_offset) == (0, 0, 2)
         assert status.tail_bytes == encode(request).size
         with pytest.raises(NotFound):
-            roles.reader.status(NO_SUCH)
+            roles.reader.status(NO_SUCH, cancel=Cancel())
 
     # -- reads
 
@@ -353,7 +353,7 @@ class PeersSuite:
             lambda: _nearest(roles, NO_SUCH, [[1, 2, 3]]),
             lambda: roles.query.count(NO_SUCH, cancel=Cancel()),
             lambda: roles.query.match(NO_SUCH, GetRequest(), cancel=Cancel()),
-            lambda: roles.query.indexing_status(NO_SUCH),
+            lambda: roles.query.indexing_status(NO_SUCH, cancel=Cancel()),
         ):
             with pytest.raises(NotFound, match=NO_SUCH):
                 read()
@@ -377,7 +377,7 @@ class PeersSuite:
 
     def test_what_is_indexed_is_told(self, roles: Roles, collection: str) -> None:
         _append(roles, collection, operations(Op.ADD, ["a", "b"]))
-        status = roles.query.indexing_status(collection)
+        status = roles.query.indexing_status(collection, cancel=Cancel())
         assert (status.num_unindexed_ops, status.total_ops) == (2, 2)
 
     # -- ends
@@ -395,7 +395,16 @@ class PeersSuite:
                 roles.query.get(collection, GetRequest(), cancel=cancel)
             with pytest.raises(expected):
                 roles.query.count(collection, cancel=cancel)
+            with pytest.raises(expected):
+                roles.query.indexing_status(collection, cancel=cancel)
+            with pytest.raises(expected):
+                roles.log.repeated(collection, "k", b"hash", cancel=cancel)
+            with pytest.raises(expected):
+                roles.log.record_nothing(collection, "k", b"hash", cancel=cancel)
+            with pytest.raises(expected):
+                roles.reader.status(collection, cancel=cancel)
         assert _ids(roles, collection) == []
+        assert roles.log.repeated(collection, "k", b"hash", cancel=Cancel()) is None
 
 
 def _append(roles: Roles, collection: str, request: Operations, **more: Any) -> Appended:
