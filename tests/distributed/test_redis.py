@@ -265,6 +265,8 @@ LIES = {
     "error": b"-ERR no\r\n",
     "ok": b"+OK\r\n",
     "other bytes": b"$4\r\nevil\r\n",
+    # To a frontend: this tenant owes all that it can, and a million of its requests run elsewhere.
+    "limits": b"*2\r\n$4\r\n-1e9\r\n:1000000\r\n",
 }
 
 
@@ -274,7 +276,8 @@ def test_a_server_that_lies_costs_little_and_changes_nothing(lie: str) -> None:
     try:
         with _link(liar.url, timeout_s=0.02) as link, _hints(link, "me") as (hints, heard):
             hot = RedisHotFragments(link)
-            limits = SharedLimits(link, LimitsConfig(requests_per_second=1e6), CLOCK, "me")
+            config = LimitsConfig(requests_per_second=1e6, concurrent_requests=4)
+            limits = SharedLimits(link, config, CLOCK, "me")
             limits.start()
             deadline = time.monotonic() + 1.5
             slowest_s, rounds = 0.0, 0
@@ -365,6 +368,8 @@ class TestLimits:
             for _ in range(3):
                 first.enter("a")
 
+            second.enter("a")  # Its own share; no more of them while it knows of the others.
+
             def refused() -> bool:
                 try:
                     second.enter("a")
@@ -377,6 +382,38 @@ class TestLimits:
             first.close()  # Without a word, as a killed one.
             _until(lambda: not refused())
             second.close()
+
+    def test_who_writes_to_redis_cannot_shut_a_tenant_out(self, server: RedisServer) -> None:
+        """Again and again it is told that all is used up, and believes it."""
+        config = LimitsConfig(requests_per_second=1_600.0, concurrent_requests=4)
+        with _link(server.url) as link, server.client() as client:
+            limits = SharedLimits(link, config, CLOCK, "1")
+            limits.start()
+            let_in = refused = 0
+
+            def others_refused() -> int:
+                """How many of four at once are not let in."""
+                running = 0
+                with contextlib.suppress(Exhausted):
+                    for _ in range(4):
+                        limits.enter("a")
+                        running += 1
+                for _ in range(running):
+                    limits.leave("a")
+                return 4 - running
+
+            def lie_and_ask() -> bool:
+                nonlocal let_in, refused
+                now_ms = int(time.time() * 1_000)
+                lie = {"tokens": "-1e9", "at": now_ms, "r:2": f"1000000:{now_ms}"}
+                client.hset(f"ochredb:{STORE}:limit:a", mapping=lie)
+                not_let_in = others_refused()
+                refused += not_let_in >= 3
+                let_in += 4 - not_let_in
+                return refused >= 50 and let_in >= 400
+
+            _until(lie_and_ask)
+            limits.close()
 
     def test_without_redis_each_applies_them_alone(self, server: RedisServer) -> None:
         config = LimitsConfig(requests_per_second=1.0, requests_burst=2.0)

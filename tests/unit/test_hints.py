@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -111,10 +111,51 @@ class TestLimits:
         clock = ManualClock()
         limits = LocalLimits(LimitsConfig(concurrent_requests=2), clock)
         limits.put_balance("a", 0.0, 2)
+        limits.enter("a")  # One may run here, however many run elsewhere.
         with pytest.raises(Exhausted):
             limits.enter("a")
         clock.advance(3.0)
         limits.enter("a")
+
+    def test_no_balance_takes_the_last_sixteenth_of_a_rate(self) -> None:
+        """I11: again and again the account is said to owe all that it can."""
+        clock = ManualClock()
+        config = LimitsConfig(requests_per_second=160, requests_burst=64)
+        limits = LocalLimits(config, clock)
+        waits_s, let_in = [], 0
+        for _ in range(1_000):  # Ten seconds.
+            clock.advance(0.01)
+            limits.put_balance("a", -1e9, 0)
+            try:
+                limits.enter("a")
+            except Exhausted as refused:
+                waits_s.append(refused.retry_after_s)
+            else:
+                let_in += 1
+        assert let_in == pytest.approx(4 + 10 * 10, abs=2)
+        assert max(waits_s) <= 0.1
+
+    @pytest.mark.parametrize(("others", "here"), [(0, 32), (20, 12), (31, 2), (10**9, 2)])
+    def test_nor_of_what_may_run_at_once(self, others: int, here: int) -> None:
+        limits = LocalLimits(LimitsConfig(concurrent_requests=32), ManualClock())
+        limits.put_balance("a", 0.0, others)
+        for _ in range(here):
+            limits.enter("a")
+        with pytest.raises(Exhausted, match="32 requests running"):
+            limits.enter("a")
+
+    def test_a_share_is_part_of_the_limit_and_not_beside_it(self) -> None:
+        clock = ManualClock()
+        config = LimitsConfig(requests_per_second=160, requests_burst=64)
+        limits = LocalLimits(config, clock)
+        let_in = 0
+        for _ in range(10_000):
+            clock.advance(0.001)
+            with suppress(Exhausted):
+                limits.enter("a")
+                limits.leave("a")
+                let_in += 1
+        assert let_in == pytest.approx(64 + 160 * 10, abs=2)
 
     def test_a_balance_replaces_what_was_known_but_not_what_was_spent_since(self) -> None:
         clock = ManualClock()

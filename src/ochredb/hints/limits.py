@@ -5,6 +5,9 @@ Redis told it last of the others'. While a tenant is active the account in Redis
 twenty times a second. So together the frontends let through what was agreed, and for the
 twentieth of a second that they do not know of one another a little more, which is then owed: the
 account goes below zero. Without Redis each frontend applies the limits alone.
+
+Whatever Redis says, a frontend lets a sixteenth of each limit through, one request at least: who
+can write there, or a Redis that has gone mad, makes a tenant slow and shuts nobody out.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ log = logging.getLogger("ochredb.hints")
 
 _ACCOUNTS_MAX = 10_000
 _BALANCE_PERIOD_S = 0.05
+_OWN_SHARE = 1 / 16  # Of each limit. It counts in the account: more only with more frontends.
 _OTHERS_FORGOTTEN_S = 2.0  # A frontend that reported this long ago has ended, or lost Redis.
 
 # One hash for each tenant: `tokens` as of `at` (milliseconds by Redis' clock), and for each
@@ -81,6 +85,16 @@ class LimitsConfig:
         return self.requests_burst or max(1.0, self.requests_per_second or 0.0)
 
     @property
+    def own_burst(self) -> float:
+        """Of one frontend, whatever the others do."""
+        return max(1.0, self.burst * _OWN_SHARE)
+
+    @property
+    def own_concurrent(self) -> int:
+        """Likewise, of requests that run at once."""
+        return max(1, int((self.concurrent_requests or 0) * _OWN_SHARE))
+
+    @property
     def is_none(self) -> bool:
         return self.requests_per_second is None and self.concurrent_requests is None
 
@@ -101,7 +115,8 @@ class Limits(Protocol):
 class _Account:
     """What this frontend knows of a tenant."""
 
-    tokens: float
+    tokens: float  # Of all frontends together, as far as is known.
+    own: float  # Of this one's share, which no other takes.
     at_s: float  # When that was so.
     running: int = 0
     others: int = 0  # Running elsewhere, as Redis said ...
@@ -130,16 +145,21 @@ class LocalLimits:
         with self._lock:
             now_s = self._clock.monotonic_s()
             account = self._account(tenant, now_s)
-            if rate is not None and account.tokens < 1.0:
+            if rate is not None and account.tokens < 1.0 and account.own < 1.0:
                 raise Exhausted(
                     f"tenant {tenant} may make {rate:g} requests per second",
-                    retry_after_s=(1.0 - account.tokens) / rate,
+                    retry_after_s=min(1.0 - account.tokens, (1.0 - account.own) / _OWN_SHARE)
+                    / rate,
                 )
             if at_once is not None:
                 known = now_s - account.others_at_s < _OTHERS_FORGOTTEN_S
-                if account.running + (account.others if known else 0) >= at_once:
+                others = account.others if known else 0
+                # With `others` as Redis told them no fewer run here than this frontend's own share.
+                most = max(at_once - others, self._config.own_concurrent)
+                if account.running >= most:
                     raise Exhausted(f"tenant {tenant} may have {at_once} requests running at once")
             account.tokens -= 1.0
+            account.own = max(0.0, account.own - 1.0)
             account.spent += 1
             account.running += 1
             if self._on_active is None:
@@ -186,10 +206,11 @@ class LocalLimits:
                 if idle is None:
                     raise Exhausted(f"{_ACCOUNTS_MAX} tenants have requests running")
                 del self._accounts[idle]
-            account = self._accounts[tenant] = _Account(burst, now_s)
+            account = self._accounts[tenant] = _Account(burst, self._config.own_burst, now_s)
         self._accounts.move_to_end(tenant)
-        rate = self._config.requests_per_second or 0.0
-        account.tokens = min(burst, account.tokens + (now_s - account.at_s) * rate)
+        earned = (now_s - account.at_s) * (self._config.requests_per_second or 0.0)
+        account.tokens = min(burst, account.tokens + earned)
+        account.own = min(self._config.own_burst, account.own + earned * _OWN_SHARE)
         account.at_s = now_s
         return account
 
