@@ -192,19 +192,7 @@ def test_a_damaged_index_in_the_bucket_is_repaired_through_a_frontend(
     path = fill(frontend, "shared", 9_000)
     until(lambda: frontend.call("GET", f"{path}/indexing_status")["num_unindexed_ops"] == 0)
     assert "undamaged" in _command(0, "check", str(frontend.rest)).stdout
-    client = ceph.client()
-
-    def damage(at: int) -> str:
-        """Of the one object of the newest part, which begins with records and ends with indexes."""
-        found = client.list_objects_v2(Bucket=bucket, Prefix="prefix/parts/")["Contents"]
-        key = max(item["Key"] for item in found)
-        whole = client.get_object(Bucket=bucket, Key=key)
-        content = bytearray(whole["Body"].read())
-        content[at] ^= 1
-        client.put_object(Bucket=bucket, Key=key, Body=bytes(content), Metadata=whole["Metadata"])
-        return str(key).removeprefix("prefix/")
-
-    key = damage(-1_000)
+    key = _damage(ceph, bucket, -1_000)
     assert f"damaged: {key}" in _command(1, "check", str(frontend.rest)).stderr
     told = _command(0, "repair", str(frontend.rest)).stdout
     assert re.search(f"^built anew: {key}: block . fails its checksum", told), told
@@ -212,10 +200,49 @@ def test_a_damaged_index_in_the_bucket_is_repaired_through_a_frontend(
     near = {"query_embeddings": [[7.2, 1.0]], "n_results": 2, "where": {"even": False}}
     assert frontend.call("POST", f"{path}/query", near)["ids"] == [["r7", "r9"]]
     assert frontend.call("GET", f"{path}/count") == 9_000
-    key = damage(1_000)
+    key = _damage(ceph, bucket, 1_000)
     told = _command(1, "repair", str(frontend.rest)).stdout
     assert f"left: {key}: " in told and "restore a backup" in told
     assert "is for a directory" in _command(2, "repair", str(frontend.rest), "--accept-loss").stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_query_node_has_a_damaged_index_built_anew(
+    shared: Shared, ceph: CephServer, bucket: str
+) -> None:
+    log = shared.start("log")
+    compactor = shared.start("compactor", "--compactor-workers", "1")
+    query = shared.start("query", "--compactor-nodes", f"static:c={compactor.rpc}")
+    nodes = ("--log-nodes", f"static:l={log.rpc}", "--query-nodes", f"static:q={query.rpc}")
+    frontend = shared.start("frontend", *nodes)
+    path = fill(frontend, "shared", 9_000)
+    until(lambda: frontend.call("GET", f"{path}/indexing_status")["num_unindexed_ops"] == 0)
+    key = _damage(ceph, bucket, -1_000)
+    near = {"query_embeddings": [[7.2, 1.0]], "n_results": 2}
+    some = {"where_document": {"$contains": "number 77"}, "limit": 3}
+    assert frontend.call("POST", f"{path}/query", near)["ids"] == [["r7", "r8"]]
+    ids = frontend.call("POST", f"{path}/get", some)["ids"]
+    assert frontend.call("POST", f"{path}/get", {"ids": ["r3"]})["ids"] == ["r3"]
+    until(lambda: "has been built anew" in query.log_path.read_text())
+    assert _newest_part(ceph, bucket) != key
+    assert frontend.call("POST", f"{path}/query", near)["ids"] == [["r7", "r8"]]
+    assert frontend.call("POST", f"{path}/get", some)["ids"] == ids
+
+
+def _newest_part(ceph: CephServer, bucket: str) -> str:
+    found = ceph.client().list_objects_v2(Bucket=bucket, Prefix="prefix/parts/")["Contents"]
+    return str(max(item["Key"] for item in found)).removeprefix("prefix/")
+
+
+def _damage(ceph: CephServer, bucket: str, at: int) -> str:
+    """Of the one object of the newest part, which begins with records and ends with indexes."""
+    client, key = ceph.client(), _newest_part(ceph, bucket)
+    place = {"Bucket": bucket, "Key": f"prefix/{key}"}
+    whole = client.get_object(**place)
+    content = bytearray(whole["Body"].read())
+    content[at] ^= 1
+    client.put_object(**place, Body=bytes(content), Metadata=whole["Metadata"])
+    return key
 
 
 def _command(status: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -147,6 +147,32 @@ def test_a_node_at_work_builds_a_damaged_graph_anew_by_itself(
     assert not check(path).is_damaged
 
 
+@pytest.mark.parametrize("rows", [60, 9_000])  # Of less than a block, and of several.
+@pytest.mark.parametrize("section", ["norms", "ids", "metadata", "text"])
+def test_a_damaged_index_in_an_object_with_its_records_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, rows: int
+) -> None:
+    """Small parts are one object: records share blocks with indexes, but not their damage."""
+    monkeypatch.setattr(writer, "PACKED_BYTES_MAX", 8 << 20)
+    path = str(tmp_path / "packed")
+    with running_node(path) as node:
+        collection = make_collection(node, "records")
+        add_rows(node, collection, 0, rows)
+        node.compactor.compact_now(collection)
+        _, manifest = _manifest(node)
+        assert {place.object for place in manifest.sections.values()} == {0, 1}
+        right = _answers(node, collection)
+    _damage(path, section)
+    (finding,) = check(path).findings
+    assert finding.derived and section in {name.split("/")[0] for name in finding.sections}
+    with running_node(path) as node:
+        for _ in range(3):
+            assert _answers(node, collection) == right
+        node.compactor.rebuild_damaged()
+        assert _manifest(node)[1].id != manifest.id
+        assert _answers(node, collection) == right
+
+
 @pytest.mark.parametrize("file", ["index", "graph"])
 def test_a_missing_file_of_indexes_is_no_reason_to_stop(path: str, file: str) -> None:
     with running_node(path) as node:

@@ -21,6 +21,7 @@ from ochredb.parts import graph as graphs
 from ochredb.parts.graph_links import GraphLinks
 from ochredb.parts.manifest import Manifest
 from ochredb.parts.reader import Part
+from ochredb.parts.whole import whole_rows
 from ochredb.parts.writer import (
     ALIGNMENT_BYTES,
     TEXT_INDEX_ROWS_MIN,
@@ -242,8 +243,12 @@ class TestDamage:
         store = MemoryStore()
         manifest = _write(store, _rows(50, 4))
         (item,) = manifest.objects
+        part = self._damaged(manifest, store, item.key, item.size - 3)
         with pytest.raises(Corrupt, match="table"):
-            _ = self._damaged(manifest, store, item.key, item.size - 3).vectors
+            part.section("norms")
+        alone = replace(manifest, truth_checksums={})  # As of a release without them.
+        with pytest.raises(Corrupt, match="table"):
+            _ = self._damaged(alone, store, item.key, item.size - 3).vectors
 
     @pytest.mark.parametrize("cut", [1, 100, 10**9])
     def test_a_truncated_object_is_found_at_opening(self, cut: int) -> None:
@@ -251,8 +256,44 @@ class TestDamage:
         manifest = _write(store, _rows(50, 4))
         (item,) = manifest.objects
         copy.create(item.key, store.get(item.key)[: max(0, item.size - cut)])
-        with pytest.raises(Corrupt, match=item.key):
-            _ = Part(copy, manifest, SETTINGS).vectors
+        alone = replace(manifest, truth_checksums={})
+        for read in (
+            lambda: Part(copy, alone, SETTINGS).vectors,
+            lambda: Part(copy, manifest, SETTINGS).section("norms"),
+        ):
+            with pytest.raises(Corrupt, match=rf"{item.key} has \d+ bytes instead of {item.size}"):
+                read()
+
+    def test_records_and_vectors_outlive_their_neighbours(self) -> None:
+        """Of an object that holds all of a small part: whatever is not theirs may be damaged."""
+        store, rows = MemoryStore(), _rows(50, 4)
+        manifest = _write(store, rows)
+        (item,) = manifest.objects
+        end = manifest.sections["vectors"].stop
+        content = store.get(item.key)
+        assert set(manifest.truth_checksums) == {"records", "vectors"}
+        zeros = bytes(item.size - end)
+        for damaged in (content[:end] + zeros, content[:end], content + b"x"):
+            copy = MemoryStore()
+            copy.create(item.key, damaged)
+            part = Part(copy, Manifest.from_json(manifest.to_json()), SETTINGS)
+            assert np.array_equal(part.vectors, rows.vectors)
+            assert part.take_ids(np.arange(50)) == [f"id-{row}" for row in range(50)]
+            assert whole_rows(part).all()
+            right = np.einsum("ij,ij->i", rows.vectors, rows.vectors)
+            np.testing.assert_allclose(part.squared_norms, right, rtol=1e-6)
+            _ = part.id_index, part.metadata, part.record_batch
+
+    def test_damaged_records_are_not_served_for_their_own_checksum(self) -> None:
+        store = MemoryStore()
+        manifest = _write(store, _rows(50, 4))
+        key = manifest.objects[0].key
+        for name in ("records", "vectors"):
+            place = manifest.sections[name]
+            for at in range(place.start, place.stop, 37):
+                part = self._damaged(manifest, store, key, at)
+                with pytest.raises(Corrupt, match=key):
+                    _ = part.vectors if name == "vectors" else part.record_batch
 
     def test_a_missing_object_is_not_damage_yet(self) -> None:
         store = MemoryStore()

@@ -134,3 +134,23 @@ def test_a_range_in_the_middle_of_several_blocks_is_not_left_out() -> None:
     stored.verify(5 * BLOCK_BYTES, 5 * BLOCK_BYTES + 1)
     with pytest.raises(Corrupt, match="block 3 of key"):
         stored.verify_ranges(np.array([BLOCK_BYTES]), np.array([5 * BLOCK_BYTES + 1]))
+
+
+def test_a_damaged_block_is_no_concern_of_who_does_not_read_it() -> None:
+    """It may hold a part's indexes, which are done without."""
+    data = np.random.default_rng(1).bytes(5 * BLOCK_BYTES)
+    store, info = make_object(data)
+    content = bytearray(store.get("key"))
+    for block in (1, 4):
+        content[block * BLOCK_BYTES + 9] ^= 1
+    damaged_store = MemoryStore()
+    damaged_store.create("key", bytes(content))
+    stored = VerifiedObject(damaged_store, info)
+    at = np.array([0], np.int64)
+    for _ in range(8):
+        stored.verify_ranges(at, at + 5)
+    assert stored.verified_bytes == 3 * BLOCK_BYTES
+    assert not stored.is_complete
+    for block in (1, 4):
+        with pytest.raises(Corrupt, match=f"block {block} of key"):
+            stored.verify_ranges(at + block * BLOCK_BYTES, at + block * BLOCK_BYTES + 1)

@@ -29,7 +29,7 @@ from ochredb.fragment import decode, encode
 from ochredb.integrity.evidence import Evidence
 from ochredb.integrity.mend import flipped_bit, mended_object
 from ochredb.parts import deleted as deleted_rows
-from ochredb.parts.manifest import ObjectInfo
+from ochredb.parts.manifest import TRUTH, ObjectInfo
 from ochredb.parts.reader import Part
 from ochredb.parts.verified import VerifiedObject
 from ochredb.parts.whole import ids_of, whole_rows
@@ -40,7 +40,6 @@ from ochredb_compactor.merge import merge, replace_rows
 from ochredb_compactor.scheduler import MergePlan
 from ochredb_compactor.world import World
 
-TRUTH = ("records", "vectors")
 _PAGE_FRAGMENTS = 128
 _NO_ID = "-"  # Of an operation that does nothing.
 

@@ -22,7 +22,7 @@ from ochredb.catalog import facts
 from ochredb.catalog.copies import check_copy, contents
 from ochredb.catalog.read_only import read_only_reason
 from ochredb.catalog.sqlite import SqliteDatabase
-from ochredb.checksum import BLOCK_BYTES
+from ochredb.checksum import BLOCK_BYTES, xxh3
 from ochredb.clock import Clock, SystemClock
 from ochredb.errors import (
     Corrupt,
@@ -36,12 +36,9 @@ from ochredb.errors import (
 from ochredb.ids import uuid7_time_us
 from ochredb.integrity.report import Finding, Report
 from ochredb.integrity.unpinned import Unpinned, open_to_read
-from ochredb.parts.manifest import Manifest
+from ochredb.parts.manifest import TRUTH, Manifest, SectionPlace
 from ochredb.storage.open_directory import CATALOG_FILE, MARKER_FILE
 from ochredb.storage.space import has_no_room
-
-TRUTH = frozenset({"records", "vectors"})
-"""The sections that nothing else holds (docs/formats/part.md)."""
 
 _RENEWALS_PER_TTL = 4
 _SECTOR_BYTES = 512  # Pages are some of them.
@@ -227,11 +224,12 @@ class _Check:
         place: str,
         problem: str,
         collections: tuple[str, ...] | list[str] = (),
-        sections: tuple[str, ...] = (),
+        sections: tuple[str, ...] | None = None,
     ) -> None:
-        derived = bool(sections) and not TRUTH.intersection(sections)
+        """sections: of a part, those that are hit."""
+        derived = sections is not None and not set(TRUTH).intersection(sections)
         names = tuple(self._names.get(item, item) for item in collections)
-        self.findings.append(Finding(place, problem, names, sections, derived))
+        self.findings.append(Finding(place, problem, names, sections or (), derived))
 
     @contextlib.contextmanager
     def _reading_catalog(self) -> Iterator[None]:
@@ -286,7 +284,7 @@ class _Check:
                 problem = f"cannot be read: {error}"
             done = before + size
             if problem is not None:
-                sections = _sections_hit(key, check, manifests.get(key))
+                sections = self._sections_hit(key, check, manifests.get(key))
                 self.find(key, problem, self._holders.get(key, []), sections)
 
     def _chunks(self, key: str, size: int) -> Iterator[bytes]:
@@ -297,6 +295,37 @@ class _Check:
                 yield self.backups.store.get_range(key, start, stop)
             except ValueError:
                 return
+
+    def _sections_hit(
+        self, key: str, check: Check | None, manifest: Manifest | None
+    ) -> tuple[str, ...] | None:
+        """The sections of a part that lie in what is damaged of one of its objects."""
+        if manifest is None:
+            return None
+        number = next(n for n, info in enumerate(manifest.objects) if info.key == key)
+        wrong = check.wrong_blocks if isinstance(check, BlocksCheck) else None
+        return tuple(
+            name
+            for name, place in manifest.sections.items()
+            if place.object == number
+            and (
+                not wrong
+                or any(
+                    place.start < (block + 1) * BLOCK_BYTES and block * BLOCK_BYTES < place.stop
+                    for block in wrong
+                )
+            )
+            and not self._passes_alone(key, place, manifest.truth_checksums.get(name))
+        )
+
+    def _passes_alone(self, key: str, place: SectionPlace, checksum: int | None) -> bool:
+        """Whether a section is right though blocks that it shares with others are not."""
+        if checksum is None:
+            return False
+        try:
+            return xxh3(self.backups.store.get_range(key, place.start, place.stop)) == checksum
+        except (NotFound, ValueError):
+            return False
 
     def _size_problem(self, key: str, size: int, found: int) -> str | None:
         if found != size:
@@ -322,22 +351,3 @@ class _Check:
                     size += item.size
         if count:
             yield f"{count} objects ({size} bytes) belong to nothing; they will be collected"
-
-
-def _sections_hit(key: str, check: Check | None, manifest: Manifest | None) -> tuple[str, ...]:
-    """The sections of a part that lie in what is damaged of one of its objects."""
-    if manifest is None:
-        return ()
-    number = next(n for n, info in enumerate(manifest.objects) if info.key == key)
-    places = {name: place for name, place in manifest.sections.items() if place.object == number}
-    wrong = check.wrong_blocks if isinstance(check, BlocksCheck) else None
-    if not wrong:
-        return tuple(places)
-    return tuple(
-        name
-        for name, place in places.items()
-        if any(
-            place.start < (block + 1) * BLOCK_BYTES and block * BLOCK_BYTES < place.stop
-            for block in wrong
-        )
-    )

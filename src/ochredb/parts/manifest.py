@@ -6,7 +6,7 @@ The manifest is a JSON document in the catalog (docs/formats/part.md). Truth is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -15,6 +15,7 @@ from ochredb.errors import Corrupt, NewerFormat, newer_message
 from ochredb.json_text import loads
 
 FORMAT_VERSION = 2
+TRUTH = ("records", "vectors")  # The sections that nothing else can replace.
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,15 @@ class ObjectInfo:
     has_table: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes [start, stop) of an object, and their xxh3-64."""
+
+    start: int
+    stop: int
+    checksum: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What the catalog knows about a part.
@@ -49,6 +59,8 @@ class Manifest:
     graph_recall: (ef, recall at 10), both ascending, as measured on this graph or on the one that
         it grew from, which had graph_recall_labels labels; empty if neither was.
     graph_recall_queries: measured with so many queries of each kind.
+    truth_checksums: xxh3-64 of `records` and of `vectors` where they share an object, and so
+        blocks, with what is derived: damage to that is then none of theirs.
     """
 
     id: str
@@ -63,6 +75,16 @@ class Manifest:
     graph_recall: tuple[tuple[int, float], ...] = ()
     graph_recall_labels: int = 0
     graph_recall_queries: int = 0
+    truth_checksums: dict[str, int] = field(default_factory=dict)
+
+    def spans(self, number: int) -> list[Span]:
+        """What of an object has a checksum of its own."""
+        places = [(self.sections[name], found) for name, found in self.truth_checksums.items()]
+        return [
+            Span(place.start, place.stop, checksum)
+            for place, checksum in places
+            if place.object == number
+        ]
 
     @property
     def size_bytes(self) -> int:
@@ -90,6 +112,8 @@ class Manifest:
             document["graph_recall"] = self.graph_recall
             document["graph_recall_labels"] = self.graph_recall_labels
             document["graph_recall_queries"] = self.graph_recall_queries
+        if self.truth_checksums:
+            document["truth_checksums"] = {k: f"{c:016x}" for k, c in self.truth_checksums.items()}
         return orjson.dumps(document).decode()
 
     @classmethod
@@ -116,6 +140,9 @@ class Manifest:
                 ),
                 graph_recall_labels=document.get("graph_recall_labels", 0),
                 graph_recall_queries=document.get("graph_recall_queries", 0),
+                truth_checksums={
+                    k: int(c, 16) for k, c in document.get("truth_checksums", {}).items()
+                },
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise Corrupt(f"not a part manifest: {error}") from error

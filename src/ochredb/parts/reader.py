@@ -30,7 +30,7 @@ from ochredb.parts.graph import HnswGraph, memory_bytes, read_file
 from ochredb.parts.graph_links import GraphLinks
 from ochredb.parts.graph_memory import GraphMemory
 from ochredb.parts.ids import IdIndex
-from ochredb.parts.manifest import Manifest
+from ochredb.parts.manifest import TRUTH, Manifest
 from ochredb.parts.metadata import MetadataIndex
 from ochredb.parts.text import TextIndex
 from ochredb.parts.verified import StoredColumn, VerifiedObject
@@ -43,7 +43,6 @@ from ochredb.types import Float32s, Int64s
 log = logging.getLogger("ochredb.parts")
 
 _T = TypeVar("_T")
-_TRUTH = ("records", "vectors")
 _RECORDS = ("seq", "id", "document", "uri", "metadata")
 _OPENED_WITH = {"record_batch": "_records"}  # Rows are read without all being verified.
 _FRAME_BYTES = 64 << 10  # What Arrow itself reads lies this near to either end of its file.
@@ -90,7 +89,9 @@ class Part:
         with self._lock:
             known = self._objects.get(number)
             if known is None:
-                known = VerifiedObject(self._store, self.manifest.objects[number])
+                known = VerifiedObject(
+                    self._store, self.manifest.objects[number], self.manifest.spans(number)
+                )
                 self._objects[number] = known
             return known
 
@@ -118,7 +119,9 @@ class Part:
             if known is None:
                 info = self.manifest.objects[number]
                 try:
-                    known = VerifiedObject(self._store, info, salvage=True)
+                    known = VerifiedObject(
+                        self._store, info, self.manifest.spans(number), salvage=True
+                    )
                 except NotFound:
                     return None
                 self._salvaged[number] = known
@@ -128,7 +131,7 @@ class Part:
         """The same damage, naming the records that it hit."""
         names = tuple(
             name
-            for name in _TRUTH
+            for name in TRUTH
             if self.manifest.objects[self.manifest.sections[name].object].key
             == error.detail.get("key")
         )
@@ -147,7 +150,7 @@ class Part:
                     raise  # Not it is damaged, but what it is made of.
                 problem = str(error)
             except NotFound as error:
-                for truth in _TRUTH:  # Collected, all of the part: the reader's version is too old.
+                for truth in TRUTH:  # Collected, all of the part: the reader's version is too old.
                     self._store.map(self.manifest.objects[self.manifest.sections[truth].object].key)
                 problem = str(error)
             self.damaged[name] = problem
@@ -159,7 +162,7 @@ class Part:
         try:
             data = self.section(name)
         except Corrupt as error:
-            raise (self._explained(error) if name in _TRUTH else error) from error
+            raise (self._explained(error) if name in TRUTH else error) from error
         if data is None:
             raise Corrupt(f"part {self.id} has no section {name}")
         return data
@@ -190,12 +193,9 @@ class Part:
         if stored is None:
             raise Corrupt(f"the records of part {self.id} are missing")
         place = self.manifest.sections["records"]
-        wrong, size = stored.wrong_blocks(), stored.block_bytes
-        ends = (
-            (place.start, min(place.start + _FRAME_BYTES, place.stop)),
-            (max(place.stop - _FRAME_BYTES, place.start), place.stop),
-        )
-        if any(wrong[start // size : -(-stop // size)].any() for start, stop in ends):
+        starts = np.array([place.start, max(place.stop - _FRAME_BYTES, place.start)])
+        stops = np.array([min(place.start + _FRAME_BYTES, place.stop), place.stop])
+        if not stored.ranges_pass(starts, stops).all():
             raise Corrupt(f"the frame of the records of part {self.id} is damaged")
         return self._batch(stored)
 

@@ -1,8 +1,8 @@
 """Which rows of a damaged part are whole, and what can be told about the others.
 
 Checksums cover blocks of 256 KiB, so a damaged byte takes its block with it: a row is whole if all
-of its bytes lie in blocks that pass. What an array of the records says of where strings lie is only
-believed where it lies in such blocks itself.
+of its bytes lie in blocks that pass, or in a section that passes by itself. What an array of the
+records says of where strings lie is only believed where it lies in such blocks itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from ochredb.errors import Corrupt
 from ochredb.parts.records import COLUMNS
-from ochredb.parts.verified import VerifiedObject
 from ochredb.types import Bools, Int64s
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def whole_rows(part: Part, names: tuple[str, ...] = ("records", "vectors")) -> B
         else:
             start = part.manifest.sections["vectors"].start
             ends = start + np.arange(len(part) + 1, dtype=np.int64) * (4 * part.dimension)
-            whole &= _pass(stored, ends[:-1], ends[1:])
+            whole &= stored.ranges_pass(ends[:-1], ends[1:])
     if "records" in names and whole.any():
         whole &= _whole_records(part)
     return whole
@@ -53,7 +52,7 @@ def _whole_records(part: Part) -> Bools:
         return none  # Where its columns lie is not known.
     rows = np.arange(len(part), dtype=np.int64)
     seq = batch.column("seq").buffers()[1].address - stored.address
-    whole = _pass(stored, seq + rows * 8, seq + (rows + 1) * 8)
+    whole = stored.ranges_pass(seq + rows * 8, seq + (rows + 1) * 8)
     for name in COLUMNS:
         array = batch.column(name)
         if str(array.type) == "null":
@@ -61,9 +60,9 @@ def _whole_records(part: Part) -> Bools:
         validity, offsets, data = array.buffers()
         if validity is not None:
             bits = validity.address - stored.address + rows // 8
-            whole &= _pass(stored, bits, bits + 1)
+            whole &= stored.ranges_pass(bits, bits + 1)
         start = offsets.address - stored.address
-        whole &= _pass(stored, start + rows * 8, start + (rows + 2) * _OFFSET_BYTES)
+        whole &= stored.ranges_pass(start + rows * 8, start + (rows + 2) * _OFFSET_BYTES)
         ends = np.frombuffer(offsets, np.int64, len(part) + 1)
         size = 0 if data is None else data.size
         starts, stops = ends[:-1], ends[1:]
@@ -71,19 +70,8 @@ def _whole_records(part: Part) -> Bools:
         if size:
             first = data.address - stored.address
             places = np.flatnonzero(whole)
-            whole[places] = _pass(stored, first + starts[places], first + stops[places])
+            whole[places] = stored.ranges_pass(first + starts[places], first + stops[places])
     return whole
-
-
-def _pass(stored: VerifiedObject, starts: Int64s, stops: Int64s) -> Bools:
-    """bool[m]: whether all blocks of each range [starts[i], stops[i]) pass; empty ranges do."""
-    before = np.zeros(len(stored.wrong_blocks()) + 1, np.int64)
-    np.cumsum(stored.wrong_blocks(), out=before[1:])
-    size = stored.block_bytes
-    first = starts // size
-    last = np.maximum(first, -(-stops // size))
-    found: Bools = before[np.minimum(last, len(before) - 1)] == before[first]
-    return found
 
 
 def told(part: Part, names: tuple[str, ...]) -> tuple[str, Bools]:
@@ -111,10 +99,10 @@ def ids_of(part: Part, rows: Int64s) -> list[str]:
         return []
     _, offsets, data = batch.column("id").buffers()
     start = offsets.address - stored.address
-    rows = rows[_pass(stored, start + rows * 8, start + (rows + 2) * _OFFSET_BYTES)]
+    rows = rows[stored.ranges_pass(start + rows * 8, start + (rows + 2) * _OFFSET_BYTES)]
     ends = np.frombuffer(offsets, np.int64, len(part) + 1)
     first = 0 if data is None else data.address - stored.address
-    rows = rows[_pass(stored, first + ends[rows], first + ends[rows + 1])]
+    rows = rows[stored.ranges_pass(first + ends[rows], first + ends[rows + 1])]
     text = bytes(data) if data is not None and len(data) < 1 << 20 else memoryview(data or b"")
     return [
         bytes(text[ends[row] : ends[row + 1]]).decode(errors="replace") for row in rows.tolist()

@@ -22,7 +22,7 @@ from ochredb.errors import OchreError
 from ochredb.parts.columns import BytesColumn
 from ochredb.parts.graph_links import GraphLinks
 from ochredb.parts.ids import IdIndex
-from ochredb.parts.manifest import Manifest, ObjectInfo, SectionPlace
+from ochredb.parts.manifest import TRUTH, Manifest, ObjectInfo, SectionPlace
 from ochredb.parts.metadata import MetadataIndex
 from ochredb.parts.text import TextIndex
 from ochredb.storage.base import ObjectStore
@@ -101,8 +101,11 @@ def write_part(
         done()
     if graph is not None and graph.rows is not None:
         index["graph_rows"] = graph.rows
+    truth = {name: groups[name][name] for name in TRUTH}
+    truth_checksums: dict[str, int] = {}
     total = sum(_bytes_of(data).nbytes for group in groups.values() for data in group.values())
     if total < PACKED_BYTES_MAX:
+        truth_checksums = {name: xxh3(_bytes_of(data)) for name, data in truth.items()}
         groups = {"packed": {k: v for group in groups.values() for k, v in group.items()}}
     if graph is not None:
         groups["graph"] = graph.links.sections()
@@ -130,6 +133,7 @@ def write_part(
         objects=tuple(objects),
         sections=places,
         graph_neighbors=0 if graph is None else graph.links.max_neighbors,
+        truth_checksums=truth_checksums,
     )
 
 
