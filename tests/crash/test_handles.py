@@ -82,6 +82,44 @@ print("fine")
 """
 )
 
+DROPPED_GRAPHS = (
+    COUNTING
+    + """
+def heap_mb():
+    with open("/proc/self/status") as file:
+        (line,) = (line for line in file if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+client = ochredb.PersistentClient(path)
+vectors = np.random.default_rng(7).random((2_100, 1_024), np.float32)
+
+def life():
+    made = client.create_collection("graph")
+    for start in range(0, len(vectors), 300):
+        made.add(ids=[str(i) for i in range(start, start + 300)],
+                 embeddings=vectors[start : start + 300])
+    node = _embedded._nodes[path]
+    node.compactor.compact_now(str(made.id))
+    version = node.logs.snapshot(str(made.id)).version
+    (part,) = node.versions.parts(str(made.id), version)
+    assert part.manifest.has_graph
+    answer = made.query(query_embeddings=vectors[:3], n_results=5)
+    assert answer["ids"][0][0] == "0"
+    client.delete_collection("graph")
+    until(lambda: not any("/objects/" in line for line in maps()))
+
+for _ in range(2):
+    life()
+gc.collect()
+before = heap_mb()
+for _ in range(5):
+    life()
+gc.collect()
+until(lambda: heap_mb() - before < 20)  # Each graph has 8.6 MB of vectors.
+print("fine")
+"""
+)
+
 CLOSED = (
     COUNTING
     + """
@@ -124,6 +162,11 @@ def run(script: str, path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_dropped_collections_let_go(tmp_path: Path) -> None:
     run(DROPPED, tmp_path / "data")
+
+
+@pytest.mark.timeout(300)
+def test_dropped_graphs_give_their_memory_back(tmp_path: Path) -> None:
+    run(DROPPED_GRAPHS, tmp_path / "data")
 
 
 @pytest.mark.timeout(300)
