@@ -1,5 +1,6 @@
 """The races of `tests/distributed/postgres/test_races.py`, on SQLite: several catalogs and nodes of
-one directory, each with its own connections and locks, as processes have them."""
+one directory, each with its own connections, in one process. Between processes: see
+`test_races_of_processes.py`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ from ochredb.catalog.namespace import Namespace
 from ochredb.clock import SystemClock
 from ochredb.ids import IdSource
 from tests.distributed.postgres import test_races as races
+from tests.distributed.postgres.test_races import (
+    hands as hands,
+)
 from tests.distributed.postgres.test_races import (
     nodes as nodes,
 )

@@ -202,12 +202,79 @@ def test_of_many_who_let_go_of_one_object_the_last_one_is(
         assert left == []
 
 
+class Hand:
+    """What the race has one process do to the store; its node may be in another one."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def create(self, name: str) -> str:
+        return make_collection(self._node, name)
+
+    def write(self, collection: str, name: str) -> None:
+        request = operations(Op.ADD, [name], [[1.0, 2.0]])
+        self._node.log.append(collection, request, cancel=Cancel())
+
+    def fill(self, collection: str) -> None:
+        add_rows(self._node, collection, 0, 3)
+
+    def drop(self, collection: str) -> None:
+        namespace = self._node.namespace
+        _drop(namespace, namespace.get_collection_by_id(collection).name)
+
+    def pending(self) -> list[str]:
+        """Collections that have something to fold."""
+        return [work.collection for work in self._node.logs.pending()]
+
+    def compact(self, collection: str) -> None:
+        self._node.compactor.compact_now(collection)
+
+    def collect(self, sweeps: bool) -> None:
+        self._node.compactor.collect_now(sweep_orphans=sweeps)
+        self._node.versions.release_replaced(self._node.clock.now_us(), 10)
+
+    def pin(self, name: str) -> None:
+        pins = PinTable(self._node.database, self._node.clock)
+        # A quick machine takes more within their life than there may be.
+        with contextlib.suppress(Exhausted), pins.take(name, "test", 0.05):
+            pass
+        pins.release_expired()
+
+    def ids(self, collection: str) -> list[str]:
+        return ids_of(self._node, collection)
+
+    def settle(self) -> None:
+        """Everything is folded, and every object gone that may go."""
+        node = self._node
+        time.sleep(0.1)
+        PinTable(node.database, node.clock).release_expired()
+        for collection in self.pending():
+            node.compactor.compact_now(collection)
+        node.versions.release_replaced(node.clock.now_us(), 100)
+        time.sleep(0.3)
+        node.compactor.collect_now(sweep_orphans=True)
+        with node.database.write() as session:
+            session.run(sql("DELETE FROM objects WHERE state = 'swept'"))
+
+    def objects(self) -> tuple[set[str], set[str], set[str]]:
+        """Those that lie in the store, that are referred to, and that the catalog knows."""
+        with self._node.database.read() as session:
+            referenced = {key for (key,) in session.all(sql("SELECT key FROM object_references"))}
+            known = {key for (key,) in session.all(sql("SELECT key FROM objects"))}
+        return object_keys(self._node), referenced, known
+
+
+@pytest.fixture
+def hands(nodes: list[Node]) -> list[Hand]:
+    return [Hand(node) for node in nodes]
+
+
 def test_appends_drops_compactions_and_collections_at_once(
-    nodes: list[Node], no_deadlocks: None
+    hands: Sequence[Hand], no_deadlocks: None
 ) -> None:
     """Nothing acknowledged is missing (I1), offsets are dense (I2), no object too many (I6)."""
     stop = threading.Event()
-    kept = [make_collection(nodes[0], f"kept-{number}") for number in range(3)]
+    kept = [hands[0].create(f"kept-{number}") for number in range(3)]
     written: dict[str, set[str]] = {collection: set() for collection in kept}
     unexpected: list[BaseException] = []
 
@@ -227,33 +294,26 @@ def test_appends_drops_compactions_and_collections_at_once(
 
     def write(rng: random.Random) -> None:
         """To several collections: flushes share objects."""
-        node, collection = rng.choice(nodes), rng.choice(kept)
+        hand, collection = rng.choice(hands), rng.choice(kept)
         name = f"{rng.getrandbits(60)}"
-        node.log.append(collection, operations(Op.ADD, [name], [[1.0, 2.0]]), cancel=Cancel())
+        hand.write(collection, name)
         written[collection].add(name)
 
     def come_and_go(rng: random.Random) -> None:
-        node = rng.choice(nodes)
-        collection = make_collection(node, f"short-{rng.randrange(3)}")
-        add_rows(rng.choice(nodes), collection, 0, 3)
-        info = node.namespace.get_collection_by_id(collection)
-        rng.choice(nodes).namespace.delete_collection(DEFAULT_TENANT, DEFAULT_DATABASE, info.name)
+        collection = rng.choice(hands).create(f"short-{rng.randrange(3)}")
+        rng.choice(hands).fill(collection)
+        rng.choice(hands).drop(collection)
 
     def compact(rng: random.Random) -> None:
-        work = nodes[0].logs.pending()
+        work = hands[0].pending()
         if work:
-            rng.choice(nodes).compactor.compact_now(rng.choice(work).collection)
+            rng.choice(hands).compact(rng.choice(work))
 
     def collect(rng: random.Random) -> None:
-        rng.choice(nodes).compactor.collect_now(sweep_orphans=rng.random() < 0.3)
-        rng.choice(nodes).versions.release_replaced(nodes[0].clock.now_us(), 10)
+        rng.choice(hands).collect(rng.random() < 0.3)
 
     def pin(rng: random.Random) -> None:
-        pins = PinTable(rng.choice(nodes).database, nodes[0].clock)
-        # A quick machine takes more within their life than there may be.
-        with contextlib.suppress(Exhausted), pins.take(f"{rng.getrandbits(60)}", "test", 0.05):
-            pass
-        pins.release_expired()
+        rng.choice(hands).pin(f"{rng.getrandbits(60)}")
 
     works = [write] * 6 + [come_and_go] * 2 + [compact] * 2 + [collect, pin]
     threads = [
@@ -267,25 +327,11 @@ def test_appends_drops_compactions_and_collections_at_once(
         thread.join()
     assert not unexpected
     assert min(map(len, written.values())) > 5
-    for node in nodes:
-        assert {collection: set(ids_of(node, collection)) for collection in kept} == written
-    _settle(nodes[0])
-    with nodes[0].database.read() as session:
-        referenced = {key for (key,) in session.all(sql("SELECT key FROM object_references"))}
-        known = {key for (key,) in session.all(sql("SELECT key FROM objects"))}
-    assert object_keys(nodes[0]) == referenced == known
-
-
-def _settle(node: Node) -> None:
-    time.sleep(0.1)
-    PinTable(node.database, node.clock).release_expired()
-    for work in node.logs.pending():
-        node.compactor.compact_now(work.collection)
-    node.versions.release_replaced(node.clock.now_us(), 100)
-    time.sleep(0.3)
-    node.compactor.collect_now(sweep_orphans=True)
-    with node.database.write() as session:
-        session.run(sql("DELETE FROM objects WHERE state = 'swept'"))
+    for hand in hands:
+        assert {collection: set(hand.ids(collection)) for collection in kept} == written
+    hands[0].settle()
+    stored, referenced, known = hands[0].objects()
+    assert stored == referenced == known
 
 
 class TestLostConnections:
