@@ -1,8 +1,9 @@
-"""Churn: every record overwritten again and again, through a real server that is read meanwhile.
+"""Churn, through a real server: every record overwritten again and again, and read meanwhile; then
+records deleted and collections dropped, until little is left.
 
 Disk comes back to within 1.3 times of what the same records take when they are written once, and
-memory stays flat. The long form has the sizes and the pauses of real life and takes an hour:
-`make churn-long`.
+memory stays flat. Nobody vacuums, but for that comparison. The long form has the sizes and the
+pauses of real life and takes an hour: `make churn-long`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ LONG = bool(os.environ.get("OCHREDB_CHURN_LONG"))
 ROUNDS, RECORDS, DIMENSION = (50, 20_000, 128) if LONG else (8, 2_000, 32)
 STEADY_ROUNDS = 40 if LONG else 4
 BATCH = 1_000 if LONG else 250
+DROPPED = 4  # Collections of half as many records.
+DELETED_TENTHS = 6
 SPACE_SHARE_MAX = 1.3
 MEMORY_SHARE_MAX = 0.1  # Of the mean, up and down.
 SETTLED_WITHIN_S = 300.0
@@ -93,15 +96,15 @@ def _records(round_number: int) -> tuple[np.ndarray, list[str]]:
     return vectors, documents
 
 
-def _write(collection: Collection, round_number: int) -> None:
+def _write(collection: Collection, round_number: int, rows: Sequence[int] = range(RECORDS)) -> None:
     vectors, documents = _records(round_number)
-    for start in range(0, RECORDS, BATCH):
-        rows = range(start, start + BATCH)
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
         collection.upsert(
-            ids=[f"record-{row}" for row in rows],
-            embeddings=vectors[start : start + BATCH],
-            documents=documents[start : start + BATCH],
-            metadatas=[{"row": row, "round": round_number} for row in rows],
+            ids=[f"record-{row}" for row in batch],
+            embeddings=vectors[list(batch)],
+            documents=[documents[row] for row in batch],
+            metadatas=[{"row": row, "round": round_number} for row in batch],
         )
 
 
@@ -172,11 +175,11 @@ def _until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.2)
 
 
-def _written_once(root: Path) -> Space:
-    """What the records of the last round take in a store that never held anything else."""
+def _written_once(root: Path, rows: Sequence[int] = range(RECORDS)) -> Space:
+    """What records of the last round take in a store that never held anything else."""
     with _server(root) as server, ochredb.HttpClient(server.url) as client:
         collection = client.create_collection("churned", embedding_function=None)
-        _write(collection, ROUNDS)
+        _write(collection, ROUNDS, rows)
         _until(
             lambda: collection.get_indexing_status().num_unindexed_ops == 0, "it does not settle"
         )
@@ -238,3 +241,41 @@ def test_i6_overwriting_gives_disk_back_and_memory_stays_flat(tmp_path: Path) ->
     )
     if LONG:  # A few seconds after a start nothing is flat yet.
         assert max(abs(point - mean) for point in steady) <= MEMORY_SHARE_MAX * mean, steady
+
+
+@pytest.mark.timeout(7200 if LONG else 600)
+def test_i6_deleting_and_dropping_gives_disk_back(tmp_path: Path) -> None:
+    kept = [row for row in range(RECORDS) if row % 10 >= DELETED_TENTHS]
+    live = _written_once(tmp_path / "once", kept)
+    root = tmp_path / "deleted"
+    with _server(root) as server, ochredb.HttpClient(server.url) as client:
+        collection = client.create_collection("churned", embedding_function=None)
+        _write(collection, ROUNDS)
+        names = [f"dropped-{number}" for number in range(DROPPED)]
+        for name in names:
+            dropped = client.create_collection(name, embedding_function=None)
+            _write(dropped, ROUNDS, range(RECORDS // 2))
+        _until(
+            lambda: collection.get_indexing_status().num_unindexed_ops == 0, "it does not settle"
+        )
+        full = space_of(root)
+        assert full.total > 2 * SPACE_SHARE_MAX * live.total, "there is something to give back"
+        for tenth in range(DELETED_TENTHS):
+            gone = range(tenth, RECORDS, 10)
+            for start in range(0, len(gone), BATCH):
+                collection.delete(ids=[f"record-{row}" for row in gone[start : start + BATCH]])
+            if names:
+                client.delete_collection(names.pop())
+        started = time.monotonic()
+        try:
+            _until(
+                lambda: space_of(root).total <= SPACE_SHARE_MAX * live.total,
+                "disk does not come back",
+            )
+        finally:
+            print(f"live: {live}; before: {full}")
+            print(f"after {time.monotonic() - started:.1f} s: {space_of(root)}")
+        assert collection.count() == len(kept)
+        _, documents = _records(ROUNDS)
+        found = collection.get(ids=["record-7", "record-5"], include=["documents"])
+        assert (found["ids"], found["documents"]) == (["record-7"], [documents[7]])
