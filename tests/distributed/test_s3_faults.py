@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import threading
@@ -16,10 +17,11 @@ import pytest
 from ochredb.clock import SystemClock
 from ochredb.errors import AlreadyExists, NotFound, OchreError, Unavailable
 from ochredb.ids import IdSource
+from ochredb.storage import s3 as s3_module
 from ochredb.storage.cached import CachedStore
 from ochredb.storage.s3 import S3Store
 from tests.components.ceph import CephServer
-from tests.components.s3_faults import S3Faults
+from tests.components.s3_faults import Plan, S3Faults
 from tests.distributed.test_s3_store import config_of, store_of
 
 MB = 1 << 20
@@ -232,4 +234,38 @@ def test_the_endpoint_is_killed_under_load(ceph: CephServer, bucket: str) -> Non
     with ThreadPoolExecutor(8) as pool:
         found = dict(zip(acknowledged, pool.map(store.get, acknowledged), strict=True))
     assert [key for key in acknowledged if found[key] != acknowledged[key]] == []
+    store.close()
+
+
+def test_ranges_are_fetched_side_by_side(
+    ceph: CephServer, bucket: str, s3: S3Store, faults: S3Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a read, all but the first, which tells the size; none is answered before all are asked."""
+    piece = s3_module._RANGE_BYTES
+    content = os.urandom(MB) * (4 * piece // MB)
+    s3.create("parts/1/vectors", content)
+    store = behind(faults, ceph, bucket)
+    asked, alone = itertools.count(1), []
+    everybody = threading.Barrier(3)
+
+    def plan(method: str) -> Plan:
+        if method == "GET" and next(asked) > 1:
+            try:
+                everybody.wait(20.0)
+            except threading.BrokenBarrierError:
+                alone.append(method)
+        return Plan("passed", 0, 0.0)
+
+    monkeypatch.setattr(faults, "plan", plan)
+    assert store.get("parts/1/vectors") == content
+    assert not alone
+    found: list[tuple[int, int]] = []
+
+    def take(offset: int, data: memoryview) -> None:
+        found.append((offset, len(data)))
+
+    ranges = [(0, piece), (piece, 3 * piece)]
+    store.download_ranges("parts/1/vectors", len(content), ranges, take)
+    assert sum(size for _, size in found) == 3 * piece
+    assert not alone
     store.close()

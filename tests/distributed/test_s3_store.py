@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -356,6 +357,7 @@ def test_settings_are_checked() -> None:
     assert S3Config.from_url("s3://bucket").prefix == ""
     secret = S3Config(bucket="bucket", access_key_id="k", secret_access_key="hush")
     assert "hush" not in repr(secret)
+    assert "hush" not in repr(replace(secret, secret_access_key="k", session_token="hush"))
     wrong: list[Callable[[], object]] = [
         lambda: S3Config.from_url("https://bucket/a"),
         lambda: S3Config.from_url("s3://"),
@@ -365,6 +367,7 @@ def test_settings_are_checked() -> None:
         lambda: S3Config(bucket="bucket", endpoint_url="localhost:9000"),
         lambda: S3Config(bucket="bucket", kms_key_id="k"),
         lambda: S3Config(bucket="bucket", access_key_id="k"),
+        lambda: S3Config(bucket="bucket", session_token="t"),
         lambda: S3Config(bucket="bucket", deadline_s=0.0),
         lambda: S3Config(bucket="bucket", addressing="other"),  # type: ignore[arg-type]
         lambda: S3Config(bucket="bucket", encryption="rot13"),  # type: ignore[arg-type]

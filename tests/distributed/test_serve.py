@@ -140,6 +140,22 @@ def test_roles_together_are_called_directly(cluster: Cluster) -> None:
     assert [one.stop() for one in (front, query)] == [0, 0]
 
 
+def test_a_peer_in_the_same_process_is_called_directly_whatever_lists_of_nodes_say(
+    cluster: Cluster,
+) -> None:
+    """As of one configuration for all processes: here nobody listens where it says."""
+    mine, other = free_port(), free_port()
+    served = cluster.start(
+        "frontend,log,query", "--node-name", "me",
+        "--log-nodes", f"static:me=127.0.0.1:{mine},other=127.0.0.1:{other}",
+        "--query-nodes", f"static:me=127.0.0.1:{mine},other=127.0.0.1:{other}",
+    )  # fmt: skip
+    path = fill(served, "direct", 50)
+    assert served.call("GET", f"{path}/count") == 50
+    assert served.metric("ochredb_peer_repeats_total") == 0
+    assert served.stop() == 0
+
+
 def test_all_roles_in_one_process_and_what_it_wrote_in_a_server(cluster: Cluster) -> None:
     served = cluster.start("frontend,log,query,compactor", "--compactor-workers", "0")
     path = fill(served, "one", 50)

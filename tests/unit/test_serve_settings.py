@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ochredb.storage.s3_config import connect
 from ochredb_node.cli import main, node_config
 from ochredb_node.cli_config import effective
 from ochredb_node.roles import Role
@@ -115,6 +116,10 @@ def test_secrets_are_not_in_the_text_of_settings() -> None:
         (
             {"object_store_url": "s3://b", "s3_access_key_id": "k"},
             "s3_access_key_id and s3_secret_access_key go together",
+        ),
+        (
+            {"object_store_url": "s3://b", "s3_session_token": "pw"},
+            "s3_session_token needs s3_access_key_id and s3_secret_access_key",
         ),
         ({"s3_addressing": "path"}, "s3_addressing is given without object_store_url"),
         (
@@ -269,6 +274,18 @@ def test_settings_reach_the_node() -> None:
     assert node_config(ServeSettings(path="/p", deadline_s=200.0)).compactor.grace_s == 400.0
     assert local.frontend.read_threads == 64, "they wait for other processes"
     assert node_config(ServeSettings(redis_url="redis://:pw@h:1")).redis is not None
+
+
+def test_a_session_token_goes_with_what_is_asked_of_s3() -> None:
+    secrets: dict[str, Any] = {"s3_secret_access_key": "hush", "s3_session_token": "t0ken"}
+    settings = ServeSettings(
+        object_store_url="s3://bucket", s3_region="us-east-1", s3_access_key_id="k", **secrets
+    )
+    assert "t0ken" not in repr(settings)
+    config = node_config(settings).s3
+    assert config is not None
+    asked = connect(config).generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "x"})
+    assert "X-Amz-Security-Token=t0ken" in asked
 
 
 class TestConfig:

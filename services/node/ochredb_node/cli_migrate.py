@@ -60,16 +60,17 @@ def run(options: dict[str, Any]) -> int:
         if before is None and url is None:
             return failed(f"{name} holds no OchreDB database", USAGE_ERROR)
         if before is None:  # By somebody who may; those who serve it then need not.
-            done = "created"
+            found, done = "is not there yet", "created"
         elif before > FORMAT_VERSION:
             raise InvalidArgument(newer_message(name, before, FORMAT_VERSION))
         elif before == FORMAT_VERSION:
             print(f"{name} has format version {before} already")
             return 0
         else:
+            found = f"has format version {before}"
             done = f"migrated from format version {before} to {FORMAT_VERSION}"
         if options["dry_run"]:
-            print(f"{name} has format version {before} and would get {FORMAT_VERSION}")
+            print(f"{name} {found} and would get format version {FORMAT_VERSION}")
             return 0
         migrate()
     except (OchreError, OSError) as error:

@@ -96,6 +96,7 @@ def _s3(settings: ServeSettings) -> S3Config | None:
             region=settings.s3_region,
             access_key_id=settings.s3_access_key_id,
             secret_access_key=settings.s3_secret_access_key,
+            session_token=settings.s3_session_token,
             addressing=settings.s3_addressing,
             encryption=settings.s3_encryption,
             kms_key_id=settings.s3_kms_key_id,

@@ -68,6 +68,9 @@ class ServeSettings(Settings):
     s3_region: str | None = setting(None, "region of the bucket (default: as boto3 finds it)")
     s3_access_key_id: str | None = setting(None, "key id for S3 (default: as boto3 finds it)")
     s3_secret_access_key: str | None = setting(None, "secret key for S3", secret=True)
+    s3_session_token: str | None = setting(
+        None, "session token for S3, if the key is a temporary one", secret=True
+    )
     s3_addressing: str = setting(
         "auto", "auto, path or virtual: where the bucket is in URLs", choices=_ADDRESSING
     )
@@ -218,6 +221,8 @@ class ServeSettings(Settings):
             raise SettingsError("s3_kms_key_id needs s3_encryption aws:kms")
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise SettingsError("s3_access_key_id and s3_secret_access_key go together")
+        if self.s3_session_token is not None and self.s3_access_key_id is None:
+            raise SettingsError("s3_session_token needs s3_access_key_id and s3_secret_access_key")
 
     def _check_peers(self, roles: frozenset[Role]) -> None:
         for name in ("log_nodes", "query_nodes", "compactor_nodes"):

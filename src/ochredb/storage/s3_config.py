@@ -60,6 +60,8 @@ class S3Config:
             raise InvalidArgument("a kms_key_id needs the encryption aws:kms")
         if (self.access_key_id is None) != (self.secret_access_key is None):
             raise InvalidArgument("an access key and its secret are given together, or neither")
+        if self.session_token is not None and self.access_key_id is None:
+            raise InvalidArgument("a session token belongs to an access key, which is not given")
         for name in ("connect_timeout_s", "read_timeout_s", "deadline_s", "connections_max"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(f"{name} must be above 0, not {getattr(self, name)}")

@@ -185,12 +185,15 @@ class TestMigration:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         arguments = ["migrate", "--catalog-url", url, "--catalog-schema", config.schema]
+        assert main([*arguments, "--dry-run"]) == 0
+        assert format_version(url, SystemClock(), config) is None
         assert main(arguments) == 0
         monkeypatch.setenv("OCHREDB_CATALOG_URL", url)  # As `ochredb serve` is told.
         monkeypatch.setenv("OCHREDB_CATALOG_SCHEMA", config.schema)
         assert main(["migrate"]) == 0
         told = capsys.readouterr().out.splitlines()
         assert told == [
+            f"the catalog is not there yet and would get format version {FORMAT_VERSION}",
             "the catalog: created",
             f"the catalog has format version {FORMAT_VERSION} already",
         ]
