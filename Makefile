@@ -138,7 +138,7 @@ states-long: $(READY) ## 100,000 steps of the state machine; a failure prints it
 	  tests/property/test_state_machine.py
 
 .PHONY: churn-long
-churn-long: $(READY) ## 20,000 records overwritten 50 times, or deleted: disk comes back, memory stays flat.
+churn-long: $(READY) ## 20,000 records overwritten 50 times, or deleted: disk comes back.
 	OCHREDB_CHURN_LONG=1 $(RUN)/python -m pytest -q -s tests/api/test_churn.py
 
 filters-long: $(READY) ## 20,000 generated filters against the reference evaluator, half an hour.
