@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ochredb.clock import SystemClock
 from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.log_client import LogClient
@@ -58,6 +59,20 @@ def connected(
     finally:
         log.close()
         query.close()
+
+
+@contextlib.contextmanager
+def served_role(role: Any, config: RpcConfig) -> Iterator[tuple[RpcServer, LogClient, QueryClient]]:
+    """A stand-in for the log and query roles, served in this process."""
+    server = RpcServer(config, clock=SystemClock())
+    server.add(LogServicer(role, role, config))
+    server.add(QueryServicer(role, config))
+    server.start()
+    try:
+        with connected(server.address, config) as (log, query):
+            yield server, log, query
+    finally:
+        server.stop()
 
 
 def probe(opened: grpc.Channel, service: str = "") -> bool:

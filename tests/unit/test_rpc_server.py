@@ -9,11 +9,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -32,7 +30,7 @@ from ochredb.errors import (
     Unavailable,
 )
 from ochredb.ids import IdSource
-from ochredb.peers import GetRequest, Log, LogReader, Query, QueryNode, QueryRequest
+from ochredb.peers import GetRequest, Log, LogReader, Query
 from ochredb.rpc.channel import channel
 from ochredb.rpc.config import RpcConfig
 from ochredb.rpc.log_client import LogClient
@@ -40,19 +38,15 @@ from ochredb.rpc.query_client import QueryClient
 from ochredb.rpc.server import RpcServer
 from ochredb.types import (
     Appended,
-    Field,
     IndexingStatus,
     LogStatus,
     Op,
     Operations,
-    QueryAnswer,
     Records,
 )
-from ochredb_log.grpc import LogServicer
-from ochredb_query.grpc import QueryServicer
 
-from .kernel import make_collection, operations, running_node
-from .rpc_kernel import connected, probe, serving
+from .kernel import operations
+from .rpc_kernel import connected, probe, served_role
 
 _WAIT_S = 30.0
 _ONE = operations(Op.ADD, ["a"], [[1.0]])
@@ -111,19 +105,6 @@ class _Held:
             assert self.begun.acquire(timeout=_WAIT_S)
 
 
-@contextlib.contextmanager
-def _served(role: Any, config: RpcConfig) -> Iterator[tuple[RpcServer, LogClient, QueryClient]]:
-    server = RpcServer(config, clock=SystemClock())
-    server.add(LogServicer(cast("Log", role), cast("LogReader", role), config))
-    server.add(QueryServicer(cast("QueryNode", role), config))
-    server.start()
-    try:
-        with connected(server.address, config) as (log, query):
-            yield server, log, query
-    finally:
-        server.stop()
-
-
 @pytest.fixture
 def held() -> Iterator[_Held]:
     role = _Held()
@@ -141,7 +122,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def test_cancelling_ends_the_call_on_both_sides(held: _Held, threads: ThreadPoolExecutor) -> None:
-    with _served(held, RpcConfig()) as (_, log, query):
+    with served_role(held, RpcConfig()) as (_, log, query):
         for call, expected in (
             (lambda cancel: query.count("c", cancel=cancel), Cancelled),
             (lambda cancel: log.append("c", _ONE, cancel=cancel), OutcomeUnknown),
@@ -173,7 +154,7 @@ def test_a_streamed_answer_is_cancelled_where_it_is(threads: ThreadPoolExecutor)
                 threading.Event().wait(0.005)
 
     role, cancel = _Endless(), Cancel()
-    with _served(role, RpcConfig()) as (_, _, query):
+    with served_role(role, RpcConfig()) as (_, _, query):
         waiting = threads.submit(query.get, "c", GetRequest(), cancel=cancel)
         assert role.begun.wait(_WAIT_S)
         cancel.cancel()
@@ -182,7 +163,7 @@ def test_a_streamed_answer_is_cancelled_where_it_is(threads: ThreadPoolExecutor)
 
 
 def test_the_deadline_travels(held: _Held) -> None:
-    with _served(held, RpcConfig()) as (_, log, query):
+    with served_role(held, RpcConfig()) as (_, log, query):
         with pytest.raises(DeadlineExceeded):
             query.count("c", cancel=Cancel(0.2))
         with pytest.raises((OutcomeUnknown, DeadlineExceeded)):
@@ -204,13 +185,13 @@ def _has_ended(cancel: Cancel) -> bool:
 
 def test_a_call_without_a_deadline_gets_one(held: _Held) -> None:
     config = RpcConfig(call_timeout_s=0.2)
-    with _served(held, config) as (_, _, query), pytest.raises(DeadlineExceeded):
+    with served_role(held, config) as (_, _, query), pytest.raises(DeadlineExceeded):
         query.count("c", cancel=Cancel())
 
 
 def test_the_request_id_travels(held: _Held) -> None:
     held.go_on.set()
-    with _served(held, RpcConfig()) as (_, _, query):
+    with served_role(held, RpcConfig()) as (_, _, query):
         query.count("c", cancel=Cancel(request_id="request-1"))
         query.count("c", cancel=Cancel(10, request_id="request-2").child())
         query.count("c", cancel=Cancel())
@@ -236,7 +217,7 @@ def test_every_call_has_its_deadline_request_id_and_end(
     held: _Held, threads: ThreadPoolExecutor, name: str, routed: bool
 ) -> None:
     with contextlib.ExitStack() as closing:
-        _, log_client, query_client = closing.enter_context(_served(held, RpcConfig()))
+        _, log_client, query_client = closing.enter_context(served_role(held, RpcConfig()))
         log: Log = log_client
         query: Query = query_client
         if routed:
@@ -285,7 +266,7 @@ def _routed(log: LogClient, query: QueryClient) -> Iterator[tuple[RoutedLog, Rou
 def test_slow_calls_are_logged(
     held: _Held, threads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with _served(held, RpcConfig()) as (_, _, query), caplog.at_level(logging.WARNING):
+    with served_role(held, RpcConfig()) as (_, _, query), caplog.at_level(logging.WARNING):
         slow = threads.submit(query.count, "c", cancel=Cancel(request_id="request-3"))
         held.wait_begun()
         threading.Event().wait(1.1)
@@ -303,7 +284,7 @@ def test_writes_that_wait_leave_reads_and_health_alone(
     held: _Held, threads: ThreadPoolExecutor
 ) -> None:
     config = RpcConfig(write_threads=2, waiting_max=3)
-    with _served(held, config) as (server, log, query):
+    with served_role(held, config) as (server, log, query):
         writes = [threads.submit(log.append, "c", _ONE, cancel=Cancel()) for _ in range(5)]
         held.wait_begun(2)
         _until(lambda: server._pools["write"].is_full)
@@ -331,7 +312,7 @@ def _until(is_so: Callable[[], bool]) -> None:
 
 def test_a_caller_that_left_makes_room(held: _Held, threads: ThreadPoolExecutor) -> None:
     config = RpcConfig(read_threads=1, waiting_max=1)
-    with _served(held, config) as (server, _, query):
+    with served_role(held, config) as (server, _, query):
         cancels = [Cancel(), Cancel()]
         calls = [threads.submit(query.count, "c", cancel=cancel) for cancel in cancels]
         held.wait_begun()
@@ -348,7 +329,7 @@ def test_a_caller_that_left_makes_room(held: _Held, threads: ThreadPoolExecutor)
 
 
 def test_a_drain_under_load_loses_nothing(held: _Held, threads: ThreadPoolExecutor) -> None:
-    with _served(held, RpcConfig()) as (server, log, query):
+    with served_role(held, RpcConfig()) as (server, log, query):
         writes = [threads.submit(log.append, "c", _ONE, cancel=Cancel()) for _ in range(20)]
         reads = [threads.submit(query.count, "c", cancel=Cancel()) for _ in range(10)]
         held.wait_begun(30)
@@ -383,7 +364,7 @@ def _watch(server: RpcServer) -> Iterator[Any]:
 def test_what_does_not_finish_in_time_is_cancelled(
     held: _Held, threads: ThreadPoolExecutor
 ) -> None:
-    with _served(held, RpcConfig()) as (server, log, query):
+    with served_role(held, RpcConfig()) as (server, log, query):
         read = threads.submit(query.count, "c", cancel=Cancel())
         write = threads.submit(log.append, "c", _ONE, cancel=Cancel())
         held.wait_begun(2)
@@ -395,7 +376,7 @@ def test_what_does_not_finish_in_time_is_cancelled(
 
 
 def test_another_server_has_the_port(held: _Held) -> None:
-    with _served(held, RpcConfig()) as (server, _, _):
+    with served_role(held, RpcConfig()) as (server, _, _):
         port = int(server.address.rpartition(":")[2])
         with pytest.raises(
             Unavailable,
@@ -410,13 +391,13 @@ def test_another_server_has_the_port(held: _Held) -> None:
 
 def test_a_client_finds_a_server_that_was_started_again(held: _Held) -> None:
     held.go_on.set()
-    with _served(held, RpcConfig()) as (first, _, query):
+    with served_role(held, RpcConfig()) as (first, _, query):
         assert query.count("c", cancel=Cancel()) == 7
         first.stop()
         with pytest.raises(Unavailable):
             query.count("c", cancel=Cancel())
         config = RpcConfig(port=int(first.address.rpartition(":")[2]))
-        with _served(held, config):
+        with served_role(held, config):
 
             def answers() -> bool:
                 with contextlib.suppress(Unavailable):
@@ -433,7 +414,7 @@ def test_calls_without_the_token_are_refused(held: _Held) -> None:
     held.go_on.set()
     config = RpcConfig(token="secret-token")
     assert "secret-token" not in repr(config)
-    with _served(held, config) as (server, log, query):
+    with served_role(held, config) as (server, log, query):
         assert query.count("c", cancel=Cancel()) == 7
         assert log.append("c", _ONE, cancel=Cancel()) == Appended(1, 1)
         for other in (RpcConfig(), RpcConfig(token="other")):
@@ -451,7 +432,7 @@ def test_calls_without_the_token_are_refused(held: _Held) -> None:
 
 @contextlib.contextmanager
 def _connected(role: Any) -> Iterator[tuple[RpcServer, grpc.Channel]]:
-    with _served(role, RpcConfig()) as (server, _, _):
+    with served_role(role, RpcConfig()) as (server, _, _):
         opened = channel(server.address, RpcConfig())
         yield server, opened
         opened.close()
@@ -483,93 +464,6 @@ def test_tools_can_list_the_services(held: _Held) -> None:
     }
 
 
-# -- large answers
-
-
-class _Large:
-    """A query role with much to say."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(1)
-        self.records = Records(
-            ids=[f"id-{row}" for row in range(3_000)],
-            documents=[None if row % 7 == 0 else "größe " * (row % 50) for row in range(3_000)],
-            uris=[None] * 3_000,
-            metadatas=[b'{"n":%d}' % row if row % 2 else None for row in range(3_000)],
-            embeddings=rng.standard_normal((3_000, 64), np.float32),
-        )
-        self.records.documents = ["x" * 3_000_000, *(self.records.documents or [])[1:]]
-
-    def get(self, _collection_id: str, _request: GetRequest, *, cancel: Cancel) -> Records:
-        return self.records
-
-    def query(self, _collection_id: str, _request: QueryRequest, *, cancel: Cancel) -> QueryAnswer:
-        distances = np.sort(np.random.default_rng(2).random(3_000, np.float32))
-        distances[-2:] = np.inf, np.nan
-        splits = [0, 1_000, 1_000, 3_000]
-        return QueryAnswer(
-            self.records.split(splits), [distances[:1_000], distances[:0], distances[1_000:]]
-        )
-
-
-def test_answers_beyond_the_limit_of_a_message() -> None:
-    """A single document is beyond it too."""
-    role = _Large()
-    config = RpcConfig(message_bytes_max=200_000, chunk_bytes=50_000)
-    with _served(role, config) as (_, _, query):
-        found = query.get("c", GetRequest(fields=Field.DOCUMENT), cancel=Cancel())
-        assert found.embeddings is not None
-        assert role.records.embeddings is not None
-        assert np.array_equal(found.embeddings, role.records.embeddings)
-        assert found.ids == role.records.ids
-        assert found.documents == role.records.documents
-        assert found.uris == role.records.uris
-        assert found.metadatas == role.records.metadatas
-        request = QueryRequest(embeddings=np.ones((3, 64), np.float32))
-        answer, expected = (
-            query.query("c", request, cancel=Cancel()),
-            role.query("c", request, cancel=Cancel()),
-        )
-        assert [each.ids for each in answer.records] == [each.ids for each in expected.records]
-        for got, wanted in zip(answer.distances, expected.distances, strict=True):
-            assert got.tobytes() == wanted.tobytes()
-
-
-def test_calls_that_end_at_any_moment_leave_nothing_behind(
-    tmp_path: Path, threads: ThreadPoolExecutor
-) -> None:
-    """Writes and reads, cancelled or out of time at random: no thread stays, no write is lost."""
-    rng = random.Random(7)
-    with running_node(str(tmp_path / "store")) as node, serving(node) as remote:
-        collection = make_collection(node)
-
-        def call(number: int, cancel: Cancel) -> str | None:
-            """The name of what was acknowledged."""
-            try:
-                if number % 2:
-                    remote.query.get(collection, GetRequest(), cancel=cancel)
-                    return None
-                name = f"id-{number}"
-                remote.log.append(collection, operations(Op.ADD, [name], [[1.0]]), cancel=cancel)
-            except (OutcomeUnknown, DeadlineExceeded, Cancelled):
-                return None
-            return name
-
-        acknowledged = set()
-        for _ in range(6):
-            cancels = [Cancel(rng.uniform(0.0005, 0.05)) for _ in range(50)]
-            calls = [threads.submit(call, rng.randrange(10**9), cancel) for cancel in cancels]
-            for cancel in rng.sample(cancels, 25):
-                threading.Event().wait(rng.uniform(0, 0.002))
-                cancel.cancel()
-            acknowledged |= {each.result(_WAIT_S) for each in calls}
-        for pool in remote.server._pools.values():
-            assert pool.wait_idle(_WAIT_S)
-        found = remote.query.get(collection, GetRequest(), cancel=Cancel()).ids
-        assert acknowledged - {None} <= set(found)
-        assert len(found) == node.logs.snapshot(collection).last_offset
-
-
 def test_a_server_that_gets_no_thread_goes_on_when_it_does(
     held: _Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,7 +475,7 @@ def test_a_server_that_gets_no_thread_goes_on_when_it_does(
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    with _served(held, RpcConfig()) as (_, log, query):
+    with served_role(held, RpcConfig()) as (_, log, query):
         monkeypatch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(DeadlineExceeded):
             query.count("c", cancel=Cancel(0.2))
