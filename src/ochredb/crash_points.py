@@ -133,7 +133,7 @@ POINTS: dict[str, str] = {
     "evidence.synced": "synced",
     "evidence.named": "with its name in `damaged`, as a damaged file has; it is not durable",
     "evidence.kept": "it is",
-    "mended-catalog.synced": "the catalog as it was sealed lies beside the damaged one",
+    "mended-catalog.synced": "the catalog as it was sealed lies in the folder of its repair",
     "mended-catalog.renamed": "with its name, which is not durable",
     "mended-catalog.durable": "which is",
     "file.written": "a file of a backup or of a restored store is written, not synced",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ochredb.checksum import block_checksums, xxh3
 from ochredb.integrity import check, mend
 from ochredb.integrity.evidence import Evidence
 from ochredb.integrity.mend import flipped_bit, mended_object
+from ochredb.integrity.mend_catalog import mend_catalog
 from ochredb.parts import deleted, writer
 from ochredb.parts.manifest import ObjectInfo
 from ochredb.types import Op
@@ -285,6 +287,41 @@ def test_a_damaged_catalog_is_left(store: str, capsys: pytest.CaptureFixture[str
     assert _repair(store, "--accept-loss") == 1
     assert "Restore a backup" in capsys.readouterr().err
     assert Path(file).read_bytes() == before
+
+
+def test_nobody_opens_a_catalog_while_it_is_mended(store: str) -> None:
+    """Who mended it at once and went on would lose what was written since."""
+    right = _rows(store)
+    file = os.path.join(store, "ochredb.sqlite3")
+    _change(file, _flip(os.path.getsize(file) // 2))
+    tried: list[str] = []
+
+    def open_it(point: str) -> None:
+        if point.startswith("mended-catalog."):
+            with (
+                open(os.path.join(store, "open.lock"), "rb") as lock,
+                pytest.raises(BlockingIOError),
+            ):
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            tried.append(point)
+
+    crash_points.observe(open_it)
+    status = _repair(store)
+    crash_points.observe(None)
+    assert len(tried) == 3
+    assert status == 0
+    assert not check(store).is_damaged
+    assert _rows(store) == right
+
+
+def test_a_catalog_that_somebody_has_open_is_not_mended(store: str) -> None:
+    file = os.path.join(store, "ochredb.sqlite3")
+    with running_node(store):
+        _change(file, _flip(os.path.getsize(file) // 2))
+        damaged = Path(file).read_bytes()
+        evidence = Evidence(store, "of-a-test")
+        assert mend_catalog(store, evidence, _go_on) is None
+        assert Path(file).read_bytes() == damaged
 
 
 def test_whole_rows_are_those_whose_blocks_pass(store: str) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ochredb.catalog import wal
-from ochredb.catalog.seal_check import compare, has_log, page_checksums
+from ochredb.catalog.seal_check import Compared, compare, has_log, page_checksums
 from ochredb.catalog.seal_format import (
     BEGUN,
     CLOSED,
@@ -145,6 +145,23 @@ class Seal:
             raise
         _DESCRIPTORS.hold(self.catalog)
         self._lock_fd, self._is_broken = descriptor, False
+
+    @contextlib.contextmanager
+    def kept_shut(self) -> Iterator[Compared | None]:
+        """The catalog compared with its seal; until the end nobody can open it, who tries waits.
+
+        None if somebody has it open, if it may only be read, or if the seal says nothing of it.
+        Raises Corrupt for a catalog that is missing.
+        """
+        try:
+            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            yield None
+            return
+        try:
+            yield compare(self.path, self.catalog) if _try_exclusive(descriptor) else None
+        finally:
+            os.close(descriptor)
 
     def _verify(self) -> None:
         """Of a catalog that nobody has open."""

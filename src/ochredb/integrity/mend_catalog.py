@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 
-from ochredb.catalog.seal import SEAL_FILE, Seal
-from ochredb.catalog.seal_check import Compared, compare
+from ochredb.catalog.seal import Seal
+from ochredb.catalog.seal_check import Compared
 from ochredb.crash_points import reach
-from ochredb.errors import Corrupt
 from ochredb.integrity.evidence import Evidence
 from ochredb.integrity.mend import WRONG_BLOCKS_MAX, flipped_bit
 from ochredb.storage import files
@@ -19,44 +17,32 @@ from ochredb.storage.open_directory import CATALOG_FILE
 def mend_catalog(root: str, evidence: Evidence, step: Callable[[], None]) -> str | None:
     """What was done; None if nothing is wrong with the sealed bytes, or nothing can be done.
 
-    Nobody may have the store open.
+    Nobody can open the catalog meanwhile, who would go on with it: what is put back is its past.
     """
     path = os.path.join(root, CATALOG_FILE)
-    new_path = path + ".new"
-    seal = Seal(path)
-    try:
-        seal.hold()
-    except Corrupt:
-        pass
-    else:
-        seal.let_go(seal=False)
-        with contextlib.suppress(
-            OSError
-        ):  # Of a repair that was killed; the disk may be read-only.
-            files.unlink_if_exists(new_path)
-        return None
     if not os.path.exists(path):
         return None
-    compared = compare(os.path.join(root, SEAL_FILE), path)
-    if compared is None or compared.problem is None:
-        return None
-    with files.opened(path) as descriptor:
-        content = bytearray(files.read_range(descriptor, 0, files.size_of(descriptor)))
-        times = os.fstat(descriptor)
-    right = _mended(content, compared, step)
-    if right is None:
-        return None
-    evidence.keep_file(CATALOG_FILE)
-    with files.opened(new_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
-        files.write_all(descriptor, [memoryview(right)])
-        # By its time the seal knows the file.
-        os.utime(descriptor, ns=(times.st_atime_ns, times.st_mtime_ns))
-        files.sync(descriptor)
-    reach("mended-catalog.synced")
-    os.replace(new_path, path)
-    reach("mended-catalog.renamed")
-    files.sync_folder(root)
-    reach("mended-catalog.durable")
+    with Seal(path).kept_shut() as compared:
+        if compared is None or compared.problem is None:
+            return None
+        with files.opened(path) as descriptor:
+            content = bytearray(files.read_range(descriptor, 0, files.size_of(descriptor)))
+            times = os.fstat(descriptor)
+        right = _mended(content, compared, step)
+        if right is None:
+            return None
+        evidence.keep_file(CATALOG_FILE)
+        new_path = os.path.join(evidence.path, f"{CATALOG_FILE}.new")
+        with files.opened(new_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+            files.write_all(descriptor, [memoryview(right)])
+            # By its time the seal knows the file.
+            os.utime(descriptor, ns=(times.st_atime_ns, times.st_mtime_ns))
+            files.sync(descriptor)
+        reach("mended-catalog.synced")
+        os.replace(new_path, path)
+        reach("mended-catalog.renamed")
+        files.sync_folder(root)
+        reach("mended-catalog.durable")
     return "it is as it was sealed"
 
 
