@@ -296,7 +296,9 @@ def test_the_command_migrates_and_tells(tmp_path: Path, capsys: pytest.CaptureFi
     rebuild("v1", data)
     before = (data / CATALOG_NAME).read_bytes()
     assert main(["migrate", str(data), "--dry-run"]) == 0
-    assert f"format version 1 and would get {FORMAT_VERSION}" in capsys.readouterr().out
+    assert (
+        f"format version 1 and would get format version {FORMAT_VERSION}" in capsys.readouterr().out
+    )
     assert (data / CATALOG_NAME).read_bytes() == before
     assert main(["migrate", str(data)]) == 0
     assert f"from format version 1 to {FORMAT_VERSION}" in capsys.readouterr().out
