@@ -12,7 +12,7 @@ import secrets
 
 import pytest
 
-from tests.property.drivers import PlannerProbe, make_small
+from tests.property.drivers import GraphProbe, make_small
 from tests.property.machine import Run, run_steps
 
 from .cluster import Cluster, Shape
@@ -33,7 +33,7 @@ def test_a_cluster_answers_as_the_embedded_engine(
         made.append(TwinDriver(cluster, directory))
         return made[-1]
 
-    run = Run(driver, PlannerProbe(str(cluster.probe_path)))
+    run = Run(driver, GraphProbe(str(cluster.probe_path)))
     seed = int(os.environ.get("OCHREDB_STATE_SEED", "0")) or secrets.randbits(48)
     run_steps(run, _STEPS, seed, examples=2)
     assert sum(driver.compared for driver in made) >= _STEPS

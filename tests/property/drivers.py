@@ -20,6 +20,7 @@ import pytest
 from ochredb import materialise, tail
 from ochredb.parts import columns, deleted, graph, metadata_build, text, typed, writer
 from ochredb.parts import ids as part_ids
+from ochredb.parts.graph import HnswGraph
 from ochredb.plan import cost
 from ochredb_compactor import gather, scheduler
 from ochredb_compactor.config import CompactorConfig
@@ -151,10 +152,11 @@ class HttpDriver:
         self._stop()
 
 
-class PlannerProbe:
-    """Whether a planner has chosen a graph since the last `reset`.
+class GraphProbe:
+    """Whether a graph was searched since the last `reset`. What was planned is kept for the next
+    query that asks the same: so it is not the planner's choices that are counted.
 
-    path: of a file with a byte for each use, which planners of several processes may add to.
+    path: of a file with a byte for each use, which several processes may add to.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -221,7 +223,7 @@ _STEPS: list[tuple[Any, str, int]] = [
 
 def make_small(
     monkeypatch: pytest.MonkeyPatch, *, graphs: bool, steps: bool, probe_path: str | None = None
-) -> PlannerProbe:
+) -> GraphProbe:
     """Merges, graphs and indexes with tens of rows.
 
     graphs: the planner uses the graphs, or never. steps: everything is also done in small steps.
@@ -232,14 +234,15 @@ def make_small(
         monkeypatch.setattr(cost, "graph_us", lambda *_args: 0.0)
         monkeypatch.setattr(cost, "FILTERED_SCAN_US_MAX", 0.0)
         monkeypatch.setattr(cost, "GRAPH_SHARE_MIN", 0.0)
-    probe = PlannerProbe(probe_path)
+    probe = GraphProbe(probe_path)
     choose: Callable[..., bool] = cost.prefers_graph
 
-    def prefers_graph(**facts: Any) -> bool:
-        chosen = graphs and choose(**facts)
-        if chosen:
-            probe.used()
-        return chosen
+    search: Callable[..., Any] = HnswGraph.search
 
-    monkeypatch.setattr(cost, "prefers_graph", prefers_graph)
+    def searched(*arguments: Any) -> Any:
+        probe.used()
+        return search(*arguments)
+
+    monkeypatch.setattr(cost, "prefers_graph", lambda **facts: graphs and choose(**facts))
+    monkeypatch.setattr(HnswGraph, "search", searched)
     return probe

@@ -28,7 +28,7 @@ from ochredb.testing import strategies
 from ochredb.testing.model import HNSW_DEFAULTS, CollectionModel, Refusal, canonical
 
 from .compare import Recall, check_equal, check_get, check_query, check_refusal
-from .drivers import COLLECTIONS, DATABASE, Driver, PlannerProbe
+from .drivers import COLLECTIONS, DATABASE, Driver, GraphProbe
 
 Json = dict[str, Any]
 _NAMES = ("first", "second.2", "third-3")
@@ -56,7 +56,7 @@ class Run:
     """What one run of the machine has done."""
 
     driver: Callable[[str], Driver]
-    probe: PlannerProbe
+    probe: GraphProbe
     recall: Recall = field(default_factory=Recall)
     steps: Counter[str] = field(default_factory=Counter)
 
