@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.components.redis import free_port
+from ochredb.testing.server_process import free_port
 
 _START_WAIT_S = 120.0
 _TOKEN = "test"

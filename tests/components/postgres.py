@@ -12,7 +12,6 @@ import glob
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from typing import Any, Self
 
 import pytest
 
+from ochredb.testing.server_process import free_port
+
 _USER = "pgtest"  # PostgreSQL refuses to run as root.
 _START_S_MAX = 60.0
 
@@ -32,7 +33,7 @@ class PostgresServer:
 
     def __init__(self, folder: Path, programs: Path, settings: dict[str, str]) -> None:
         self.folder, self._programs, self._settings = folder, programs, settings
-        self.host, self.port = "127.0.0.1", _free_port()
+        self.host, self.port = "127.0.0.1", free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -185,9 +186,3 @@ def _children(parent: int) -> list[int]:
         return []
     path = Path(f"/proc/{parent}/task/{parent}/children")
     return [int(text) for text in path.read_text().split()]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from ochredb.testing.server_process import free_port
+
 _START_WAIT_S = 10.0
 
 
@@ -92,10 +94,3 @@ class RedisServer:
             s.sendall(b"PING\r\n")
             return s.recv(16) == b"+PONG\r\n"
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

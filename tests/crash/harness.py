@@ -22,7 +22,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -30,6 +29,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ochredb.testing.server_process import free_port
 
 from .powerloss import PowerLoss
 
@@ -231,16 +232,6 @@ def _of_session(leader: int) -> list[int]:
             if int(session) == leader and state not in "ZX":
                 found.append(int(status.parent.name))
     return found
-
-
-def free_port() -> int:
-    """A port that nobody listens on, outside the range from which outgoing connections draw."""
-    candidates = random.SystemRandom()
-    while True:
-        port = candidates.randrange(15_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class Campaign:

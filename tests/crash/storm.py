@@ -21,11 +21,11 @@ from ochredb.catalog.jobs import Jobs
 from ochredb.catalog.sqlite import SqliteSession
 from ochredb.processes import is_gone
 from ochredb.testing.history import check
+from ochredb.testing.server_process import free_port
 from ochredb_node.node import Node, NodeConfig
 
 from . import storm_worker
 from .actor import DATABASE, Actor, Call, Recorder
-from .harness import free_port
 from .nursery import Nursery
 from .recorded import Recorded, bytes_of
 from .storm_worker import GRACE_S, LEASE_TTL_S

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from ochredb.testing.server_process import free_port
 from tests.components.ceph import CephServer
 from tests.components.postgres import PostgresServer
 from tests.components.redis import RedisServer
 from tests.components.s3_faults import S3Faults
 from tests.components.tcp_proxy import TcpProxy
-from tests.crash.harness import free_port
 
 from .members import Commands, Launcher, Member, MemberFailed
 

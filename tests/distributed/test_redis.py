@@ -20,10 +20,11 @@ from ochredb.hints.hot import RedisHotFragments
 from ochredb.hints.limits import LimitsConfig, SharedLimits
 from ochredb.hints.link import RedisConfig, RedisLink
 from ochredb.hints.redis import RedisHints
+from ochredb.testing.server_process import free_port
 from ochredb_log.config import LogConfig
 from ochredb_node.config import NodeConfig
 from ochredb_node.node import Node
-from tests.components.redis import RedisServer, free_port
+from tests.components.redis import RedisServer
 from tests.unit.kernel import add_rows, ids_of, make_collection
 
 CLOCK = SystemClock()

@@ -24,6 +24,7 @@ from ochredb.clock import SystemClock
 from ochredb.rpc.channel import channel
 from ochredb.rpc.compactor_client import CompactorClient
 from ochredb.rpc.config import RpcConfig
+from ochredb.testing.server_process import free_port
 from tests.components.certificates import Authority
 
 from .served import PROGRAM, Served
@@ -37,12 +38,6 @@ def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
         assert time.monotonic() < deadline_s, "not in time"
         time.sleep(0.05)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Cluster:

@@ -13,11 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ochredb.testing.server_process import free_port
 from tests.components.ceph import CephServer
 from tests.components.postgres import PostgresServer
 
 from .served import PROGRAM, Served
-from .test_serve import fill, free_port, until
+from .test_serve import fill, until
 
 
 class Shared:

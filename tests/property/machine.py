@@ -35,6 +35,7 @@ _NAMES = ("first", "second.2", "third-3")
 _DIMENSIONS = (1, 2, 3, 8, 17)
 _BULK_IDS = 120
 RECALL_MIN = 0.9
+_MORE_STEPS = 6
 _STEPS_PER_EXAMPLE = 30
 _SHRINK = os.environ.get("OCHREDB_STATE_SHRINK", "") == "1"
 _PHASES = (Phase.generate, Phase.shrink) if _SHRINK else (Phase.generate,)
@@ -363,12 +364,22 @@ def bulk(verb: str, dim: int, first: int, count: int, seed: int) -> Json:
     }
 
 
-def run_steps(run: Run, steps: float, number: int, *, examples: int = 6) -> None:
+def run_steps(
+    run: Run,
+    steps: float,
+    number: int,
+    *,
+    examples: int = 6,
+    until: Callable[[], bool] = lambda: True,
+) -> None:
     """At least as many steps, from the seed `number` on.
 
-    examples: of one seed, of up to 30 steps each; each begins with an empty engine.
+    examples: of one seed, of up to 30 steps each; each begins with an empty engine. until: has
+    happened what the caller wants to see? A short run goes on until it has, for six times the
+    steps at most.
     """
-    while run.step_count < steps:  # Hypothesis cuts examples short now and then.
+    # Hypothesis cuts examples short now and then.
+    while run.step_count < steps or (run.step_count < _MORE_STEPS * steps and not until()):
         print(f"OCHREDB_STATE_SEED={number}")
         machine: type[Machine] = seed(number)(type("BoundMachine", (Machine,), {"run": run}))
         run_state_machine_as_test(

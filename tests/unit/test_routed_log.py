@@ -47,6 +47,7 @@ class Call:
     address: str
     idempotency_key: str | None
     request_id: str | None
+    is_sent: bool = True  # What is to be written, so that it may have been.
 
 
 @dataclass
@@ -69,6 +70,8 @@ class Script:
             try:
                 world.wait(step, cancel)
             except OchreError as error:  # As a client says it.
+                if not call.is_sent:
+                    raise
                 raise OutcomeUnknown(f"{error}; the write may have happened") from None
         return Appended(1, 1)
 
@@ -124,6 +127,12 @@ class FakeLog:
     ) -> Appended:
         evaluate()
         return self.append("", Operations(op=Op.DELETE, ids=["a"]), **more)
+
+    def repeated(
+        self, _collection_id: str, key: str, _request_hash: bytes, *, cancel: Cancel
+    ) -> Appended:
+        call = Call(self._address, key, None, is_sent=False)
+        return self._script.outcome(call, cancel, self._world)
 
     def compact_now(self, _collection_id: str) -> None:
         self._script.outcome(Call(self._address, None, None))
@@ -357,6 +366,19 @@ class TestPatience:
             assert world.clock.monotonic_s() == pytest.approx(8.0)
             self._append(world, log)
             assert script.asked == [FIRST, SECOND, SECOND]
+
+        simulate(NAMES, work)
+
+    def test_one_that_was_sent_nothing_is_given_up_too(self) -> None:
+        """What ends then is the attempt, not the client's request."""
+
+        def work(world: World) -> None:
+            script = Script([1e6])
+            log = _in(world, script)
+            cancel = Cancel(30.0, world.clock)
+            assert log.repeated(COLLECTION, "key", b"hash", cancel=cancel) == Appended(1, 1)
+            assert script.asked == [FIRST, SECOND]
+            assert world.clock.monotonic_s() == pytest.approx(8.0)
 
         simulate(NAMES, work)
 

@@ -45,6 +45,11 @@ def test_it_runs_between_enter_and_exit_and_keeps_the_exit_code(tmp_path: Path) 
         assert server.answers()
 
 
+def test_no_port_is_given_twice() -> None:
+    ports = [free_port() for _ in range(500)]
+    assert len(set(ports)) == len(ports)
+
+
 def test_a_start_that_fails_says_what_the_server_said(tmp_path: Path) -> None:
     server = standin(tmp_path, "raise SystemExit('the disk is full')")
     with pytest.raises(ServerProcessError, match="ended with 1 at start\nthe disk is full"):

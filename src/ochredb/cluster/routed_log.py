@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from ochredb.cancel import Cancel
+from ochredb.cancel import Cancel, Cancelled
 from ochredb.clock import Clock
 from ochredb.cluster.attempts import Attempts, RoutingConfig
 from ochredb.cluster.budget import RetryBudget
@@ -74,6 +74,11 @@ class _Patience:
         if not self.has_ended:
             return error
         return Unavailable(f"no answer to a write in {self._after_s:g} s", unreachable=True)
+
+    def meant(self, error: OchreError) -> OchreError:
+        """What it means to the request. Cancelled was the attempt, before anything was written:
+        the client is still there, and the next node may do it."""
+        return self.blame(error) if isinstance(error, Cancelled) else error
 
     def _look_later(self) -> None:
         self._timer.call_later(self._after_s, self._due, lambda: self._is_over)
@@ -235,8 +240,9 @@ class RoutedLog:
             node.trying()
             try:
                 answer = call(node.client, patience.cancel)
-            except OchreError as error:
-                node.failed(patience.blame(error))
+            except OchreError as raised:
+                node.failed(patience.blame(raised))
+                error = patience.meant(raised)
                 if not doubt.may_repeat(error):
                     raise doubt.told(error) from error.__cause__
                 patience.over()
@@ -334,6 +340,8 @@ class _Attempt:
         """Told once."""
         if isinstance(outcome, BaseException):
             self.end(outcome)
+            if isinstance(outcome, OchreError):
+                outcome = self._patience.meant(outcome)
             self._submission.failed(outcome, is_paid=self._patience.has_ended)
         else:
             self._patience.over()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -36,6 +37,9 @@ ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+_PORTS = range(15_000, 32_000)
+_RANDOM = random.SystemRandom()
+_given: set[int] = set()
 
 
 class ServerProcessError(AssertionError):
@@ -43,11 +47,18 @@ class ServerProcessError(AssertionError):
 
 
 def free_port() -> int:
-    """Return a TCP port that was free on loopback a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port on loopback that nobody listens on, another one each time.
+
+    Not one of those from which outgoing connections draw: one of these would take it between two
+    lives of a server.
+    """
+    while True:
+        port = _RANDOM.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 class ServerProcess:
