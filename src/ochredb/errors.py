@@ -29,7 +29,7 @@ that reaches an edge is a bug and is reported as Internal.
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class Kind(enum.Enum):
@@ -191,11 +191,30 @@ class DeadlineExceeded(OchreError):
     kind = Kind.TIMEOUT
 
 
-def __getattr__(name: str) -> Any:
-    """`chromadb.errors.NotFoundError` and the like: the client's exceptions, Chroma's path."""
-    from ochredb.api import exceptions
+if TYPE_CHECKING:
+    # `chromadb.errors.NotFoundError` and the like: the client's exceptions, Chroma's path.
+    from ochredb.api.exceptions import AuthorizationError as AuthorizationError
+    from ochredb.api.exceptions import BatchSizeExceededError as BatchSizeExceededError
+    from ochredb.api.exceptions import ChromaAuthError as ChromaAuthError
+    from ochredb.api.exceptions import ChromaError as ChromaError
+    from ochredb.api.exceptions import DuplicateIDError as DuplicateIDError
+    from ochredb.api.exceptions import IDAlreadyExistsError as IDAlreadyExistsError
+    from ochredb.api.exceptions import InternalError as InternalError
+    from ochredb.api.exceptions import InvalidArgumentError as InvalidArgumentError
+    from ochredb.api.exceptions import InvalidDimensionException as InvalidDimensionException
+    from ochredb.api.exceptions import InvalidHTTPVersion as InvalidHTTPVersion
+    from ochredb.api.exceptions import InvalidUUIDError as InvalidUUIDError
+    from ochredb.api.exceptions import NotFoundError as NotFoundError
+    from ochredb.api.exceptions import QuotaError as QuotaError
+    from ochredb.api.exceptions import RateLimitError as RateLimitError
+    from ochredb.api.exceptions import UniqueConstraintError as UniqueConstraintError
+    from ochredb.api.exceptions import VersionMismatchError as VersionMismatchError
+else:
 
-    found = vars(exceptions).get(name)
-    if isinstance(found, type) and issubclass(found, exceptions.ChromaError):
-        return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        from ochredb.api import exceptions
+
+        found = vars(exceptions).get(name)
+        if isinstance(found, type) and issubclass(found, exceptions.ChromaError):
+            return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

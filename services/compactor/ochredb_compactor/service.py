@@ -438,7 +438,9 @@ class CompactorService:
 
     def _housekeep(self) -> None:
         now, config = self._world.clock.monotonic_s(), self._world.config
-        if self._trims_due_s and now >= self._trims_due_s[0]:
+        # Not under writes, which would take the memory again at once.
+        quiet = self.since_append_s() >= _TRIM_AFTER_S[0]
+        if self._trims_due_s and now >= self._trims_due_s[0] and quiet:
             self._trims_due_s = self._trims_due_s[1:]
             self._on_quiet()  # By now readers have let go of what the jobs replaced.
             self._trim()

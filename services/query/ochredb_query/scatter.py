@@ -17,6 +17,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ochredb.cancel import Cancel, Cancelled
 from ochredb.clock import Clock
@@ -148,20 +149,13 @@ class Scatter:
                 continue
             own = Cancel(_KEEP_S, self._clock)
             take_back = cancel.when_cancelled(own.cancel)
-            node.trying()
             try:
-                for first in range(0, len(objects), _KEPT_AT_ONCE):
-                    some = objects[first : first + _KEPT_AT_ONCE]
-                    node.client.keep_copies(some, cancel=own)
-            except BaseException as error:
-                node.failed(error)
-                if not isinstance(error, _PASSED_OVER):
-                    raise
-            else:
-                node.succeeded()
-                return True
+                node.ask(partial(_have_kept, objects=objects, cancel=own))
+            except _PASSED_OVER:
+                continue
             finally:
                 take_back()
+            return True
         return False
 
     def gather(
@@ -249,20 +243,13 @@ class Scatter:
             (counted.hedge if is_hedge else counted.repeat)()
             is_hedge = False
             started_s = self.now_s()
-            node.trying()
             try:
-                answer = node.client.search_parts(
-                    call.collection_id, request, cancel=call.cancel.child()
-                )
-            except BaseException as error:
-                node.failed(error)
-                if not isinstance(error, _PASSED_OVER):
-                    raise
+                answer = node.ask(partial(_search, call=call, request=request))
+            except _PASSED_OVER:
+                call.cancel.check()
+                passed = passed | {node.name}
             else:
-                node.succeeded()
                 return Share(node.name, request, answer, 1e6 * (self.now_s() - started_s))
-            call.cancel.check()
-            passed = passed | {node.name}
         return self.here(call, request, False)
 
     def here(self, call: _Call, request: PartsRequest, with_tail: bool) -> Share:
@@ -290,6 +277,15 @@ class _Call:
     collection_id: str
     local: Local
     cancel: Cancel
+
+
+def _search(node: DistantQueryNode, call: _Call, request: PartsRequest) -> PartsAnswer:
+    return node.search_parts(call.collection_id, request, cancel=call.cancel.child())
+
+
+def _have_kept(node: DistantQueryNode, objects: Sequence[tuple[str, int]], cancel: Cancel) -> None:
+    for first in range(0, len(objects), _KEPT_AT_ONCE):
+        node.keep_copies(objects[first : first + _KEPT_AT_ONCE], cancel=cancel)
 
 
 class _Asked:

@@ -89,14 +89,7 @@ class Race(Generic[T, R]):
         return outcome
 
     def _call_at(self, node: Node[T], cancel: Cancel) -> R:
-        node.trying()
-        try:
-            answer = self._call(node.client, cancel)
-        except BaseException as error:
-            node.failed(error)
-            raise
-        node.succeeded()
-        return answer
+        return node.ask(lambda client: self._call(client, cancel))
 
     def _second_answers(self, error: BaseException) -> bool:
         """The call at the first node raised this: has the other an answer? Waits for it."""

@@ -1,14 +1,13 @@
 """The nodes of a role: a client for each, made when it is first needed, and how each is doing.
 
 for node in nodes.ordered(collection_id):
-    node.trying()                    # Then exactly one of `succeeded` and `failed`.
     try:
-        answer = node.client.count(collection_id, cancel=cancel)
-    except BaseException as error:
-        node.failed(error)
+        return node.ask(lambda client: client.count(collection_id, cancel=cancel))
+    except Unavailable:
         ...
-    else:
-        node.succeeded()
+
+Whose answer does not come as what a call returns says so itself: first `trying`, then exactly one
+of `succeeded` and `failed`.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from ochredb.errors import DeadlineExceeded, Exhausted, OchreError, StorageFull,
 log = logging.getLogger("ochredb.cluster")
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _OPEN_S, _OPEN_S_MAX = 0.2, 5.0
 GONE = frozenset({"unreachable", "draining"})
@@ -74,6 +74,17 @@ class Node(Generic[T]):
     def is_exhausted(self) -> bool:
         """Whether it said not long ago that it has too much to do."""
         return self._nodes.clock.monotonic_s() < self._exhausted_until_s
+
+    def ask(self, call: Callable[[T], R]) -> R:
+        """What `call` returns for the client; how the node does is noted."""
+        self.trying()
+        try:
+            answer = call(self.client)
+        except BaseException as error:
+            self.failed(error)
+            raise
+        self.succeeded()
+        return answer
 
     def trying(self) -> None:
         """A call begins. Of a node that could not be reached, it is the only one for a while."""

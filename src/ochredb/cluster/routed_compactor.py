@@ -52,26 +52,15 @@ class RoutedCompactor:
         attempts = Attempts(self._nodes, key, cancel, self._budget, self._config)
         node = attempts.first()
         while True:
-            node.trying()
             try:
-                answer = ask(node.client)
-            except BaseException as error:
-                node.failed(error)
-                if not isinstance(error, Unavailable):
-                    raise
+                return node.ask(ask)
+            except Unavailable as error:
                 node = attempts.next_node(error, self._clock)
-            else:
-                node.succeeded()
-                return answer
 
     def hint(self, collection_id: str, last_offset: int, /) -> None:
         """To one compactor, and not again: the next hint, or a poll, makes up for a lost one."""
         for node in self._nodes.ordered(collection_id)[:1]:
-            node.trying()
             try:
-                node.client.hint(collection_id, last_offset)
+                node.ask(lambda compactor: compactor.hint(collection_id, last_offset))
             except Exception as error:
-                node.failed(error)
                 log.debug("a hint was lost: %s", error)
-            else:
-                node.succeeded()

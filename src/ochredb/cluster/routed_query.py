@@ -150,12 +150,6 @@ class RoutedQuery:
                 if race.has_hedge:
                     attempts.skip(second)
         else:
-            node.trying()
-            try:
-                answer = call(node.client, cancel)
-            except BaseException as error:
-                node.failed(error)
-                raise
-            node.succeeded()
+            answer = node.ask(lambda query: call(query, cancel))
         latencies.note(self._clock.monotonic_s() - started_s)
         return answer

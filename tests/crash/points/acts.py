@@ -41,6 +41,9 @@ class EarlierClock(SystemClock):
 # -- node
 
 
+_OTHER_TTL_S = 5.0  # After a crash somebody waits for it.
+
+
 def create(stage: Stage) -> None:
     for store in ("store", "store-2"):
         with stage.node(store):
@@ -218,9 +221,11 @@ def compact_and_lose(stage: Stage) -> None:
             prepare(collection, manifest)
             if collection not in lost:
                 lost.add(collection)
-                lease = jobs.acquire(collection, "compact", "other", 60.0, lambda _owner: True)
+                lease = jobs.acquire(
+                    collection, "compact", "other", _OTHER_TTL_S, lambda _owner: True
+                )
                 assert lease is not None
-                assert jobs.renew(lease, 60.0)
+                assert jobs.renew(lease, _OTHER_TTL_S)
                 jobs.end(lease)
 
         object.__setattr__(world(node), "before_commit", take_over)
