@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ochredb.catalog import wal
@@ -45,7 +46,16 @@ def test_frames_are_those_that_sqlite_counts(tmp_path: Path, page_bytes: int) ->
         later, count = log.whole_frames(7)
         assert count == expected
         assert later.sums.tolist() == headers.sums[7:].tolist()
-        assert all(log.is_whole(log.content(n), log.sums_before(n)) for n in range(expected))
+        before = np.concatenate([log.sums_before(0).reshape(1, 2), headers.sums])
+        for frames in (np.arange(expected), np.arange(2, expected, 3)):
+            found = list(log.checked(frames, before[frames]))
+            assert np.concatenate([numbers for numbers, _, _ in found]).tolist() == frames.tolist()
+            for numbers, some, are_whole in found:
+                assert are_whole.all()
+                assert all(
+                    (frame["words"] == log.content(number)["words"]).all()
+                    for number, frame in zip(numbers, some, strict=True)
+                )
         assert log.has_commit(expected - 1)
         assert not log.has_commit(expected)
         assert log.is_same()
@@ -69,6 +79,24 @@ def test_a_byte_that_changed_ends_the_log_as_it_does_for_sqlite(tmp_path: Path) 
         row = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         connection.close()
         assert committed == max(0, row[1]) < frames
+
+
+def test_a_frame_that_changed_is_told_from_the_others(tmp_path: Path) -> None:
+    path, count = _written(tmp_path / "a", 4096)
+    with wal.opened(path) as log:
+        assert log is not None
+        headers = log.headers(0)
+        before = np.concatenate([log.sums_before(0).reshape(1, 2), headers.sums])
+        damaged = count // 2
+        size = wal.FRAME_HEADER_BYTES + 4096
+        with open(path + "-wal", "r+b") as file:
+            file.seek(wal.HEADER_BYTES + damaged * size + wal.FRAME_HEADER_BYTES + 100)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 4]))
+        frames = np.arange(count)
+        found = np.concatenate([whole for _, _, whole in log.checked(frames, before[frames])])
+        assert np.flatnonzero(~found).tolist() == [damaged]
 
 
 def test_no_log_and_what_is_none(tmp_path: Path) -> None:

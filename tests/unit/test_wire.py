@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,46 @@ def test_bad_embeddings_are_refused(value: Any, error: type[OchreError], message
         parse_embeddings(value, nullable=False)
     assert type(caught.value) is error
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3, 7, 128])
+def test_many_texts_give_what_each_gives(dimension: int) -> None:
+    rows = np.random.default_rng(1).standard_normal((20, dimension)).astype(np.float32)
+    parsed, _ = parse_embeddings([base64_of(*row) for row in rows], nullable=False)
+    assert parsed is not None and parsed.flags.c_contiguous
+    assert np.array_equal(parsed, rows)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:1] + "!" + text[2:],
+        lambda text: text[:1] + "é" + text[2:],
+        lambda text: text[:1] + "=" + text[2:],
+        lambda text: text[:-1],
+        lambda text: text[:-1] + "B",
+        lambda text: text[:-1] + "=",
+        lambda text: text[:-2] + "==",
+        lambda text: text + "AAAA",
+        lambda text: text.rstrip("=")[:-1] + "/" + "=" * text.count("="),  # Bits that say nothing.
+    ],
+)
+@pytest.mark.parametrize("where", [0, 9, 19])
+def test_one_odd_text_among_many_is_taken_or_refused_as_alone(
+    dimension: int, spoil: Callable[[str], str], where: int
+) -> None:
+    texts = [base64_of(*[1.5] * dimension)] * 20
+    texts[where] = spoil(texts[where])
+    outcomes: list[Any] = []
+    for few in (False, True):  # Few are decoded one by one.
+        try:
+            some = [texts[where], texts[where - 1]] if few else texts
+            rows, _ = parse_embeddings(some, nullable=False)
+            outcomes.append(rows[0 if few else where].tolist() if rows is not None else None)
+        except InvalidArgument as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
 
 
 def test_query_embeddings_may_hold_infinities_and_no_numbers_at_all() -> None:

@@ -24,6 +24,7 @@ from ochredb.storage.space import Reserve
 from ochredb_query.service import QueryService
 
 _FREE_PAGES_PER_TURN = 2_000
+_FREE_PAGES_KEPT = 8_192  # 64 MB, under writes: they would take the pages again.
 _IDLE_AFTER_S = 1.0  # Without a write.
 _SELDOM_S = 10.0
 _FOLDERS_PERIOD_S = 600.0
@@ -91,7 +92,9 @@ class Housekeeping:
             self._seldom_s = now_s
             self._expire()
             if isinstance(self._database, SqliteDatabase):
-                self._database.release_free_pages(_FREE_PAGES_PER_TURN)
+                written = self._since_append_s() < _SELDOM_S
+                keep = _FREE_PAGES_KEPT if written else 0
+                self._database.release_free_pages(_FREE_PAGES_PER_TURN, keep=keep)
             if isinstance(self._store, DirectoryStore):
                 self._clean(self._store, now_s)
 

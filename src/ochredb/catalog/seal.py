@@ -446,15 +446,18 @@ class Copying:
             changed |= dict.fromkeys(gone, UNKNOWN)
             end = int(sizes[-1])
             latest = {page: at for page, at in latest.items() if at < copied and page <= end}
-        for page, frame in latest.items():
-            content = self._log.content(frame)
-            number = frame - self.first
-            before = headers.sums[number - 1] if number else self._log.sums_before(frame)
-            checksum = xxh3(content["words"].tobytes())
-            if not self._log.is_whole(content, before):
-                log.error("frame %d of the catalog's write-ahead log is damaged", frame)
-                checksum ^= (1 << 64) - 1  # What page it was is not known; it is not this one.
-            changed[page - 1] = checksum
+        frames = np.sort(np.fromiter(latest.values(), np.int64, len(latest)))
+        before = np.concatenate([self._log.sums_before(self.first).reshape(1, 2), headers.sums])
+        for numbers, some, are_whole in self._log.checked(frames, before[frames - self.first]):
+            pages_of = headers.page[numbers - self.first].tolist()
+            for number, page, frame, is_whole in zip(
+                numbers.tolist(), pages_of, some, are_whole.tolist(), strict=True
+            ):
+                checksum = xxh3(frame["words"].tobytes())
+                if not is_whole:
+                    log.error("frame %d of the catalog's write-ahead log is damaged", number)
+                    checksum ^= (1 << 64) - 1  # What page it was is not known; it is not this one.
+                changed[page - 1] = checksum
         pages = np.fromiter(changed.keys(), np.int64, len(changed))
         return pages, np.fromiter(changed.values(), np.uint64, len(changed))
 

@@ -68,18 +68,10 @@ class Log:
     def headers(self, first: int, stop: int | None = None) -> Headers:
         """Of frames [first, stop) as far as they are there and have the log's salt.
 
-        Cost: 1 µs each.
+        Cost: 1 µs each. With their pages, of which nothing is used: each call to the system lets go
+        of the interpreter's lock, which may take long to come back.
         """
-        size = self._frame.itemsize
-        count = max(0, (os.fstat(self._descriptor).st_size - HEADER_BYTES) // size)
-        stop = count if stop is None else min(stop, count)
-        places = range(HEADER_BYTES + first * size, HEADER_BYTES + stop * size, size)
-        read = b"".join([os.pread(self._descriptor, FRAME_HEADER_BYTES, place) for place in places])
-        if len(read) != len(places) * FRAME_HEADER_BYTES:  # It was cut off just now.
-            read = b""
-        found = np.frombuffer(read, np.dtype(_FRAME_FIELDS))
-        found = found[: _leading((found["salt"] == self.salt) & (found["page"] > 0))]
-        return _copied(found)
+        return _joined([_copied(chunk) for chunk in self._chunks(first, stop)])
 
     def has_commit(self, first: int) -> bool:
         """Whether a transaction ends at frame `first` or later."""
@@ -103,9 +95,29 @@ class Log:
         data = files.read_range(self._descriptor, start, start + self._frame.itemsize)
         return np.frombuffer(data, self._frame)[0]  # type: ignore[no-any-return]
 
-    def is_whole(self, frame: NDArray[np.void], before: Sums) -> bool:
-        """Whether a frame has the checksum that follows upon `before`."""
-        return bool(self._whole(frame.reshape(1), before.reshape(1, 2))[0])
+    def checked(
+        self, frames: Numbers, before: Sums
+    ) -> Iterator[tuple[Numbers, NDArray[np.void], NDArray[np.bool_]]]:
+        """Some frames, ascending, in chunks: their numbers, they themselves, and whether each has
+        the checksum that follows upon its row of `before`, uint32 of shape (frames, 2).
+
+        Raises OSError if they are not there. Cost: 8 µs each.
+        """
+        size = self._frame.itemsize
+        at_once = max(1, _CHUNK_BYTES // size)
+        start = 0
+        while start < len(frames):
+            first = int(frames[start])
+            stop = int(np.searchsorted(frames, first + at_once))
+            last = int(frames[stop - 1])
+            read = files.read_range(
+                self._descriptor, HEADER_BYTES + first * size, HEADER_BYTES + (last + 1) * size
+            )
+            some = np.frombuffer(read, self._frame)
+            if stop - start < len(some):
+                some = some[frames[start:stop] - first]
+            yield frames[start:stop], some, self._whole(some, before[start:stop])
+            start = stop
 
     def whole_frames(self, first: int = 0) -> tuple[Headers, int]:
         """Those that SQLite would use, frame `first` and later; and how many frames come before
@@ -125,10 +137,11 @@ class Log:
             before = np.asarray(chunk["sums"][-1], np.uint32)
         return _joined(chunks, committed - first), committed
 
-    def _chunks(self, first: int) -> Iterator[NDArray[np.void]]:
-        """Frames with the log's salt, until one has not."""
+    def _chunks(self, first: int, stop: int | None = None) -> Iterator[NDArray[np.void]]:
+        """Frames with the log's salt from `first` on, until one has not, or `stop`."""
         size = self._frame.itemsize
         count = max(0, (os.fstat(self._descriptor).st_size - HEADER_BYTES) // size)
+        count = count if stop is None else min(stop, count)
         step = max(1, _CHUNK_BYTES // size)
         for start in range(first, count, step):
             begin, end = start * size, min(count, start + step) * size
