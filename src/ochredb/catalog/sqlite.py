@@ -445,9 +445,8 @@ class SqliteDatabase:
             return 0
 
     def release_free_pages(self, pages_max: int, *, keep: int = 0) -> None:
-        """Give up to `pages_max` free pages back to the file system (auto_vacuum=INCREMENTAL), of
-        those beyond `keep`. In short transactions, and page by page: the driver steps such a
-        statement once only.
+        """Give up to `pages_max` free pages beyond `keep` back to the file system, in short
+        transactions, and page by page: the driver steps such a statement once only.
         """
         while pages_max > 0:
             with self.read() as session:
