@@ -24,7 +24,7 @@ from ochredb.storage.space import Reserve
 from ochredb_query.service import QueryService
 
 _FREE_PAGES_PER_TURN = 2_000
-_FREE_PAGES_KEPT = 8_192  # 64 MB, under writes: they would take the pages again.
+_FREE_PAGES_UNDER_WRITES = 200  # They would take most of them again, and wait for each commit.
 _IDLE_AFTER_S = 1.0  # Without a write.
 _SELDOM_S = 10.0
 _FOLDERS_PERIOD_S = 600.0
@@ -93,8 +93,8 @@ class Housekeeping:
             self._expire()
             if isinstance(self._database, SqliteDatabase):
                 written = self._since_append_s() < _SELDOM_S
-                keep = _FREE_PAGES_KEPT if written else 0
-                self._database.release_free_pages(_FREE_PAGES_PER_TURN, keep=keep)
+                pages = _FREE_PAGES_UNDER_WRITES if written else _FREE_PAGES_PER_TURN
+                self._database.release_free_pages(pages)
             if isinstance(self._store, DirectoryStore):
                 self._clean(self._store, now_s)
 

@@ -444,16 +444,16 @@ class SqliteDatabase:
         except FileNotFoundError:
             return 0
 
-    def release_free_pages(self, pages_max: int, *, keep: int = 0) -> None:
-        """Give up to `pages_max` free pages beyond `keep` back to the file system, in short
-        transactions, and page by page: the driver steps such a statement once only.
+    def release_free_pages(self, pages_max: int) -> None:
+        """Give up to `pages_max` free pages back to the file system (auto_vacuum=INCREMENTAL).
+        In short transactions, and page by page: the driver steps such a statement once only.
         """
         while pages_max > 0:
             with self.read() as session:
                 assert isinstance(session, SqliteSession)
                 free = int(session.connection.execute("PRAGMA freelist_count").fetchone()[0])
-            count = min(free - keep, pages_max, _VACUUM_PAGES)
-            if count <= 0:
+            count = min(free, pages_max, _VACUUM_PAGES)
+            if count == 0:
                 return
             with self.write("free-pages") as session:
                 assert isinstance(session, SqliteSession)
