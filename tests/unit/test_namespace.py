@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,6 +194,20 @@ class TestCollections:
                                                key_types=pairs))  # fmt: skip
         info = node.namespace.get_collection_by_id(collection)
         assert (info.key_types, info.dimension) == (pairs, 2)
+
+    def test_each_one_of_a_list_has_its_own_keys(self, node: Node) -> None:
+        one, two, none = (make_collection(node, name) for name in ("one", "two", "none"))
+        for collection, keys in ((one, {("a", "int"), ("b", "float")}), (two, {("a", "string")})):
+            add = operations(Op.ADD, ["id"], [[1.0]])
+            append(node, collection, replace(add, key_types=frozenset(keys)))
+
+        def listed(limit: int | None, offset: int) -> list[CollectionInfo]:
+            return node.namespace.list_collections(DEFAULT_TENANT, DEFAULT_DATABASE, limit, offset)
+
+        wanted = [node.namespace.get_collection_by_id(each) for each in (one, two, none)]
+        assert [len(info.key_types) for info in wanted] == [2, 1, 0]
+        assert listed(None, 0) == wanted
+        assert listed(1, 1) == wanted[1:2]
 
 
 class TestDrops:

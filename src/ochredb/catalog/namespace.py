@@ -5,6 +5,7 @@ Messages are those of rest-contract section 3; official clients match their text
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,11 @@ _COUNT = Statement(
 )
 _KEYS = Statement(
     select(collection_keys.c.key, collection_keys.c.type).where(collection_keys.c.collection == _id)
+)
+_KEYS_OF_PAGE = Statement(
+    select(collection_keys.c.collection, collection_keys.c.key, collection_keys.c.type).where(
+        collection_keys.c.collection.in_(_page)
+    )
 )
 _IDS_OF_DATABASE = Statement(select(collections.c.id).where(collections.c.database_id == _id))
 _ALL_IDS = Statement(select(collections.c.id))
@@ -353,8 +359,11 @@ class Namespace:
         """In order of creation."""
         limit = _UNLIMITED if limit is None else limit
         with self._db.read_consistent() as session:
-            rows = session.all(_LIST, tenant=tenant, database=database, limit=limit, offset=offset)
-            return [_info(row, session.all(_KEYS, id=row[0])) for row in rows]
+            page = {"tenant": tenant, "database": database, "limit": limit, "offset": offset}
+            keys: defaultdict[str, list[Row]] = defaultdict(list)
+            for collection, *key in session.all(_KEYS_OF_PAGE, **page):
+                keys[collection].append(tuple(key))
+            return [_info(row, keys[row[0]]) for row in session.all(_LIST, **page)]
 
     def all_ids(self) -> list[str]:
         """The ids of all collections of all databases."""
