@@ -137,6 +137,26 @@ def test_memory_is_looked_after_while_the_catalog_is_away(
     node.close()
 
 
+def test_memory_is_given_back_some_time_after_the_last_job_or_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    node = Node(NodeConfig(path=str(tmp_path)), clock=clock)
+    node.start(background=False)
+    trims: list[float] = []
+    monkeypatch.setattr(node.compactor, "_trim", lambda: trims.append(clock.monotonic_s()))
+    collection = make_collection(node)
+    for second in range(100):
+        if second < 20:
+            add_rows(node, collection, 2 * second, 2)
+        if second == 50:
+            node.compactor.fold_now(collection)
+        node.compactor._housekeep()
+        clock.advance(1)
+    assert trims == [24.0, 49.0, 55.0, 80.0]
+    node.close()
+
+
 def test_a_draining_node_says_so_and_answers(stack: ExitStack, tmp_path: Path) -> None:
     node = start(stack, tmp_path, "frontend,log,query")
     assert node.handle("GET", "/api/v2/healthcheck", "", {}, b"")[0] == 200

@@ -59,7 +59,7 @@ _OVERDUE = 4.0  # Times what is due: of the limits of a backlog a sixth.
 _STORE = ""  # Instead of a collection, in leases that are about all of them.
 _NO_VERSION = -1  # Of a collection that was dropped.
 _REWRITES_MAX = 1_000  # Of one collection by one call.
-_TRIM_AFTER_S = (5.0, 30.0)
+_TRIM_AFTER_S = (5.0, 30.0)  # The last job or write.
 
 
 class CompactorService:
@@ -76,13 +76,14 @@ class CompactorService:
     ) -> None:
         """owner: unique to this process. on_idle: called about once a second (housekeeping).
 
-        on_quiet: called some seconds after the last job, to let go of what it left behind.
+        on_quiet: called some seconds after the last job or write, to let go of what they left.
         delegate: whether another process does a job that is due; told whether it is a large one.
         """
         self._world, self._owner = world, owner
         self._on_idle, self._on_quiet = on_idle, on_quiet
         self._delegate = delegate
-        self._trims_due_s: list[float] = []
+        self._ended_s = -math.inf  # The last job, that is.
+        self._trims = len(_TRIM_AFTER_S)  # Since the last job or write.
         self._wakes: list[threading.Event] = []  # One for each thread.
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -279,8 +280,7 @@ class CompactorService:
 
     def _ended(self, kind: str) -> None:
         """A job gave its lease back."""
-        now = self._world.clock.monotonic_s()
-        self._trims_due_s = [now + delay_s for delay_s in _TRIM_AFTER_S]
+        self._ended_s = self._world.clock.monotonic_s()
         if kind == "merge":
             self._trim()
 
@@ -439,11 +439,12 @@ class CompactorService:
     def _housekeep(self) -> None:
         now, config = self._world.clock.monotonic_s(), self._world.config
         # Not under writes, which would take the memory again at once.
-        quiet = self.since_append_s() >= _TRIM_AFTER_S[0]
-        if self._trims_due_s and now >= self._trims_due_s[0] and quiet:
-            self._trims_due_s = self._trims_due_s[1:]
+        quiet_s = min(self.since_append_s(), now - self._ended_s)
+        due = sum(quiet_s >= after_s for after_s in _TRIM_AFTER_S)
+        if due > self._trims:
             self._on_quiet()  # By now readers have let go of what the jobs replaced.
             self._trim()
+        self._trims = due
         if now - self._collected_s >= config.collect_period_s:
             self._collected_s = now
             self._collect_due()
