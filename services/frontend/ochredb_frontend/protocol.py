@@ -7,9 +7,7 @@ application does not take that way, and every other request, goes uvicorn's.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import math
 import sys
 import types
 from collections.abc import Coroutine, Generator, Mapping
@@ -120,8 +118,6 @@ class Protocol(HttpToolsProtocol):
     _whole: Exchange | None = None  # It becomes a cycle.
     _default_headers: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
-    _idle_since_s = math.inf
-    _idle_timer: asyncio.TimerHandle | None = None
 
     def default_lines(self) -> bytes:
         """The header lines of every answer; uvicorn makes a new list of them each second."""
@@ -141,7 +137,6 @@ class Protocol(HttpToolsProtocol):
             self.loop.call_later(wait_s, transport.close)
 
     def data_received(self, data: bytes) -> None:
-        self._idle_since_s = math.inf
         if self._is_too_many:
             self.transport.write(_TOO_MANY)
             self.transport.close()
@@ -176,9 +171,6 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
         self.cycle = None  # It refers to this protocol, and cycles are collected late.
 
     def on_message_begin(self) -> None:
@@ -255,25 +247,6 @@ class Protocol(HttpToolsProtocol):
             self.cycle = None  # As before the first request.
             self._whole = exchange
             self._begin_cycle()
-
-    def on_response_complete(self) -> None:
-        """As uvicorn's, but for its timer, which it makes anew for each answer: 10 µs."""
-        if self.pipeline or self.transport.is_closing():
-            super().on_response_complete()
-            return
-        self.server_state.total_requests += 1
-        self.flow.resume_reading()
-        self._idle_since_s = self.loop.time()
-        if self._idle_timer is None:
-            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
-
-    def _close_if_idle(self) -> None:
-        self._idle_timer = None
-        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
-        if left_s <= 0:
-            self.timeout_keep_alive_handler()
-        elif math.isfinite(left_s):  # Else the next answer sees to it.
-            self._idle_timer = self.loop.call_later(left_s, self._close_if_idle)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         exchange, self._whole = self._whole, None

@@ -43,11 +43,10 @@ class OneGraph:
     def candidates(self, queries: Float32s) -> Rows | None:
         """int64[q, wanted] rows near each of float32[q, d]; most of the time it takes is here.
 
-        None: `Nearest` has to do it, for a query that is not finite, or a graph with gaps.
+        None: `Nearest` has to do it, for a query that is not finite or a graph with gaps.
         """
         graph = self.segment.graph
-        # Neither is one whose square is not finite; BLAS says so in a tenth of numpy's time.
-        if graph is None or not math.isfinite(np.vdot(queries, queries)):
+        if graph is None or not math.isfinite(float(queries.sum())):
             return None
         found = graph.search(queries, self.ef)
         return None if found is None else found[:, : self.wanted]

@@ -51,7 +51,7 @@ def exact(space: Space, queries: Float32s, vectors: Float32s) -> Float32s:
         if space == "l2":
             x -= q
             x *= x
-            distances: Float32s = np.add.reduce(x, axis=1).astype(np.float32)
+            distances: Float32s = x.sum(axis=1).astype(np.float32)
             return distances
         dots = (x * q).sum(axis=1)
         if space == "ip":
