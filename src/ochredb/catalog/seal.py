@@ -447,8 +447,7 @@ class Copying:
             end = int(sizes[-1])
             latest = {page: at for page, at in latest.items() if at < copied and page <= end}
         frames = np.sort(np.fromiter(latest.values(), np.int64, len(latest)))
-        before = np.concatenate([self._log.sums_before(self.first).reshape(1, 2), headers.sums])
-        for numbers, some, are_whole in self._log.checked(frames, before[frames - self.first]):
+        for numbers, some, are_whole in self._log.checked(frames, self.first, headers):
             pages_of = headers.page[numbers - self.first].tolist()
             for number, page, frame, is_whole in zip(
                 numbers.tolist(), pages_of, some, are_whole.tolist(), strict=True

@@ -30,9 +30,9 @@ _MAGIC = 0x377F0682  # The lowest bit: the words of the sums are big-endian.
 _VERSION = 3007000
 _CHUNK_BYTES = 1 << 18
 _LOOKED_AT = 32  # Frames at once: a transaction seldom has more.
-_FRAME_FIELDS = [("page", ">u4"), ("commit", ">u4"), ("salt", ">u8"), ("sums", ">u4", (2,))]
+_FRAME_HEADER = [("page", ">u4"), ("commit", ">u4"), ("salt", ">u8"), ("sums", ">u4", (2,))]
 HEADER_BYTES = _HEADER.size
-FRAME_HEADER_BYTES = 24
+FRAME_HEADER_BYTES = np.dtype(_FRAME_HEADER).itemsize
 
 Numbers = NDArray[np.int64]
 Sums = NDArray[np.uint32]
@@ -58,7 +58,7 @@ class Log:
         self._descriptor = descriptor
         self._sums = np.array(sums, np.uint32)
         words = ">u4" if magic & 1 else "<u4"
-        self._frame = np.dtype([*_FRAME_FIELDS, ("words", words, (self.page_bytes // 4,))])
+        self._frame = np.dtype([*_FRAME_HEADER, ("words", words, (self.page_bytes // 4,))])
 
     def is_same(self) -> bool:
         """Whether it has not begun anew meanwhile."""
@@ -96,27 +96,26 @@ class Log:
         return np.frombuffer(data, self._frame)[0]  # type: ignore[no-any-return]
 
     def checked(
-        self, frames: Numbers, before: Sums
+        self, frames: Numbers, first: int, headers: Headers
     ) -> Iterator[tuple[Numbers, NDArray[np.void], NDArray[np.bool_]]]:
         """Some frames, ascending, in chunks: their numbers, they themselves, and whether each has
-        the checksum that follows upon its row of `before`, uint32 of shape (frames, 2).
+        the checksum that follows upon the one before it.
 
-        Raises OSError if they are not there. Cost: 8 µs each.
+        headers: of the frames from `first` on, those before these among them. Raises OSError if
+        they are not there. Cost: 8 µs each.
         """
+        before = np.concatenate([self.sums_before(first).reshape(1, 2), headers.sums])
+        before = before[frames - first]
         size = self._frame.itemsize
         at_once = max(1, _CHUNK_BYTES // size)
         start = 0
         while start < len(frames):
-            first = int(frames[start])
-            stop = int(np.searchsorted(frames, first + at_once))
-            last = int(frames[stop - 1])
-            read = files.read_range(
-                self._descriptor, HEADER_BYTES + first * size, HEADER_BYTES + (last + 1) * size
-            )
-            some = np.frombuffer(read, self._frame)
-            if stop - start < len(some):
-                some = some[frames[start:stop] - first]
-            yield frames[start:stop], some, self._whole(some, before[start:stop])
+            stop = int(np.searchsorted(frames, frames[start] + at_once))
+            numbers = frames[start:stop]
+            begin, end = int(numbers[0]) * size, (int(numbers[-1]) + 1) * size
+            read = files.read_range(self._descriptor, HEADER_BYTES + begin, HEADER_BYTES + end)
+            some = np.frombuffer(read, self._frame)[numbers - numbers[0]]
+            yield numbers, some, self._whole(some, before[start:stop])
             start = stop
 
     def whole_frames(self, first: int = 0) -> tuple[Headers, int]:
