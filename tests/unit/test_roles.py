@@ -157,6 +157,26 @@ def test_memory_is_given_back_some_time_after_the_last_job_or_write(
     node.close()
 
 
+def test_free_pages_go_slowly_while_the_catalog_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    node = Node(NodeConfig(path=str(tmp_path)), clock=clock)
+    node.start(background=False)
+    released: list[int] = []
+    monkeypatch.setattr(node.sqlite, "release_free_pages", released.append)
+    monkeypatch.setattr(node.sqlite, "checkpoint", lambda: False)
+    collection = make_collection(node)
+    for wait_s in (11, 5, 11):
+        add_rows(node, collection, len(released), 1)
+        clock.advance(wait_s)
+        node._housekeep()
+        clock.advance(6)
+        node._housekeep()
+    assert released == [2_000, 200, 2_000]
+    node.close()
+
+
 def test_a_draining_node_says_so_and_answers(stack: ExitStack, tmp_path: Path) -> None:
     node = start(stack, tmp_path, "frontend,log,query")
     assert node.handle("GET", "/api/v2/healthcheck", "", {}, b"")[0] == 200

@@ -29,6 +29,7 @@ from .stage import BIG, LaterClock, Stage, call_of, collection_id, ids, records,
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "v1"
 DAY_S = 86_400.0
+_OTHER_TTL_S = 5.0  # Of a lease for whose end somebody waits after a crash.
 
 
 class EarlierClock(SystemClock):
@@ -39,9 +40,6 @@ class EarlierClock(SystemClock):
 
 
 # -- node
-
-
-_OTHER_TTL_S = 5.0  # After a crash somebody waits for it.
 
 
 def create(stage: Stage) -> None:
