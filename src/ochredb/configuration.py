@@ -75,6 +75,8 @@ _LEGACY_KEYS = {
     "hnsw:batch_size": "batch_size",
     "hnsw:sync_threshold": "sync_threshold",
 }
+# Of a stored configuration: which parameters somebody chose. Not shown to clients.
+_ASKED, _EF_SEARCH = "asked", "ef_search"
 _FLUSHED_MIN = 2  # The least batch_size and sync_threshold in legacy metadata and schemas.
 
 
@@ -83,15 +85,18 @@ class IndexSettings:
     """What the vector index is built and searched with, within what the graph library bears.
 
     ef_construction, ef_search: candidates kept while inserting and while searching.
-    max_neighbors: links per node (M).
+    max_neighbors: links per node (M). ef_search_is_asked: somebody chose it; the default that
+        stands for nothing better known is not.
     """
 
     space: Space = "l2"
     ef_construction: int = 100
     ef_search: int = 100
     max_neighbors: int = 16
+    ef_search_is_asked: bool = False
 
 
+_DEFAULT = IndexSettings()
 # Clients may store any natural number; a graph has to be buildable with what is used of it.
 _EF_MAX = 10_000
 _NEIGHBORS_MIN, _NEIGHBORS_MAX = 2, 512
@@ -105,6 +110,9 @@ def index_settings(configuration_json: Json) -> IndexSettings:
         ef_construction=min(max(hnsw["ef_construction"], 1), _EF_MAX),
         ef_search=min(max(hnsw["ef_search"], 1), _EF_MAX),
         max_neighbors=min(max(hnsw["max_neighbors"], _NEIGHBORS_MIN), _NEIGHBORS_MAX),
+        # The default in a schema may be one that was read from a collection.
+        ef_search_is_asked=_EF_SEARCH in configuration_json.get(_ASKED, ())
+        or hnsw["ef_search"] != _DEFAULT.ef_search,
     )
 
 
@@ -135,7 +143,11 @@ def resolve(
         config["embedding_function"]
     )
     resolved = _reconcile(user_schema, config, config_is_default, num_threads)
-    return configuration_of(resolved), resolved
+    given = (configuration or {}).get("hnsw") or {}
+    is_asked = given.get(_EF_SEARCH) is not None or any(
+        _LEGACY_KEYS.get(key) == _EF_SEARCH for key in metadata or ()
+    )
+    return _with_asked(configuration_of(resolved), is_asked), resolved
 
 
 def update(configuration_json: Json, schema_json: Json, changes: Any) -> tuple[Json, Json]:
@@ -166,7 +178,17 @@ def update(configuration_json: Json, schema_json: Json, changes: Any) -> tuple[J
         index["hnsw"].update(hnsw or {})
         if function is not None:
             index["embedding_function"] = function
-    return configuration_of(updated), updated
+    is_asked = _EF_SEARCH in (hnsw or {}) or _ASKED in configuration_json
+    return _with_asked(configuration_of(updated), is_asked), updated
+
+
+def shown(configuration_json: Json) -> Json:
+    """What clients see of a stored configuration."""
+    return {name: value for name, value in configuration_json.items() if name != _ASKED}
+
+
+def _with_asked(configuration_json: Json, is_asked: bool) -> Json:
+    return configuration_json | ({_ASKED: [_EF_SEARCH]} if is_asked else {})
 
 
 def configuration_of(schema_json: Json) -> Json:
@@ -347,5 +369,6 @@ __all__ = [
     "index_settings",
     "resolve",
     "schema_with_keys",
+    "shown",
     "update",
 ]

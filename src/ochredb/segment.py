@@ -17,6 +17,8 @@ from ochredb.parts.columns import BytesColumn
 from ochredb.parts.metadata import MetadataIndex
 from ochredb.parts.text import TextIndex
 from ochredb.types import Bools, Float32s, Int64s
+from ochredb.vectors.codes import Codes
+from ochredb.vectors.distance import Space
 
 Rows = NDArray[np.int64]
 
@@ -60,6 +62,28 @@ class Segment(Protocol):
     @property
     def squared_norms(self) -> Float32s:
         """float32[n]."""
+        ...
+
+    def codes(self, space: Space) -> Codes | None:
+        """For a scan of all rows: their codes, or None where it reads the vectors."""
+        ...
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether such scans read codes, once they are repeated."""
+        ...
+
+    @property
+    def codes_are_settled(self) -> bool:
+        """Whether `codes` neither reads nor computes anything first."""
+        ...
+
+    @property
+    def place(self) -> tuple[Float32s, Float32s, Int64s, int] | None:
+        """Of what arrays `vectors`, `squared_norms` and `seqs` are slices, and from which row on.
+
+        None: of none that another segment's rows lie in.
+        """
         ...
 
     @property

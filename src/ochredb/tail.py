@@ -20,6 +20,8 @@ from ochredb.parts.columns import BytesColumn
 from ochredb.parts.metadata import MetadataIndex
 from ochredb.segment import Graph, Rows, SegmentView
 from ochredb.types import Float32s, Int64s
+from ochredb.vectors.codes import Codes, CodesOnUse
+from ochredb.vectors.distance import Space
 
 _SEGMENT_ROWS_MIN = 256  # A shorter last segment is replaced when rows follow.
 ROW_BYTES = 1_000  # Python objects, look-ups and indexes of one row, roughly.
@@ -60,6 +62,10 @@ class Share:
 
     def __init__(self, changes: deque[int] | None = None) -> None:
         self._changes, self.size_bytes = changes, 0
+
+    def beside(self) -> Share:
+        """Another one of the same memory."""
+        return Share(self._changes)
 
     def grow(self, size_bytes: int) -> None:
         self.size_bytes += size_bytes
@@ -216,6 +222,7 @@ class TailSegment:
     vectors: Float32s
     squared_norms: Float32s
     seqs: Int64s
+    place: tuple[Float32s, Float32s, Int64s, int] | None
 
     def __init__(self, chunk: Chunk, start: int, stop: int) -> None:
         # Not the chunk itself: it keeps its segments, and a cycle would outlive the fold.
@@ -226,6 +233,8 @@ class TailSegment:
         self.start, self.stop = start, stop
         self._lock = threading.RLock()
         self.dimension = int(chunk.vectors.shape[1])
+        self._coded = CodesOnUse(stop - start)
+        self._codes_share = self._share.beside()
         self.point_at(chunk)
 
     def point_at(self, chunk: Chunk) -> None:
@@ -233,9 +242,29 @@ class TailSegment:
         rows = slice(self.start, self.stop)
         self.vectors, self.seqs = chunk.vectors[rows], chunk.seqs[rows]
         self.squared_norms = chunk.squared_norms[rows]
+        self.place = chunk.vectors, chunk.squared_norms, chunk.seqs, self.start
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def codes(self, space: Space) -> Codes | None:
+        return self._coded.find(
+            space, lambda: (self.vectors, self.squared_norms), self._codes_share.grow
+        )
+
+    def code_ahead(self, space: Space) -> None:
+        """Make the codes now: those who read shall not stop for it."""
+        if not self._coded.is_settled:
+            self._coded.expect()
+            self.codes(space)
+
+    @property
+    def is_coded(self) -> bool:
+        return self._coded.is_useful
+
+    @property
+    def codes_are_settled(self) -> bool:
+        return self._coded.is_settled
 
     @lazy
     def documents(self) -> BytesColumn:

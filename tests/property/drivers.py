@@ -22,6 +22,7 @@ from ochredb.parts import columns, deleted, graph, metadata_build, text, typed, 
 from ochredb.parts import ids as part_ids
 from ochredb.parts.graph import HnswGraph
 from ochredb.plan import cost
+from ochredb.vectors import codes
 from ochredb_compactor import gather, scheduler
 from ochredb_compactor.config import CompactorConfig
 from ochredb_frontend.app import App
@@ -191,6 +192,9 @@ _THRESHOLDS: list[tuple[Any, str, int]] = [
     (writer, "TEXT_INDEX_ROWS_MIN", 4),
     (writer, "PACKED_BYTES_MAX", 16 << 10),
     (deleted, "INLINE_BYTES_MAX", 48),
+    (codes, "ROWS_MIN", 6),
+    (codes, "BLOCK_ROWS", 16),
+    (codes, "_BUILD_ROWS", 8),
 ]
 # How much is done at a time: small, so that tens of rows cross the borders.
 _STEPS: list[tuple[Any, str, int]] = [

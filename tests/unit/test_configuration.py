@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ochredb.configuration import IndexSettings, index_settings, update
+from ochredb.configuration import IndexSettings, index_settings, resolve, shown, update
 from ochredb.errors import InvalidArgument, Unprocessable
 
 from .schemas import (
@@ -222,10 +222,10 @@ def test_bad_legacy_metadata(metadata: dict[str, Any]) -> None:
 def test_update(changes: Any, hnsw: dict[str, Any], function: Any) -> None:
     before = resolved(None, on_embedding(space="cosine"))
     kept = copy.deepcopy(before)
-    shown, schema = update(*before, changes)
+    configuration, schema = update(*before, changes)
     assert before == kept
     expected = {**HNSW, **hnsw}
-    assert shown == {
+    assert shown(configuration) == {
         "hnsw": {name: {"space": "cosine", **expected}[name] for name in SHOWN},
         "spann": None,
         "embedding_function": function,
@@ -273,10 +273,48 @@ def test_update_with_both_index_kinds() -> None:
 
 
 def test_index_settings_are_clamped_to_what_a_graph_bears() -> None:
-    shown, _ = resolved({"hnsw": {"space": "ip", "ef_search": 200, "max_neighbors": 24}})
-    assert index_settings(shown) == IndexSettings(space="ip", ef_search=200, max_neighbors=24)
-    shown, _ = resolved({"hnsw": {"ef_search": 0, "ef_construction": 0, "max_neighbors": 0}})
-    assert index_settings(shown) == IndexSettings(ef_search=1, ef_construction=1, max_neighbors=2)
+    stored, _ = resolved({"hnsw": {"space": "ip", "ef_search": 200, "max_neighbors": 24}})
+    assert index_settings(stored) == IndexSettings(
+        space="ip", ef_search=200, max_neighbors=24, ef_search_is_asked=True
+    )
+    stored, _ = resolved({"hnsw": {"ef_search": 0, "ef_construction": 0, "max_neighbors": 0}})
+    assert index_settings(stored) == IndexSettings(
+        ef_search=1, ef_construction=1, max_neighbors=2, ef_search_is_asked=True
+    )
     huge = 2**64 - 1
-    shown, _ = resolved({"hnsw": dict.fromkeys(("ef_search", "ef_construction"), huge)})
-    assert index_settings(shown) == IndexSettings(ef_search=10_000, ef_construction=10_000)
+    stored, _ = resolved({"hnsw": dict.fromkeys(("ef_search", "ef_construction"), huge)})
+    assert index_settings(stored) == IndexSettings(
+        ef_search=10_000, ef_construction=10_000, ef_search_is_asked=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("configuration", "metadata", "is_asked"),
+    [
+        (None, None, False),
+        ({"hnsw": {"space": "ip"}}, None, False),
+        ({"hnsw": {"ef_search": None}}, None, False),
+        ({"hnsw": {"max_neighbors": 24}}, None, False),
+        ({"hnsw": {"ef_search": 100}}, None, True),
+        ({"hnsw": {"ef_search": 30}}, None, True),
+        (None, {"hnsw:search_ef": 100}, True),
+        (None, {"hnsw:M": 24}, False),
+    ],
+)
+def test_what_somebody_chose_is_kept_and_not_shown(
+    configuration: Any, metadata: Any, is_asked: bool
+) -> None:
+    stored, schema = resolve(metadata, configuration, None, num_threads=2)
+    assert index_settings(stored).ef_search_is_asked == is_asked
+    assert set(shown(stored)) == {"hnsw", "spann", "embedding_function"}
+    changed, schema = update(stored, schema, {"hnsw": {"batch_size": 7}})
+    assert index_settings(changed).ef_search_is_asked == is_asked
+    changed, _ = update(changed, schema, {"hnsw": {"ef_search": 100}})
+    assert index_settings(changed).ef_search_is_asked
+    assert set(shown(changed)) == {"hnsw", "spann", "embedding_function"}
+
+
+def test_a_configuration_of_before_it_was_kept_asks_for_what_is_not_the_default() -> None:
+    for ef_search in (99, 100):
+        stored = resolved({"hnsw": {"ef_search": ef_search}})[0]
+        assert index_settings(shown(stored)).ef_search_is_asked == (ef_search != 100)

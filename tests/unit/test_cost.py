@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ochredb.clock import SystemClock
+from ochredb.configuration import IndexSettings
 from ochredb.plan import cost
 from ochredb.plan.cost import Machine
 
@@ -71,25 +72,36 @@ def test_the_choices_that_matter_are_the_same_on_every_machine(machine: Machine)
 
 
 @pytest.mark.parametrize(
-    ("ef_search", "max_neighbors", "neighbors", "least"),
+    ("ef_search", "is_asked", "max_neighbors", "neighbors", "enough", "least"),
     [
-        (100, 16, 16, 115),
-        (100, 16, 24, 82),
-        (100, 16, 32, 71),
-        (101, 16, 32, 101),  # Asked for.
-        (200, 16, 24, 200),
-        (200, 24, 24, 230),
-        (10, 24, 16, 12),
+        (100, False, 16, 16, None, 115),
+        (100, False, 16, 24, None, 82),
+        (100, False, 16, 32, None, 71),
+        (100, False, 16, 16, 50, 63),  # Nearly all is found by less.
+        (100, False, 16, 16, 100, 100),
+        (100, False, 16, 16, 150, 115),
+        (100, False, 16, 24, 50, 63),
+        (100, True, 16, 16, 50, 100),  # Asked for.
+        (100, True, 16, 16, None, 115),
+        (100, True, 16, 24, None, 100),
+        (101, True, 16, 32, None, 101),
+        (200, True, 16, 24, 50, 200),
+        (200, True, 24, 24, None, 230),
+        (10, True, 24, 16, None, 12),
     ],
 )
 def test_the_shortest_list_is_what_was_asked_for(
-    ef_search: int, max_neighbors: int, neighbors: int, least: int
+    ef_search: int,
+    is_asked: bool,
+    max_neighbors: int,
+    neighbors: int,
+    enough: int | None,
+    least: int,
 ) -> None:
-    assert cost.list_min(ef_search, max_neighbors, neighbors, is_easy=False) == least
-
-
-def test_a_graph_that_misses_nothing_needs_no_longer_list_than_was_asked_for() -> None:
-    assert cost.list_min(100, 16, 16, is_easy=True) == 100
+    settings = IndexSettings(
+        ef_search=ef_search, max_neighbors=max_neighbors, ef_search_is_asked=is_asked
+    )
+    assert cost.list_min(settings, neighbors, enough) == least
 
 
 def test_a_filter_asks_for_more_neighbours() -> None:

@@ -28,6 +28,12 @@ class Vectors:
         with np.errstate(over="ignore"):
             self.squared_norms: Float32s = np.einsum("nd,nd->n", vectors, vectors)
 
+    place = None
+    is_coded = False
+
+    def codes(self, _space: Space) -> None:
+        return None
+
     def __len__(self) -> int:
         return len(self.vectors)
 

@@ -24,7 +24,7 @@ def collection_json(info: CollectionInfo) -> dict[str, Any]:
     return {
         "id": info.id,
         "name": info.name,
-        "configuration_json": info.configuration,
+        "configuration_json": configuration.shown(info.configuration),
         "schema": configuration.schema_with_keys(info.schema, info.key_types),
         "metadata": info.metadata or None,
         "dimension": info.dimension,

@@ -26,7 +26,7 @@ from ochredb.poison import Poison
 from ochredb.replay import read_operations
 from ochredb.segment import SegmentView, View
 from ochredb.storage.base import LocalStore
-from ochredb.tail import ROW_BYTES, TailMemory
+from ochredb.tail import ROW_BYTES, TailMemory, TailSegment
 from ochredb.types import Snapshot
 from ochredb_query.quick import Searches
 from ochredb_query.selected import Selected
@@ -198,6 +198,14 @@ class LoadedCollection:
                     self._refresh(snapshot)
                 finally:
                     self._lock.release()
+
+    def code_ahead(self) -> None:
+        """Make what scans of the newest tail will use; after a write, as `follow`."""
+        view = self.view
+        if view is not None:
+            for item in view.segments:
+                if isinstance(item.segment, TailSegment):
+                    item.segment.code_ahead(self.settings.space)
 
     def _refresh(self, snapshot: Snapshot) -> View:
         view = self.view

@@ -86,14 +86,14 @@ class Searches:
             name,
         )  # fmt: skip
         search = self._known.get(asked)
-        if search is not None and not _graphs_are_loaded(search.nearest, search.selections):
+        if search is not None and not _is_ready(search.nearest, search.selections):
             return None  # Dropped meanwhile, to make room.
         if search is None:
             selections = self.select(request.where, name, _SEARCHED, limit_us)
             if selections is None:
                 return None
             step = nearest(request)
-            if not _graphs_are_loaded(step, selections):
+            if not _is_ready(step, selections):
                 return None
             search_us = sum(step.estimate_us(selection) for selection in selections)
             one_graph = step.one_graph(selections) if dimension == self.view.dimension else None
@@ -143,7 +143,7 @@ def query_selections(
     if queries > QUERIES_MAX or request.n_results > RESULTS_MAX:
         return None
     selections = _selections(view, request.ids, request.where, _SEARCHED, limit_us)
-    if selections is None or not _graphs_are_loaded(nearest, selections):
+    if selections is None or not _is_ready(nearest, selections):
         return None
     search_us = sum(nearest.estimate_us(selection) for selection in selections)
     return selections if search_us * queries <= limit_us else None
@@ -175,17 +175,20 @@ def _selections(
     return Filter(where, None if ids is None else tuple(dict.fromkeys(ids))).run(view, Cancel())
 
 
-def _graphs_are_loaded(nearest: Nearest, selections: list[Selection]) -> bool:
-    """Whether searching uses no graph that would have to be loaded first.
+def _is_ready(nearest: Nearest, selections: list[Selection]) -> bool:
+    """Whether searching neither loads a graph nor makes codes first.
 
-    The planner decides once more when it searches, and costs may have been measured between: for
-    filtered rows its choice does not depend on them.
+    The planner decides once more when it searches. Costs are measured once in a process's life: a
+    single search might find them changed between.
     """
-    return all(
-        selection.view.segment.graph_is_loaded
-        or (selection.filtered and not nearest.uses_graph(selection))
-        for selection in selections
-    )
+    for selection in selections:
+        segment = selection.view.segment
+        if nearest.uses_graph(selection):
+            if not segment.graph_is_loaded:
+                return False
+        elif not segment.codes_are_settled:
+            return False
+    return True
 
 
 def _metadata_nodes(where: Where) -> int | None:

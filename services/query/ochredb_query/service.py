@@ -196,10 +196,8 @@ class QueryService:
     def _nearest(self, settings: IndexSettings, request: QueryRequest) -> Nearest:
         target = request.target_recall
         return Nearest(
-            settings.space,
+            settings,
             request.n_results,
-            settings.ef_search,
-            settings.max_neighbors,
             self._config.target_recall if target is None else target,
             request.exact,
         )
@@ -491,3 +489,4 @@ class QueryService:
         if loaded is not None and loaded.is_read:
             with contextlib.suppress(Gone, NotFound, Exhausted):  # Readers find out what it means.
                 loaded.follow()
+                loaded.code_ahead()

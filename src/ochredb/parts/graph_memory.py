@@ -1,8 +1,8 @@
-"""How much memory loaded graphs take in this process, and whose goes when there is too little.
+"""How much memory graphs and codes take in this process, and whose go when there is too little.
 
-A part's vectors and indexes are mapped, and the system lets go of their pages; a graph is the one
-thing of a part that must be in the heap. So it has a budget of its own, by part: of a collection
-whose parts several nodes own, or that is seldom read, only what is used stays.
+A part's vectors and indexes are mapped, and the system lets go of their pages; what a search needs
+in the heap is its graph, or the codes of its vectors. So these have a budget of their own, by part:
+of a collection whose parts several nodes own, or that is seldom read, only what is used stays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class GraphMemory:
     """Thread-safe. Knows parts only as long as somebody else has them open.
 
-    turn: when a part's graph was used last is told in turns; they pass about once a second.
+    turn: when a part was searched last is told in turns; they pass about once a second.
     """
 
     def __init__(self, bytes_max: int | None = None) -> None:
@@ -30,28 +30,28 @@ class GraphMemory:
 
     @property
     def size_bytes(self) -> int:
-        """What all loaded graphs take."""
+        """What all of them take."""
         with self._lock:
-            return sum(part.graph_bytes for part in self._parts)
+            return sum(part.heap_bytes for part in self._parts)
 
     def loading(self, part: Part, size_bytes: int) -> None:
-        """Before a part's graph is loaded: drop those used longest ago until it fits.
+        """Before a part's graph or codes are made: drop those used longest ago until they fit.
 
-        It is loaded even if it does not fit alone: there is no other way to search it.
+        They are made even if they do not fit alone: there is no other way to search it as fast.
         """
         if self.bytes_max is not None:
             self._drop(max(0, self.bytes_max - size_bytes), keep=part)
         self.loaded(part)
 
     def loaded(self, part: Part) -> None:
-        """A part has its graph, beside all others: of one that is to replace another, until the
-        next `trim`."""
+        """A part has them, beside all others: one that is to replace another, until the next
+        `trim`."""
         with self._lock:
             self._parts.add(part)
             part.graph_turn = self.turn
 
     def trim(self, bytes_max: int) -> None:
-        """Drop the graphs used longest ago until all take no more; called about once a second.
+        """Drop what was used longest ago until all take no more; called about once a second.
 
         The last one used stays: it would be loaded again at once.
         """
@@ -61,7 +61,7 @@ class GraphMemory:
     def _drop(self, bytes_max: int, keep: Part | None) -> None:
         with self._lock:
             parts = [part for part in self._parts if part is not keep]
-            sizes = [part.graph_bytes for part in parts]
+            sizes = [part.heap_bytes for part in parts]
             total = sum(sizes)
             if total <= bytes_max:
                 return
@@ -70,4 +70,4 @@ class GraphMemory:
                 if total <= bytes_max:
                     break
                 total -= sizes[number]
-                parts[number].drop_graph()
+                parts[number].drop_heap()

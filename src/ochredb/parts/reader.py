@@ -39,12 +39,15 @@ from ochredb.parts.writer import squared_norms_of
 from ochredb.segment import Rows
 from ochredb.storage.base import LocalStore
 from ochredb.types import Float32s, Int64s
+from ochredb.vectors.codes import Codes, CodesOnUse
+from ochredb.vectors.distance import Space
 
 log = logging.getLogger("ochredb.parts")
 
 _T = TypeVar("_T")
 _RECORDS = ("seq", "id", "document", "uri", "metadata")
 _OPENED_WITH = {"record_batch": "_records"}  # Rows are read without all being verified.
+_CODED_AT_ONCE_ROWS = 65_536  # 20 ms of 128 components: a graph takes longer to load.
 _FRAME_BYTES = 64 << 10  # What Arrow itself reads lies this near to either end of its file.
 
 
@@ -52,6 +55,7 @@ class Part:
     """An immutable indexed set of rows: a Segment (see `ochredb.segment`)."""
 
     sorted_by_seq = True
+    place = None
 
     def __init__(
         self,
@@ -68,7 +72,8 @@ class Part:
         self.manifest, self._store, self._settings = manifest, store, settings
         self._on_damage = on_damage
         self._graphs = graphs or GraphMemory()
-        self.graph_turn = 0  # When the graph was used last.
+        self.graph_turn = 0  # When the graph or the codes were used last.
+        self._coded = CodesOnUse(manifest.rows)
         self.damaged: dict[str, str] = {}
         self._salvaged: dict[int, VerifiedObject] = {}
         self._objects: dict[int, VerifiedObject] = {}
@@ -283,6 +288,24 @@ class Part:
             lambda: squared_norms_of(self.vectors),
         )
 
+    def codes(self, space: Space) -> Codes | None:
+        self.graph_turn = self._graphs.turn
+        if len(self) <= _CODED_AT_ONCE_ROWS:
+            self._coded.expect()
+        return self._coded.find(
+            space,
+            lambda: (self.vectors, self.squared_norms),
+            lambda size_bytes: self._graphs.loading(self, size_bytes),
+        )
+
+    @property
+    def is_coded(self) -> bool:
+        return self._coded.is_useful
+
+    @property
+    def codes_are_settled(self) -> bool:
+        return self._coded.is_settled
+
     @lazy
     def id_index(self) -> IdIndex:
         return self._derived(
@@ -348,6 +371,16 @@ class Part:
         """What the graph takes in memory; 0 if it is not loaded."""
         graph: HnswGraph | None = self.__dict__.get("_loaded_graph")
         return 0 if graph is None else graph.size_bytes
+
+    @property
+    def heap_bytes(self) -> int:
+        """What graph and codes take, as far as they are in memory."""
+        return self.graph_bytes + self._coded.size_bytes
+
+    def drop_heap(self) -> None:
+        """Free both; see `drop_graph`."""
+        self.drop_graph()
+        self._coded.drop()
 
     def _load_graph(self) -> HnswGraph:
         return HnswGraph(self.graph_index(), self.graph_rows)
@@ -440,7 +473,10 @@ class Part:
         The graph is loaded beside all others: the one that it replaces is still being searched.
         """
         _ = self.vectors, self.squared_norms, self.ids, self._metadatas
-        if self.manifest.has_graph:
+        if not self.manifest.has_graph:
+            self._coded.expect()  # However large it is.
+            self.codes(self._settings.space)
+        else:
             with self._lock:
                 if "_loaded_graph" not in self.__dict__:
                     graph = self._derived("graph", self._load_graph, lambda: None)

@@ -8,6 +8,7 @@ time, never an answer (docs/decisions/0010-measured-costs.md).
 
     measure(SystemClock())
     scan_us(20_000, 20_000, 128)  # 708.2 on the reference machine
+    scan_us(20_000, 20_000, 128, coded=True)  # 147.4
     graph_us(20_000, 128, 100)  # 120.4
 
 The graph's constants were fitted to searches of one query by one thread, M 16 (with M 24 a search
@@ -24,6 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numkong
 import numpy as np
 
 from ochredb.clock import Clock
@@ -38,11 +40,12 @@ GRAPH_SHARE_MIN = 0.05
 # factor: ours is built by several threads and grown, and shall not find less than one built in one
 # go.
 EF_MARGIN = 1.15
-_EF_SEARCH_DEFAULT = IndexSettings().ef_search
+# Of a list that was measured to find nearly all, by some hundred queries.
+_ENOUGH_MARGIN = 1.25
 # How many more candidates than asked for are recomputed exactly, at least.
 OVERFETCH_ROWS = 16
 
-_GATHER_SHARE_MAX = 0.3  # As in ochredb.vectors.scan.
+_GATHER_SHARE_MAX, _CODED_SHARE_MIN = 0.3, 0.1  # As in ochredb.vectors.scan.
 _LABELS_REFERENCE, _NEIGHBORS_REFERENCE = 20_000, 16
 _NEIGHBORS_POWER = 0.8  # Not each of more neighbours is a vector that was not met before.
 _SIZE_FACTOR_MIN, _SIZE_FACTOR_MAX = 0.5, 4.0  # All in cache; every access misses it.
@@ -59,11 +62,12 @@ class Machine:
     """This machine's time as a multiple of the reference machine's.
 
     stream: a product with consecutive rows. random: rows from all over memory, gathered or visited
-    by a graph search.
+    by a graph search. codes: a product with codes of 8 bits.
     """
 
     stream: float = 1.0
     random: float = 1.0
+    codes: float = 1.0
 
 
 _machine = Machine()
@@ -77,15 +81,17 @@ def machine() -> Machine:
 def measure(clock: Clock) -> Machine:
     """Measure this machine and use the result from now on.
 
-    The lower quartile of 64 short runs each of a product and of a gather, so that other work that
-    runs meanwhile hardly shows. Cost: 20 to 30 ms and 33 MB, given back.
+    The lower quartile of 64 short runs each of a product, a gather and a product of codes, so that
+    other work that runs meanwhile hardly shows. Cost: 40 ms and 46 MB, given back.
     """
     global _machine
+    ones = np.ones((_RUN_ROWS, _MEASURED_DIMENSION), np.int8)
+    coded = [numkong.dots_pack(ones) for _ in range(_RUNS)]
     rows = np.ones((_MEASURED_ROWS, _MEASURED_DIMENSION), np.float32)
     query = np.ones(_MEASURED_DIMENSION, np.float32)
     # A step prime to the number of rows: no row is beside the one before, or in a cache.
     scattered = np.arange(_RUN_ROWS) * 6_151
-    times_s = np.empty((_RUNS, 3))
+    times_s = np.empty((_RUNS, 4))
     for run in range(_RUNS):
         first = run * _RUN_ROWS
         block = rows[first : first + _RUN_ROWS]
@@ -95,11 +101,16 @@ def measure(clock: Clock) -> Machine:
         times_s[run, 1] = clock.monotonic_s()
         _ = rows[picks] @ query
         times_s[run, 2] = clock.monotonic_s()
-    stream_us, random_us = (np.quantile(np.diff(times_s, axis=1), 0.25, axis=0) * 1e6).tolist()
+        _ = numkong.dots_packed(ones[:1], coded[run])
+        times_s[run, 3] = clock.monotonic_s()
+    stream_us, random_us, codes_us = (
+        np.quantile(np.diff(times_s, axis=1), 0.25, axis=0) * 1e6
+    ).tolist()
     stream = _multiple(stream_us, _everything_us(_RUN_ROWS, _MEASURED_DIMENSION))
     random = _multiple(random_us, _gather_us(_RUN_ROWS, _MEASURED_DIMENSION))
     random = min(max(random, stream / _APART_MAX), stream * _APART_MAX)
-    _machine = Machine(stream, random)
+    codes = _multiple(codes_us, _codes_us(_RUN_ROWS, _MEASURED_DIMENSION))
+    _machine = Machine(stream, random, codes)
     return _machine
 
 
@@ -109,9 +120,12 @@ def use(measured: Machine) -> None:
     _machine = measured
 
 
-def scan_us(matching: int, total: int, dimension: int) -> float:
-    """An exact scan: gather the matching rows, or one product over all, whichever is chosen."""
-    return _scan_us(matching, total, dimension, _machine)
+def scan_us(matching: int, total: int, dimension: int, *, coded: bool = False) -> float:
+    """An exact scan: gather the matching rows, or one product over all, whichever is chosen.
+
+    coded: products over all rows read codes.
+    """
+    return _scan_us(matching, total, dimension, _machine, coded=coded)
 
 
 def graph_us(labels: int, dimension: int, ef: int, neighbors: int = _NEIGHBORS_REFERENCE) -> float:
@@ -125,19 +139,25 @@ def graph_us(labels: int, dimension: int, ef: int, neighbors: int = _NEIGHBORS_R
     return 5.0 + _machine.random * ef * (0.22 + 0.0073 * dimension) * factor
 
 
-def list_min(ef_search: int, max_neighbors: int, neighbors: int, *, is_easy: bool) -> int:
+def list_min(settings: IndexSettings, neighbors: int, enough: int | None) -> int:
     """The shortest candidate list for a graph of so many `neighbors` (M) for each node.
 
-    is_easy: its calibration found nearly all at `ef_search` already. ef_search, max_neighbors: of
-    the collection. On a graph that we made denser than that, the
-    default (100) is what finds no less than it would on one that is not: 82 with M 24. Whoever
-    asks for another gets at least that.
+    settings: of the collection. enough: the list with which its calibration found nearly all; None
+        if none did, or no one is known.
+
+    An `ef_search` that somebody chose is the least. Otherwise it is what finds no less than the
+    default would on a graph as it is built by default: `enough` where that is shorter; 82 on one
+    that we made denser (M 24).
     """
-    if neighbors <= max_neighbors:
-        return ef_search if is_easy else math.ceil(ef_search * EF_MARGIN)
-    if ef_search == _EF_SEARCH_DEFAULT:
-        return math.ceil(ef_search * math.sqrt(max_neighbors / neighbors))
-    return ef_search
+    ef_search, max_neighbors = settings.ef_search, settings.max_neighbors
+    if not settings.ef_search_is_asked:
+        if enough is not None and (least := math.ceil(enough * _ENOUGH_MARGIN)) < ef_search:
+            return least
+        if neighbors > max_neighbors:
+            return math.ceil(ef_search * math.sqrt(max_neighbors / neighbors))
+    if neighbors > max_neighbors or (enough is not None and enough <= ef_search):
+        return ef_search
+    return math.ceil(ef_search * EF_MARGIN)
 
 
 def fetch_count(count: int, share: float) -> int:
@@ -155,21 +175,29 @@ def prefers_graph(
     count: int,
     ef: int,
     filtered: bool,
+    coded: bool = False,
 ) -> bool:
-    """Whether a graph search is the better way to `count` neighbours among `matching` rows."""
+    """Whether a graph search is the better way to `count` neighbours among `matching` rows.
+
+    coded: as for `scan_us`.
+    """
     share = matching / max(1, total)
     if labels == 0 or matching <= count + OVERFETCH_ROWS:
         return False
     if filtered and (
         share < GRAPH_SHARE_MIN
-        or _scan_us(matching, total, dimension, Machine()) <= FILTERED_SCAN_US_MAX
+        or _scan_us(matching, total, dimension, Machine(), coded=coded) <= FILTERED_SCAN_US_MAX
     ):
         return False
     asked = max(ef, fetch_count(count, share))
-    return graph_us(labels, dimension, asked, neighbors) < scan_us(matching, total, dimension)
+    exact_us = scan_us(matching, total, dimension, coded=coded)
+    return graph_us(labels, dimension, asked, neighbors) < exact_us
 
 
-def _scan_us(matching: int, total: int, dimension: int, machine: Machine) -> float:
+def _scan_us(matching: int, total: int, dimension: int, machine: Machine, *, coded: bool) -> float:
+    if coded and matching > _CODED_SHARE_MIN * total:
+        looked_at_us = machine.stream * total * 0.003
+        return 25.0 + looked_at_us + machine.codes * _codes_us(total, dimension)
     if matching <= _GATHER_SHARE_MAX * total:
         return 25.0 + machine.random * _gather_us(matching, dimension)
     return 25.0 + machine.stream * _everything_us(total, dimension)
@@ -181,6 +209,10 @@ def _gather_us(rows: int, dimension: int) -> float:
 
 def _everything_us(rows: int, dimension: int) -> float:
     return rows * (0.006 + 0.00022 * dimension)
+
+
+def _codes_us(rows: int, dimension: int) -> float:
+    return rows * 0.000024 * dimension
 
 
 def _multiple(measured_us: float, reference_us: float) -> float:

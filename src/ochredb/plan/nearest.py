@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ochredb.cancel import Cancel
+from ochredb.configuration import IndexSettings
 from ochredb.explain import Trace, Value
 from ochredb.parts.calibration import RECALL_ENOUGH, list_for
 from ochredb.plan import cost
@@ -65,15 +66,13 @@ class OneGraph:
 class Nearest:
     """The `count` rows nearest to each query vector, exact, or by a graph where that is cheaper.
 
-    ef_search, max_neighbors: the collection's; of them comes the shortest candidate list.
+    settings: the collection's; of them comes the shortest candidate list.
     target_recall: the share of the true nearest that a graph shall find, by its own calibration;
         if it cannot, it is not used. 0: what `ef_search` alone gives.
     """
 
-    space: Space
+    settings: IndexSettings
     count: int
-    ef_search: int
-    max_neighbors: int
     target_recall: float = 0.0
     exact: bool = False
 
@@ -187,6 +186,7 @@ class Nearest:
             count=self.count,
             ef=ef,
             filtered=selection.filtered,
+            coded=segment.is_coded,
         )
 
     def ef_of(self, segment: Segment) -> int | None:
@@ -198,19 +198,14 @@ class Nearest:
         return None if ef is None else max(self._ef_min(segment), ef)
 
     def _ef_min(self, segment: Segment) -> int:
-        is_easy = any(
-            recall >= RECALL_ENOUGH and ef <= self.ef_search for ef, recall in segment.graph_recall
-        )
-        return cost.list_min(
-            self.ef_search, self.max_neighbors, segment.graph_neighbors, is_easy=is_easy
-        )
+        enough = next((ef for ef, recall in segment.graph_recall if recall >= RECALL_ENOUGH), None)
+        return cost.list_min(self.settings, segment.graph_neighbors, enough)
 
     def estimate_us(self, selection: Selection) -> float:
         """Predicted cost of one query vector on one segment."""
-        segment = selection.view.segment
         if self.uses_graph(selection):
             return self._graph_us(selection, self._asked(selection))
-        return cost.scan_us(selection.count, len(segment), segment.dimension)
+        return _scan_us(selection)
 
     def _asked(self, selection: Selection) -> int:
         """How many candidates a segment's graph is asked for at first."""
@@ -235,7 +230,7 @@ class Nearest:
         if segment.graph_labels != len(segment) or not self.uses_graph(selection):
             return None  # A label without a row is a record that died.
         wanted = min(self.count + cost.OVERFETCH_ROWS, selection.count)
-        return OneGraph(segment, self.space, self.count, self._asked(selection), wanted)
+        return OneGraph(segment, self.settings.space, self.count, self._asked(selection), wanted)
 
     def _by_graph(
         self, queries: Float32s, selection: Selection, cancel: Cancel, trace: Trace | None
@@ -247,7 +242,9 @@ class Nearest:
                 cancel.check()
                 numbers = np.arange(start, min(start + _QUERIES_PER_SEARCH, len(queries)))
                 owners, rows, left = self._search(queries, numbers, selection)
-                found.append(exactly(self.space, queries, selection.view.segment, owners, rows))
+                found.append(
+                    exactly(self.settings.space, queries, selection.view.segment, owners, rows)
+                )
                 short.append(left)
             if plan is not None:
                 plan.details |= self._explained(selection)
@@ -318,7 +315,7 @@ class Nearest:
         for start in range(0, len(owners), QUERIES_MAX):
             block = owners[start : start + QUERIES_MAX]
             asked = queries if len(block) == len(queries) else queries[block]
-            scan = Scan(self.space, asked, self.count)
+            scan = Scan(self.settings.space, asked, self.count)
             for selection in selections:
                 cancel.check()
                 scan.add(numbers[id(selection.view)], selection.view.segment, selection.mask)
@@ -353,14 +350,19 @@ class Nearest:
         details["matching"] = selection.count
         details["estimate_us"] = round(self.estimate_us(selection), 1)
         if segment.graph_labels:
-            scan_us = cost.scan_us(selection.count, len(segment), segment.dimension)
-            details["scan_us"] = round(scan_us, 1)
+            details["scan_us"] = round(_scan_us(selection), 1)
             if self.ef_of(segment) is not None:
                 graph_us = self._graph_us(selection, self._asked(selection))
                 details["graph_us"] = round(graph_us, 1)
             elif not self.exact:  # Why it was scanned.
                 details["graph_recall_max"] = segment.graph_recall[-1][1]
         return details
+
+
+def _scan_us(selection: Selection) -> float:
+    segment = selection.view.segment
+    count, dimension = selection.count, segment.dimension
+    return cost.scan_us(count, len(segment), dimension, coded=segment.is_coded)
 
 
 def _joined(each: list[Hits]) -> Hits:

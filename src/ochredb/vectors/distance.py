@@ -118,6 +118,11 @@ def _scratch(name: str, components: int) -> Float32s:
     return scratch
 
 
+def rounding(dimension: int) -> np.float32:
+    """What float32 may err by in a product of so many components, of |q|^2 + |x|^2; see above."""
+    return np.float32(8.0 * (dimension + 4) * _UNIT_ROUNDOFF)
+
+
 def estimate(
     space: Space, queries: Float32s, dots: Float32s, squared_norms: Float32s
 ) -> tuple[Float32s, Float32s, Float32s]:
@@ -129,7 +134,7 @@ def estimate(
     Returns: float32[q, n] estimates in the same measure as `exact`, float32[n] or [1], and
         float32[q, 1] or [1, 1]: |estimate - exact| <= the sum of these two.
     """
-    factor = np.float32(8.0 * (queries.shape[1] + 4) * _UNIT_ROUNDOFF)
+    factor = rounding(queries.shape[1])
     query_norms2 = np.einsum("ij,ij->i", queries, queries)[:, np.newaxis]
     if space == "l2":
         # Exact distances are rounded to float32: half a unit of the result, within the bound.
