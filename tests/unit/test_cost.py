@@ -77,15 +77,16 @@ def test_the_choices_that_matter_are_the_same_on_every_machine(machine: Machine)
         (100, False, 16, 16, None, 115),
         (100, False, 16, 24, None, 82),
         (100, False, 16, 32, None, 71),
-        (100, False, 16, 16, 50, 63),  # Nearly all is found by less.
-        (100, False, 16, 16, 100, 100),
-        (100, False, 16, 16, 150, 115),
-        (100, False, 16, 24, 50, 63),
-        (100, True, 16, 16, 50, 100),  # Asked for.
+        (100, False, 16, 16, (50, 0.998), 63),  # Nearly all is found by less.
+        (100, False, 16, 16, (50, 0.997), 100),
+        (100, False, 16, 16, (100, 1.0), 100),
+        (100, False, 16, 16, (150, 1.0), 115),
+        (100, False, 16, 24, (50, 1.0), 63),
+        (100, True, 16, 16, (50, 1.0), 100),  # Asked for.
         (100, True, 16, 16, None, 115),
         (100, True, 16, 24, None, 100),
         (101, True, 16, 32, None, 101),
-        (200, True, 16, 24, 50, 200),
+        (200, True, 16, 24, (50, 1.0), 200),
         (200, True, 24, 24, None, 230),
         (10, True, 24, 16, None, 12),
     ],
@@ -95,7 +96,7 @@ def test_the_shortest_list_is_what_was_asked_for(
     is_asked: bool,
     max_neighbors: int,
     neighbors: int,
-    enough: int | None,
+    enough: tuple[int, float] | None,
     least: int,
 ) -> None:
     settings = IndexSettings(

@@ -40,8 +40,9 @@ GRAPH_SHARE_MIN = 0.05
 # factor: ours is built by several threads and grown, and shall not find less than one built in one
 # go.
 EF_MARGIN = 1.15
-# Of a list that was measured to find nearly all, by some hundred queries.
-_ENOUGH_MARGIN = 1.25
+# A list shorter than the default is enough if it was measured to find so much, and a little longer:
+# by some hundred queries, to which strangers may be a little harder.
+_RECALL_SURE, _SURE_MARGIN = 0.998, 1.25
 # How many more candidates than asked for are recomputed exactly, at least.
 OVERFETCH_ROWS = 16
 
@@ -139,23 +140,25 @@ def graph_us(labels: int, dimension: int, ef: int, neighbors: int = _NEIGHBORS_R
     return 5.0 + _machine.random * ef * (0.22 + 0.0073 * dimension) * factor
 
 
-def list_min(settings: IndexSettings, neighbors: int, enough: int | None) -> int:
+def list_min(settings: IndexSettings, neighbors: int, enough: tuple[int, float] | None) -> int:
     """The shortest candidate list for a graph of so many `neighbors` (M) for each node.
 
-    settings: of the collection. enough: the list with which its calibration found nearly all; None
-        if none did, or no one is known.
+    settings: of the collection. enough: (ef, recall at 10), the shortest list with which its
+        calibration found nearly all; None if none did.
 
     An `ef_search` that somebody chose is the least. Otherwise it is what finds no less than the
-    default would on a graph as it is built by default: `enough` where that is shorter; 82 on one
-    that we made denser (M 24).
+    default would on a graph as it is built by default: `enough` where that is shorter and leaves no
+    doubt; 82 on one that we made denser (M 24).
     """
     ef_search, max_neighbors = settings.ef_search, settings.max_neighbors
     if not settings.ef_search_is_asked:
-        if enough is not None and (least := math.ceil(enough * _ENOUGH_MARGIN)) < ef_search:
-            return least
+        if enough is not None and enough[1] >= _RECALL_SURE:
+            least = math.ceil(enough[0] * _SURE_MARGIN)
+            if least < ef_search:
+                return least
         if neighbors > max_neighbors:
             return math.ceil(ef_search * math.sqrt(max_neighbors / neighbors))
-    if neighbors > max_neighbors or (enough is not None and enough <= ef_search):
+    if neighbors > max_neighbors or (enough is not None and enough[0] <= ef_search):
         return ef_search
     return math.ceil(ef_search * EF_MARGIN)
 

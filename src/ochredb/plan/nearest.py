@@ -198,7 +198,8 @@ class Nearest:
         return None if ef is None else max(self._ef_min(segment), ef)
 
     def _ef_min(self, segment: Segment) -> int:
-        enough = next((ef for ef, recall in segment.graph_recall if recall >= RECALL_ENOUGH), None)
+        curve = segment.graph_recall
+        enough = next((point for point in curve if point[1] >= RECALL_ENOUGH), None)
         return cost.list_min(self.settings, segment.graph_neighbors, enough)
 
     def estimate_us(self, selection: Selection) -> float:
