@@ -11,6 +11,7 @@ import pytest
 
 from ochredb.cancel import Cancel
 from ochredb.explain import PlanStep
+from ochredb.parts import reader
 from ochredb.parts.reader import Part
 from ochredb.peers import QueryRequest
 from ochredb.plan import cost
@@ -219,3 +220,58 @@ def test_a_plan_says_what_was_done(store: tuple[Node, str], vectors: Float32s) -
     assert all(step.time_us > 0 for step in plan.steps)
     assert {step.operator for step in nearest.steps} <= {"Graph", "Scan"}
     assert "bytes_read" in nearest.steps[0].details
+
+
+def test_reads_are_quick_once_codes_are_made_or_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody makes codes on an event loop; filters that select little do without them."""
+    monkeypatch.setattr(reader, "_CODED_AT_ONCE_ROWS", 1)
+    vectors = np.random.default_rng(8).standard_normal((6_000, 4)).astype(np.float32)
+    node = Node(NodeConfig())
+    node.start(background=False)
+    try:
+        collection = make_collection(node)
+        _add(node, collection, vectors, 0, 6_000)
+        few = QueryRequest(embeddings=vectors[:1], where=Compare("n", "$lt", 60))
+        everything = QueryRequest(embeddings=vectors[:1])
+
+        def is_quick(request: QueryRequest) -> bool:
+            return node.query.quick(collection, request) is not None
+
+        node.query.query(collection, few, cancel=Cancel())
+        assert is_quick(few) and not is_quick(everything)
+        first = node.query.query(collection, everything, cancel=Cancel())
+        assert not is_quick(everything)
+        second = node.query.query(collection, everything, cancel=Cancel())
+        assert is_quick(everything)
+        _same(first, second)
+        node.compactor.compact_now(collection)
+        node.query.query(collection, few, cancel=Cancel())
+        assert is_quick(few)
+        _same(first, node.query.query(collection, everything, cancel=Cancel()))
+        _same(first, node.query.query(collection, everything, cancel=Cancel()))
+        assert is_quick(everything)
+    finally:
+        node.close()
+
+
+def test_codes_of_a_part_go_with_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(9).standard_normal((6_000, 4)).astype(np.float32)
+    node = Node(NodeConfig())
+    node.start(background=False)
+    try:
+        collection = make_collection(node)
+        _add(node, collection, vectors, 0, 6_000)
+        node.compactor.compact_now(collection)
+        request = QueryRequest(embeddings=vectors[:1], exact=True)
+        before = node.query.query(collection, request, cancel=Cancel())
+        (item,) = node.query._loaded[collection].view.segments  # type: ignore[union-attr]
+        part = item.segment
+        assert isinstance(part, Part)
+        assert part.heap_bytes - part.graph_bytes > 6_000 * 64
+        assert node.open_parts.graphs.size_bytes == part.heap_bytes
+        part.drop_heap()
+        assert part.heap_bytes == node.open_parts.graphs.size_bytes == 0
+        _same(before, node.query.query(collection, request, cancel=Cancel()))
+        assert part.heap_bytes > 0
+    finally:
+        node.close()

@@ -124,7 +124,9 @@ class ServeSettings(Settings):
         None, "most requests of each tenant that may run at once (default: no limit)"
     )
 
-    query_memory_bytes: int = setting(1 << 30, "memory for graphs and tails of loaded collections")
+    query_memory_bytes: int = setting(
+        1 << 30, "memory for graphs, codes and tails of loaded collections"
+    )
     spread_bytes: int = setting(
         1 << 30, "a larger collection's parts are spread over the query nodes"
     )

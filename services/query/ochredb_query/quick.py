@@ -16,6 +16,7 @@ from ochredb.plan.nearest import Nearest, OneGraph
 from ochredb.plan.operators import Filter, Selection
 from ochredb.segment import View
 from ochredb.types import Field
+from ochredb.vectors.scan import reads_all
 from ochredb.where import (
     And,
     Compare,
@@ -186,7 +187,7 @@ def _is_ready(nearest: Nearest, selections: list[Selection]) -> bool:
         if nearest.uses_graph(selection):
             if not segment.graph_is_loaded:
                 return False
-        elif not segment.codes_are_settled:
+        elif reads_all(selection.count, len(segment)) and not segment.codes_are_settled:
             return False
     return True
 

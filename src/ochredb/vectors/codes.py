@@ -49,9 +49,7 @@ class CodedQueries:
         """float32[q, d], each usual: neither zero nor huge. Cost: 15 µs."""
         wide = queries.astype(np.float64)
         steps = np.abs(queries).max(axis=1, keepdims=True) / _CODE_MAX
-        rounded = np.rint(
-            wide / steps
-        )  # From -127 to 127: of float32, no step is so much too short.
+        rounded = np.rint(wide / steps)  # -127 to 127: a step is too short by 2^-24 at most.
         self.codes = rounded.astype(np.int8)
         norms2 = np.einsum("ij,ij->i", wide, wide)[:, np.newaxis]
         rounded *= steps
@@ -81,7 +79,7 @@ class Codes:
     many rows, which differ by less than 8 bits tell. size_bytes: of memory.
     """
 
-    __slots__ = ("_blocks", "_factors", "_terms", "errors", "is_poor", "size_bytes")
+    __slots__ = ("_blocks", "_factors", "_terms", "errors", "is_poor", "size_bytes", "space")
 
     def __init__(self, space: Space, vectors: Float32s, squared_norms: Float32s) -> None:
         """squared_norms: float32[n], each below NORM2_MAX.
@@ -89,6 +87,7 @@ class Codes:
         Cost: 0.3 µs for each row of 128 components, 1.2 for one of 768.
         """
         rows, dimension = vectors.shape
+        self.space: Space = space
         scales, errors = np.empty(rows, np.float32), np.empty(rows, np.float32)
         self._blocks = []
         codes = np.empty((min(BLOCK_ROWS, rows), dimension), np.int8)
@@ -167,12 +166,11 @@ class CodesOnUse:
     A scan that nobody repeats does not pay for them. They are given up if they turn out poor.
     """
 
-    __slots__ = ("_codes", "_is_useless", "_lock", "_scans", "_space")
+    __slots__ = ("_codes", "_is_useless", "_lock", "_scans")
 
     def __init__(self, rows: int) -> None:
         self._lock = threading.Lock()
         self._codes: Codes | None = None
-        self._space: Space | None = None
         self._is_useless = rows < ROWS_MIN
         self._scans = 0
 
@@ -211,15 +209,16 @@ class CodesOnUse:
             will take, before they are made.
         """
         codes = self._codes
-        if codes is not None and self._space == space:
+        if codes is not None and codes.space == space:
             if not codes.is_poor:
                 return codes
             self._codes, self._is_useless = None, True
         if self._is_useless:
             return None
         with self._lock:
-            if self._codes is not None and self._space == space:
-                return self._codes
+            codes = self._codes
+            if codes is not None and codes.space == space:
+                return codes  # Made by another thread meanwhile.
             self._scans += 1
             if self._scans < _SCANS_MIN:
                 return None
@@ -228,8 +227,8 @@ class CodesOnUse:
                 self._is_useless = True
                 return None
             reserve(memory_bytes(*own.shape))
-            self._codes, self._space = Codes(space, own, squared_norms), space
-            return self._codes
+            codes = self._codes = Codes(space, own, squared_norms)
+            return codes
 
 
 def memory_bytes(rows: int, dimension: int) -> int:

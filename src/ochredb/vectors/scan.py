@@ -118,6 +118,11 @@ def _lie_side_by_side(first: Segment, second: Segment) -> bool:
     )
 
 
+def reads_all(matching: int, total: int) -> bool:
+    """Whether a scan for so many rows of a segment reads the codes of all, if there are codes."""
+    return matching > _CODED_SHARE_MIN * total
+
+
 def are_usual(queries: Float32s) -> bool:
     """Whether float32 holds the squares of all of float32[q, d]: finite, not zero, not huge."""
     wide = queries.astype(np.float64)
@@ -145,7 +150,7 @@ class Scan:
         """Pass over a segment, named `number`: the rows where `mask` is set, None = all."""
         self._segments[number] = segment
         matching = len(segment) if mask is None else int(np.count_nonzero(mask))
-        if self._are_usual and matching > _CODED_SHARE_MIN * len(segment):
+        if self._are_usual and reads_all(matching, len(segment)):
             codes = segment.codes(self._space)
             if codes is not None:
                 self._add_coded(number, codes, mask)
