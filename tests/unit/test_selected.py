@@ -138,3 +138,59 @@ def test_quick_searches_with_one_filter_are_one_batch(node: Node) -> None:
     for answer, expected in zip(batch.answers(Cancel()), alone[:4], strict=True):
         assert answer.records[0].ids == expected.records[0].ids
         assert answer.distances[0].tobytes() == expected.distances[0].tobytes()
+
+
+@pytest.fixture
+def spread_node() -> Iterator[tuple[Node, str]]:
+    """A collection of 20,000 records in one part."""
+    with running_node() as node:
+        collection = make_collection(node)
+        add_rows(node, collection, 0, 20_000, 16)
+        node.compactor.compact_now(collection)
+        yield node, collection
+
+
+def test_codes_of_what_a_filter_selects_are_kept_with_it(spread_node: tuple[Node, str]) -> None:
+    node, collection = spread_node
+    where = Compare("number", "$lt", 1_334)
+    rng = np.random.default_rng(2)
+    queries = rng.standard_normal((3, 16)).astype(np.float32)
+    request = QueryRequest(embeddings=queries, where=where, n_results=20)
+    answers = [node.query.query(collection, request, cancel=Cancel()) for _ in range(4)]
+    for answer in answers[1:]:
+        assert [rows.ids for rows in answer.records] == [rows.ids for rows in answers[0].records]
+        for mine, first in zip(answer.distances, answers[0].distances, strict=True):
+            assert mine.tobytes() == first.tobytes()
+    loaded = node.query._loaded[collection]
+    assert loaded.view is not None
+    kept = loaded.searches_of(loaded.view).selected
+    (selection,) = kept.find(name_of(where)) or []
+    assert selection.count == 1_334
+    assert selection.codes is not None and selection.codes.size_bytes > 1_334 * 64
+    assert kept.size_bytes + 200 > 20_000 + selection.codes.size_bytes
+    assert node.query.quick(collection, request) is not None
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "dimension", "has_codes"),
+    [
+        (20_000, 1_334, 16, True),
+        (20_000, 1_000, 16, False),  # Few.
+        (20_000, 2_001, 16, False),  # So many that the codes of all are read.
+        (100_000, 9_000, 768, False),  # More than there is room for.
+    ],
+)
+def test_which_selections_have_codes(
+    rows: int, count: int, dimension: int, has_codes: bool
+) -> None:
+    class Segment:
+        def __init__(self) -> None:
+            self.dimension = dimension
+
+    segment: Any = Segment()
+    mask = np.arange(rows) < count
+    kept = Selected(_VIEW)
+    kept.keep("it", [Selection(SegmentView(segment, None, rows), mask, count, True)])
+    (found,) = kept.find("it") or []
+    assert (found.codes is not None) == has_codes
+    assert (kept.size_bytes > rows) == has_codes

@@ -187,6 +187,8 @@ def _is_ready(nearest: Nearest, selections: list[Selection]) -> bool:
         if nearest.uses_graph(selection):
             if not segment.graph_is_loaded:
                 return False
+        elif selection.codes is not None and not selection.codes.is_settled:
+            return False
         elif reads_all(selection.count, len(segment)) and not segment.codes_are_settled:
             return False
     return True

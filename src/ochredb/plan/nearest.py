@@ -319,7 +319,8 @@ class Nearest:
             scan = Scan(self.settings.space, asked, self.count)
             for selection in selections:
                 cancel.check()
-                scan.add(numbers[id(selection.view)], selection.view.segment, selection.mask)
+                segment, mask = selection.view.segment, selection.mask
+                scan.add(numbers[id(selection.view)], segment, mask, selection.codes)
             found += [
                 (number, replace(item, owners=block[item.owners]))
                 for number, item in scan.candidates()

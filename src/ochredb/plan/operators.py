@@ -20,6 +20,7 @@ from ochredb.explain import PlanStep, Trace, Value
 from ochredb.plan.filter import evaluate
 from ochredb.segment import Rows, SegmentView, View
 from ochredb.types import Bools, Field, Float32s, Records
+from ochredb.vectors.codes import CodesOnUse
 from ochredb.where import Where
 
 _T = TypeVar("_T")
@@ -27,12 +28,16 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The rows of one segment that may answer. mask: bool[n] of live matches, None = every row."""
+    """The rows of one segment that may answer.
+
+    mask: bool[n] of live matches, None = every row. codes: of these rows, if they are kept.
+    """
 
     view: SegmentView
     mask: Bools | None
     count: int
     filtered: bool
+    codes: CodesOnUse | None = None
 
     def rows(self) -> Rows | None:
         return None if self.mask is None else np.flatnonzero(self.mask)

@@ -161,17 +161,19 @@ def _code(vectors: Float32s, codes: NDArray[np.int8]) -> tuple[Float32s, Float32
 
 
 class CodesOnUse:
-    """The codes of one segment's vectors, made at the second scan of all of its rows. Thread-safe.
+    """The codes of a segment's vectors, or of those that a filter selects, made at the second scan.
 
     A scan that nobody repeats does not pay for them. They are given up if they turn out poor.
+    Thread-safe.
     """
 
     __slots__ = ("_codes", "_is_useless", "_lock", "_scans")
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, rows_min: int | None = None) -> None:
+        """rows_min: fewer have no codes; None: ROWS_MIN."""
         self._lock = threading.Lock()
         self._codes: Codes | None = None
-        self._is_useless = rows < ROWS_MIN
+        self._is_useless = rows < (ROWS_MIN if rows_min is None else rows_min)
         self._scans = 0
 
     @property
@@ -232,5 +234,5 @@ class CodesOnUse:
 
 
 def memory_bytes(rows: int, dimension: int) -> int:
-    """What codes take, roughly: rows are padded to 64 bytes, and once more against conflicts."""
-    return rows * (64 * (-(-dimension // 64) + 1) + 20)
+    """What codes take at most, nearly: rows are padded to 64 bytes, some once more, and a norm."""
+    return rows * (64 * (-(-dimension // 64) + 1) + 28)

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ochredb.segment import Rows, Segment
 from ochredb.types import Bools, Float32s, Int64s
-from ochredb.vectors.codes import CodedQueries, Codes
+from ochredb.vectors.codes import CodedQueries, Codes, CodesOnUse
 from ochredb.vectors.distance import NORM2_MAX, NORM2_MIN, Space, estimate, exact, products
 
 # Above this share of matching rows, one product over everything is cheaper than gathering them.
@@ -118,6 +119,14 @@ def _lie_side_by_side(first: Segment, second: Segment) -> bool:
     )
 
 
+def _gathered(segment: Segment, rows: Rows) -> tuple[Float32s, Float32s]:
+    return segment.vectors[rows], segment.squared_norms[rows]
+
+
+def _reserve(_size_bytes: int) -> None:
+    """Of what a filter selects: counted by whoever keeps that."""
+
+
 def reads_all(matching: int, total: int) -> bool:
     """Whether a scan for so many rows of a segment reads the codes of all, if there are codes."""
     return matching > _CODED_SHARE_MIN * total
@@ -146,18 +155,32 @@ class Scan:
         self._found: list[tuple[int, _Pairs]] = []
         self._kept, self._kept_max = 0, _KEPT_PAIRS
 
-    def add(self, number: int, segment: Segment, mask: Bools | None) -> None:
-        """Pass over a segment, named `number`: the rows where `mask` is set, None = all."""
+    def add(
+        self,
+        number: int,
+        segment: Segment,
+        mask: Bools | None,
+        selected: CodesOnUse | None = None,
+    ) -> None:
+        """Pass over a segment, named `number`: the rows where `mask` is set, None = all.
+
+        selected: codes of these rows alone, if the mask is kept.
+        """
         self._segments[number] = segment
         matching = len(segment) if mask is None else int(np.count_nonzero(mask))
         if self._are_usual and reads_all(matching, len(segment)):
             codes = segment.codes(self._space)
             if codes is not None:
-                self._add_coded(number, codes, mask)
+                self._add_coded(number, codes, None, mask)
                 return
         rows = None
         if mask is not None and matching <= _GATHER_SHARE_MAX * len(segment):
             rows, mask = np.flatnonzero(mask), None
+            if selected is not None and self._are_usual:
+                codes = selected.find(self._space, partial(_gathered, segment, rows), _reserve)
+                if codes is not None:
+                    self._add_coded(number, codes, rows, None)
+                    return
         elif mask is None and segment.place is not None:
             if self._beside and not _lie_side_by_side(self._beside[-1][1], segment):
                 self._scan_beside()
@@ -206,16 +229,18 @@ class Scan:
                 row_bounds = bounds = np.zeros((1, 1), np.float32)
             self._keep(number, start, chosen, among, lower, row_bounds, _ONE, bounds)
 
-    def _add_coded(self, number: int, codes: Codes, mask: Bools | None) -> None:
+    def _add_coded(self, number: int, codes: Codes, rows: Rows | None, mask: Bools | None) -> None:
+        """Pass over the codes of `rows`, or of all where `mask` is set."""
         asked = self._asked
         if asked is None:
             asked = self._asked = CodedQueries(self._space, self._queries)
         self._codes[number] = codes
         for start, lower in codes.lowers(asked):
             block = slice(start, start + lower.shape[1])
+            chosen = None if rows is None else rows[block]
             among = None if mask is None else mask[block]
             errors = codes.errors[:, block]
-            self._keep(number, start, None, among, lower, errors, asked.weights, asked.bounds)
+            self._keep(number, start, chosen, among, lower, errors, asked.weights, asked.bounds)
 
     def _keep(
         self,
