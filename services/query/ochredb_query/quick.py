@@ -187,11 +187,17 @@ def _is_ready(nearest: Nearest, selections: list[Selection]) -> bool:
         if nearest.uses_graph(selection):
             if not segment.graph_is_loaded:
                 return False
-        elif selection.codes is not None and not selection.codes.is_settled:
-            return False
-        elif reads_all(selection.count, len(segment)) and not segment.codes_are_settled:
+        elif not _codes_are_settled(selection):
             return False
     return True
+
+
+def _codes_are_settled(selection: Selection) -> bool:
+    """Whether a scan uses no codes that would have to be made first."""
+    if selection.codes is not None:
+        return selection.codes.is_settled
+    segment = selection.view.segment
+    return segment.codes_are_settled or not reads_all(selection.count, len(segment))
 
 
 def _metadata_nodes(where: Where) -> int | None:
