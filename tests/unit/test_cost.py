@@ -116,6 +116,32 @@ def test_measuring_sets_multiples_within_bounds() -> None:
     assert 0.25 <= measured.stream <= 8.0
     assert measured.stream / 1.51 <= measured.random <= measured.stream * 1.51
     assert cost.scan_us(20_000, 20_000, 128) == pytest.approx(25 + measured.stream * 683.2)
+    assert 0.25 <= measured.codes <= 8.0
+    coded_us = 25 + measured.stream * 60 + measured.codes * 122.88
+    assert cost.scan_us(20_000, 20_000, 128, coded=True) == pytest.approx(coded_us)
+
+
+def test_codes_are_scanned_where_that_is_cheaper_than_a_graph() -> None:
+    def prefers(rows: int, dimension: int, ef: int, matching: int | None = None) -> bool:
+        return cost.prefers_graph(
+            matching=matching or rows,
+            total=rows,
+            labels=rows,
+            neighbors=16,
+            dimension=dimension,
+            count=10,
+            ef=ef,
+            filtered=matching is not None,
+            coded=True,
+        )
+
+    assert prefers(20_000, 128, 115) and prefers(20_000, 768, 63)
+    assert prefers(1_000_000, 128, 400)
+    assert not prefers(5_000, 128, 115)
+    assert not prefers(20_000, 128, 400)
+    assert not prefers(500_000, 128, 115, matching=250_000)
+    gathered = cost.scan_us(9_000, 100_000, 128, coded=True)
+    assert gathered == cost.scan_us(9_000, 100_000, 128)
 
 
 def test_a_clock_that_stands_still_measures_nothing() -> None:
