@@ -133,20 +133,19 @@ def resolve(
     if config is None:
         raise InvalidArgument("Multiple vector index configurations provided")
     default = {"space": "l2"} | hnsw_defaults(num_threads)
+    given = (configuration or {}).get("hnsw") or {}
+    is_asked = given.get(_EF_SEARCH) is not None
     if metadata and not is_spann:
-        legacy = default | _parse_legacy(metadata)
+        legacy = _parse_legacy(metadata)
         if config["hnsw"] == default:
-            config["hnsw"] = legacy
+            config["hnsw"] = default | legacy
+            is_asked = is_asked or _EF_SEARCH in legacy
     if user_schema is not None and (problem := schema_problem(user_schema)) is not None:
         raise InvalidArgument(f"Validation error: schema: {problem}")
     config_is_default = config["hnsw"] == default and is_default_embedding_function(
         config["embedding_function"]
     )
     resolved = _reconcile(user_schema, config, config_is_default, num_threads)
-    given = (configuration or {}).get("hnsw") or {}
-    is_asked = given.get(_EF_SEARCH) is not None or any(
-        _LEGACY_KEYS.get(key) == _EF_SEARCH for key in metadata or ()
-    )
     return _with_asked(configuration_of(resolved), is_asked), resolved
 
 
@@ -178,7 +177,7 @@ def update(configuration_json: Json, schema_json: Json, changes: Any) -> tuple[J
         index["hnsw"].update(hnsw or {})
         if function is not None:
             index["embedding_function"] = function
-    is_asked = _EF_SEARCH in (hnsw or {}) or _ASKED in configuration_json
+    is_asked = _EF_SEARCH in (hnsw or {}) or _EF_SEARCH in configuration_json.get(_ASKED, ())
     return _with_asked(configuration_of(updated), is_asked), updated
 
 

@@ -64,8 +64,11 @@ class Segment(Protocol):
         """float32[n]."""
         ...
 
-    def codes(self, space: Space) -> Codes | None:
-        """For a scan of all rows: their codes, or None where it reads the vectors."""
+    def codes(self, space: Space, *, makes: bool = True) -> Codes | None:
+        """For a scan of all rows: their codes, or None where it reads the vectors.
+
+        makes: they may be made now, if it is time.
+        """
         ...
 
     @property

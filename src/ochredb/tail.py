@@ -20,7 +20,7 @@ from ochredb.parts.columns import BytesColumn
 from ochredb.parts.metadata import MetadataIndex
 from ochredb.segment import Graph, Rows, SegmentView
 from ochredb.types import Float32s, Int64s
-from ochredb.vectors.codes import Codes, CodesOnUse
+from ochredb.vectors.codes import Codes, CodesOnUse, is_enough
 from ochredb.vectors.distance import Space
 
 _SEGMENT_ROWS_MIN = 256  # A shorter last segment is replaced when rows follow.
@@ -62,10 +62,6 @@ class Share:
 
     def __init__(self, changes: deque[int] | None = None) -> None:
         self._changes, self.size_bytes = changes, 0
-
-    def beside(self) -> Share:
-        """Another one of the same memory."""
-        return Share(self._changes)
 
     def grow(self, size_bytes: int) -> None:
         self.size_bytes += size_bytes
@@ -233,8 +229,7 @@ class TailSegment:
         self.start, self.stop = start, stop
         self._lock = threading.RLock()
         self.dimension = int(chunk.vectors.shape[1])
-        self._coded = CodesOnUse(stop - start)
-        self._codes_share = self._share.beside()
+        self._coded = CodesOnUse(is_useful=is_enough(stop - start, self.dimension))
         self.point_at(chunk)
 
     def point_at(self, chunk: Chunk) -> None:
@@ -247,10 +242,13 @@ class TailSegment:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def codes(self, space: Space) -> Codes | None:
-        return self._coded.find(
-            space, lambda: (self.vectors, self.squared_norms), self._codes_share.grow
-        )
+    def codes(self, space: Space, *, makes: bool = True) -> Codes | None:
+        return self._coded.find(space, lambda: (self.vectors, self.squared_norms), makes=makes)
+
+    @property
+    def codes_bytes(self) -> int:
+        """Of memory, which is not counted as the tail's: nobody needs them."""
+        return self._coded.size_bytes
 
     def code_ahead(self, space: Space) -> None:
         """Make the codes now: those who read shall not stop for it."""

@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from ochredb import materialise, tail
-from ochredb.parts import columns, deleted, graph, metadata_build, text, typed, writer
+from ochredb.parts import columns, deleted, graph, metadata_build, reader, text, typed, writer
 from ochredb.parts import ids as part_ids
 from ochredb.parts.graph import HnswGraph
 from ochredb.plan import cost
@@ -30,6 +30,7 @@ from ochredb_frontend.config import FrontendConfig
 from ochredb_frontend.server import Server, listen
 from ochredb_log.config import LogConfig
 from ochredb_node.node import Node, NodeConfig
+from ochredb_query import selected
 
 DATABASE = "/api/v2/tenants/default_tenant/databases/default_database"
 COLLECTIONS = f"{DATABASE}/collections"
@@ -192,7 +193,9 @@ _THRESHOLDS: list[tuple[Any, str, int]] = [
     (writer, "TEXT_INDEX_ROWS_MIN", 4),
     (writer, "PACKED_BYTES_MAX", 16 << 10),
     (deleted, "INLINE_BYTES_MAX", 48),
-    (codes, "ROWS_MIN", 6),
+    (codes, "COMPONENTS_MIN", 12),
+    (reader, "_CODED_AT_ONCE_ROWS", 20),
+    (selected, "_CODES_ROWS_MIN", 3),
     (codes, "BLOCK_ROWS", 16),
     (codes, "_BUILD_ROWS", 8),
 ]

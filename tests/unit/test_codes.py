@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numkong
@@ -14,8 +16,9 @@ from numpy.typing import NDArray
 
 from ochredb.tail import Chunk, TailMemory, TailSegment
 from ochredb.types import Float32s, Int64s
-from ochredb.vectors import codes as codes_module
-from ochredb.vectors.codes import CodedQueries, Codes, CodesOnUse, memory_bytes
+from ochredb.vectors import distance
+from ochredb.vectors import scan as scan_module
+from ochredb.vectors.codes import CodedQueries, Codes, CodesOnUse, is_enough, memory_bytes
 from ochredb.vectors.distance import Space, exact
 from ochredb.vectors.scan import Scan
 
@@ -90,7 +93,8 @@ def test_products_of_codes_are_exact() -> None:
                 stored = rng.integers(-127, 128, (rows, dimension)).astype(np.int8)
                 asked = rng.integers(-127, 128, (queries, dimension)).astype(np.int8)
                 if dimension % 2:
-                    stored[:], asked[:] = 127, -127
+                    stored[:], asked[:] = 127, (-127, 127)[rows % 2]
+                    stored[1::2] = -127
                 found = np.asarray(numkong.dots_packed(asked, numkong.dots_pack(stored)))
                 wide: NDArray[np.int32] = asked.astype(np.int32) @ stored.T.astype(np.int32)
                 assert np.array_equal(found, wide)
@@ -103,14 +107,14 @@ class _Vectors:
 
     def __init__(self, vectors: Float32s, seqs: Int64s) -> None:
         self.vectors, self.seqs, self.squared_norms = vectors, seqs, _norms(vectors)
-        self.coded = CodesOnUse(len(vectors))
+        self.coded = CodesOnUse(is_useful=is_enough(*vectors.shape))
         self.coded.expect()
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def codes(self, space: Space) -> Codes | None:
-        return self.coded.find(space, lambda: (self.vectors, self.squared_norms), lambda _: None)
+    def codes(self, space: Space, *, makes: bool = True) -> Codes | None:
+        return self.coded.find(space, lambda: (self.vectors, self.squared_norms), makes=makes)
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -121,8 +125,8 @@ def test_a_scan_by_codes_finds_what_a_scan_of_vectors_does(
 ) -> None:
     """Of several blocks and segments, some rows masked: by brute force."""
     rng = np.random.default_rng(3)
-    vectors = _drawn(4, 30_000, 8, "unit" if kind == "unit" else "normal")
-    queries = _drawn(5, 3, 8, "normal")
+    vectors = _drawn(4, 30_000, 200, "unit" if kind == "unit" else "normal")
+    queries = _drawn(5, 3, 200, "normal")
     if kind == "nearer and nearer":
         order = np.argsort(exact(space, queries[0], vectors), kind="stable")
         vectors = vectors[order[::-1]]
@@ -163,29 +167,60 @@ def test_a_scan_by_codes_looks_at_few_vectors() -> None:
     assert 30 <= len(found.rows) <= 250
 
 
-def _coded(rows: int) -> tuple[CodesOnUse, Callable[[], Codes | None], list[int]]:
-    vectors = _drawn(8, rows, 16, "normal")
-    coded = CodesOnUse(rows)
-    reserved: list[int] = []
+def _coded(rows: int) -> tuple[CodesOnUse, Callable[..., Codes | None], list[int]]:
+    """With room for 2 MB: what was asked for is in the list."""
+    vectors = _drawn(8, rows, 200, "normal")
+    coded = CodesOnUse(is_useful=is_enough(rows, 200))
+    asked: list[int] = []
 
-    def find() -> Codes | None:
-        return coded.find("l2", lambda: (vectors, _norms(vectors)), reserved.append)
+    def has_room(size_bytes: int) -> bool:
+        asked.append(size_bytes)
+        return size_bytes < 2_000_000
 
-    return coded, find, reserved
+    return coded, partial(coded.find, "l2", lambda: (vectors, _norms(vectors)), has_room), asked
 
 
 def test_codes_are_made_at_the_second_scan() -> None:
-    coded, find, reserved = _coded(5_000)
+    coded, find, asked = _coded(5_000)
     assert coded.is_useful and not coded.is_settled
-    assert find() is None and not reserved
+    assert find() is None and not asked
+    assert find(makes=False) is None and not asked
     made = find()
     assert made is not None and coded.is_settled
-    assert reserved == [memory_bytes(5_000, 16)]
-    assert 0.7 * reserved[0] < coded.size_bytes == made.size_bytes < 1.3 * reserved[0]
-    assert find() is made
+    assert asked == [memory_bytes(5_000, 200)]
+    assert 0.7 * asked[0] < coded.size_bytes == made.size_bytes < 1.1 * asked[0]
+    assert find() is made and find(makes=False) is made
     coded.drop()
     assert coded.size_bytes == 0 and not coded.is_settled
     assert find() is None and find() is not None
+
+
+def test_without_room_vectors_are_scanned() -> None:
+    coded, find, asked = _coded(9_000)
+    coded.expect()
+    assert find() is None and find() is None
+    assert len(asked) == 2 and asked[0] > 2_000_000
+    assert coded.is_useful and coded.size_bytes == 0
+
+
+def test_nobody_waits_for_codes_that_another_makes() -> None:
+    vectors = _drawn(8, 5_000, 200, "normal")
+    coded = CodesOnUse(is_useful=True)
+    coded.expect()
+    begun, may_end = threading.Event(), threading.Event()
+
+    def read() -> tuple[Float32s, Float32s]:
+        begun.set()
+        assert may_end.wait(30)
+        return vectors, _norms(vectors)
+
+    maker = threading.Thread(target=coded.find, args=("l2", read))
+    maker.start()
+    assert begun.wait(30)
+    assert coded.find("l2", read) is None and not coded.is_settled
+    may_end.set()
+    maker.join()
+    assert coded.find("l2", read) is not None
 
 
 def test_codes_that_are_expected_are_made_at_once() -> None:
@@ -195,34 +230,49 @@ def test_codes_that_are_expected_are_made_at_once() -> None:
 
 
 def test_few_rows_have_none() -> None:
-    coded, find, _ = _coded(4_095)
+    coded, find, _ = _coded(4_999)
     for _ in range(3):
         assert find() is None
     assert coded.is_settled and not coded.is_useful and coded.size_bytes == 0
 
 
-@pytest.mark.parametrize(("kind", "is_useful"), [("uneven", False), ("unit", True)])
-def test_codes_that_tell_rows_not_apart_are_given_up(kind: str, is_useful: bool) -> None:
-    """One component that takes all 8 bits, and does not tell what is near."""
-    vectors = _drawn(12, 20_000, 64, kind)
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(
+    ("kind", "is_useful"),
+    [("unit", True), ("uneven", False), ("far query", True), ("many equal", True), ("zeros", True)],
+)
+def test_codes_that_tell_rows_not_apart_are_given_up(
+    space: Space, kind: str, is_useful: bool
+) -> None:
+    """One component that takes all 8 bits. Not for a query to which float32 tells no more."""
+    vectors = _drawn(12, 20_000, 64, "unit")
+    query = vectors[:1].copy()
     if kind == "uneven":
-        vectors[:, 0] = 1_000
-    segment = _Vectors(vectors, np.arange(len(vectors)))
+        vectors[:, 0] = 30
+        query = vectors[:1].copy()
+    elif kind == "far query":
+        query *= np.float32(1e-6 if space == "ip" else 1e6)
+    elif kind == "many equal":
+        vectors[::10] = query
+    elif kind == "zeros":
+        vectors[1::12] = 0
+    segment: Any = _Vectors(vectors, np.arange(len(vectors)))
     for _ in range(2):
-        scan = Scan("l2", vectors[:1], 10)
-        scan.add(0, segment, None)  # type: ignore[arg-type]
+        scan = Scan(space, query, 10)
+        scan.add(0, segment, None)
         ((_, found),) = scan.candidates()
-        assert found.rows[np.argmin(found.distances)] == 0
+        true = exact(space, query[0], vectors)
+        assert np.sort(found.distances)[:10].tobytes() == np.sort(true)[:10].tobytes()
     assert segment.coded.is_useful == is_useful
     assert (segment.coded.size_bytes > 0) == is_useful
 
 
 def test_huge_vectors_have_none() -> None:
     vectors = np.full((5_000, 2), 1e19, np.float32)
-    coded = CodesOnUse(5_000)
+    coded = CodesOnUse(is_useful=True)
     coded.expect()
     with np.errstate(over="ignore"):
-        assert coded.find("l2", lambda: (vectors, _norms(vectors)), lambda _: None) is None
+        assert coded.find("l2", lambda: (vectors, _norms(vectors))) is None
     assert not coded.is_useful
 
 
@@ -247,7 +297,17 @@ def test_ranges_of_a_tail_that_lie_side_by_side_are_scanned_as_one() -> None:
     scan = Scan("l2", query, 20)
     for number, segment in enumerate(segments):
         scan.add(number, segment, None)
-    found = scan.candidates()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        products: list[int] = []
+        multiply = distance.products
+
+        def counted(*arguments: Any) -> Float32s:
+            products.append(1)
+            return multiply(*arguments)
+
+        monkeypatch.setattr(scan_module, "products", counted)
+        found = scan.candidates()
+    assert len(products) == 1
     starts = [segment.start for segment in segments if isinstance(segment, TailSegment)]
     rows = np.concatenate([starts[number] + item.rows for number, item in found])
     seqs = np.concatenate([item.seqs for _, item in found])
@@ -259,30 +319,29 @@ def test_ranges_of_a_tail_that_lie_side_by_side_are_scanned_as_one() -> None:
     assert distances[order].tobytes() == true[nearest].tobytes()
 
 
-def test_codes_of_a_tail_count_as_memory_of_tails() -> None:
+def test_codes_of_a_tail_are_made_ahead() -> None:
     memory = TailMemory(1 << 30)
-    vectors = _drawn(10, 8_000, 8, "normal")
+    vectors = _drawn(10, 8_000, 128, "normal")
     chunk = _chunk(vectors, memory, [8_000])
     before = memory.size_bytes
     (view,) = chunk.freeze()
     segment = view.segment
     assert isinstance(segment, TailSegment)
+    assert segment.codes_bytes == 0 and not segment.codes_are_settled
     segment.code_ahead("l2")
     assert segment.codes_are_settled and segment.is_coded
-    assert memory.size_bytes == before + memory_bytes(8_000, 8)
+    assert segment.codes_bytes > 8_000 * 128
+    assert memory.size_bytes == before  # What is not needed takes no room from what is.
     assert segment.codes("l2") is segment.codes("l2") is not None
-    del chunk, view, segment
-    assert memory.size_bytes == 0
 
 
-def test_a_scan_in_another_space_has_codes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codes_module, "ROWS_MIN", 4)
+def test_a_scan_in_another_space_has_codes_of_its_own() -> None:
     vectors = _drawn(11, 50, 4, "normal")
-    coded = CodesOnUse(50)
+    coded = CodesOnUse(is_useful=True)
     coded.expect()
 
     def find(space: Space) -> Codes | None:
-        return coded.find(space, lambda: (vectors, _norms(vectors)), lambda _: None)
+        return coded.find(space, lambda: (vectors, _norms(vectors)))
 
     first = find("l2")
     second = find("ip")

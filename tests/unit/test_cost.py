@@ -102,7 +102,13 @@ def test_the_shortest_list_is_what_was_asked_for(
     settings = IndexSettings(
         ef_search=ef_search, max_neighbors=max_neighbors, ef_search_is_asked=is_asked
     )
-    assert cost.list_min(settings, neighbors, enough) == least
+    assert cost.list_min(settings, neighbors, 10, enough) == least
+
+
+def test_what_ten_results_are_measured_for_says_nothing_of_more() -> None:
+    settings = IndexSettings()
+    assert cost.list_min(settings, 16, 10, (50, 1.0)) == 63
+    assert cost.list_min(settings, 16, 11, (50, 1.0)) == 100
 
 
 def test_a_filter_asks_for_more_neighbours() -> None:

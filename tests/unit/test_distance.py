@@ -31,7 +31,7 @@ class Vectors:
     place = None
     is_coded = False
 
-    def codes(self, _space: Space) -> None:
+    def codes(self, _space: Space, *, makes: bool = True) -> None:
         return None
 
     def __len__(self) -> int:

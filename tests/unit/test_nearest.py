@@ -225,7 +225,7 @@ def test_a_plan_says_what_was_done(store: tuple[Node, str], vectors: Float32s) -
 def test_reads_are_quick_once_codes_are_made_or_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody makes codes on an event loop; filters that select little do without them."""
     monkeypatch.setattr(reader, "_CODED_AT_ONCE_ROWS", 1)
-    vectors = np.random.default_rng(8).standard_normal((6_000, 4)).astype(np.float32)
+    vectors = np.random.default_rng(8).standard_normal((6_000, 180)).astype(np.float32)
     node = Node(NodeConfig())
     node.start(background=False)
     try:
@@ -255,7 +255,7 @@ def test_reads_are_quick_once_codes_are_made_or_not_needed(monkeypatch: pytest.M
 
 
 def test_codes_of_a_part_go_with_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = np.random.default_rng(9).standard_normal((6_000, 4)).astype(np.float32)
+    vectors = np.random.default_rng(9).standard_normal((6_000, 180)).astype(np.float32)
     node = Node(NodeConfig())
     node.start(background=False)
     try:

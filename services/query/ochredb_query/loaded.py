@@ -200,12 +200,18 @@ class LoadedCollection:
                     self._lock.release()
 
     def code_ahead(self) -> None:
-        """Make what scans of the newest tail will use; after a write, as `follow`."""
+        """Make what scans of the newest tail will use, if others used such; after a write.
+
+        Cost: of each 4 MiB of vectors once, 3 ms.
+        """
         view = self.view
-        if view is not None:
-            for item in view.segments:
-                if isinstance(item.segment, TailSegment):
-                    item.segment.code_ahead(self.settings.space)
+        if view is None or not any(
+            item.segment.is_coded and item.segment.codes_are_settled for item in view.segments
+        ):
+            return
+        for item in view.segments:
+            if isinstance(item.segment, TailSegment):
+                item.segment.code_ahead(self.settings.space)
 
     def _refresh(self, snapshot: Snapshot) -> View:
         view = self.view
@@ -377,6 +383,9 @@ class LoadedCollection:
         """Estimated heap bytes that forgetting would free, without graphs."""
         fold, searches = self._fold, self.searches
         tail = 0 if fold is None else fold.tail_bytes
+        if (view := self.view) is not None:
+            segments = [item.segment for item in view.segments]
+            tail += sum(item.codes_bytes for item in segments if isinstance(item, TailSegment))
         masks = 0 if searches is None else searches.selected.size_bytes
         if (own_share := self._own_share) is not None:
             masks += own_share[2].size_bytes

@@ -52,7 +52,9 @@ class Selected:
 
     def keep(self, name: str, selections: list[Selection]) -> None:
         """Remember what a filter selects, and forget what was not used for longest."""
-        selections = [_with_codes(item) for item in selections]
+        coded = [_with_codes(item) for item in selections]
+        if _size_bytes(coded) <= _KEPT_BYTES_MAX:
+            selections = coded
         size_bytes = _size_bytes(selections)
         if len(name) > _NAME_CHARS_MAX or size_bytes > _KEPT_BYTES_MAX:
             return
@@ -72,7 +74,7 @@ def _with_codes(item: Selection) -> Selection:
         return item
     if memory_bytes(item.count, item.view.segment.dimension) > _CODES_BYTES_MAX:
         return item
-    return replace(item, codes=CodesOnUse(item.count, _CODES_ROWS_MIN))
+    return replace(item, codes=CodesOnUse(is_useful=True))
 
 
 def _size_bytes(selections: list[Selection]) -> int:

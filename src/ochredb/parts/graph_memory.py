@@ -34,10 +34,17 @@ class GraphMemory:
         with self._lock:
             return sum(part.heap_bytes for part in self._parts)
 
-    def loading(self, part: Part, size_bytes: int) -> None:
-        """Before a part's graph or codes are made: drop those used longest ago until they fit.
+    def has_room(self, part: Part, size_bytes: int) -> bool:
+        """Whether a part may make its codes: they take what is free, and nothing from others."""
+        if self.bytes_max is not None and self.size_bytes + size_bytes > self.bytes_max:
+            return False
+        self.loaded(part)
+        return True
 
-        They are made even if they do not fit alone: there is no other way to search it as fast.
+    def loading(self, part: Part, size_bytes: int) -> None:
+        """Before a part's graph is loaded: drop what was used longest ago until it fits.
+
+        It is loaded even if it does not fit alone: there is no other way to search it.
         """
         if self.bytes_max is not None:
             self._drop(max(0, self.bytes_max - size_bytes), keep=part)

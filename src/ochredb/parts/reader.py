@@ -39,7 +39,7 @@ from ochredb.parts.writer import squared_norms_of
 from ochredb.segment import Rows
 from ochredb.storage.base import LocalStore
 from ochredb.types import Float32s, Int64s
-from ochredb.vectors.codes import Codes, CodesOnUse
+from ochredb.vectors.codes import Codes, CodesOnUse, is_enough
 from ochredb.vectors.distance import Space
 
 log = logging.getLogger("ochredb.parts")
@@ -73,7 +73,7 @@ class Part:
         self._on_damage = on_damage
         self._graphs = graphs or GraphMemory()
         self.graph_turn = 0  # When the graph or the codes were used last.
-        self._coded = CodesOnUse(manifest.rows)
+        self._coded = CodesOnUse(is_useful=is_enough(manifest.rows, manifest.dimension))
         self.damaged: dict[str, str] = {}
         self._salvaged: dict[int, VerifiedObject] = {}
         self._objects: dict[int, VerifiedObject] = {}
@@ -288,14 +288,15 @@ class Part:
             lambda: squared_norms_of(self.vectors),
         )
 
-    def codes(self, space: Space) -> Codes | None:
+    def codes(self, space: Space, *, makes: bool = True) -> Codes | None:
         self.graph_turn = self._graphs.turn
         if len(self) <= _CODED_AT_ONCE_ROWS:
             self._coded.expect()
         return self._coded.find(
             space,
             lambda: (self.vectors, self.squared_norms),
-            lambda size_bytes: self._graphs.loading(self, size_bytes),
+            lambda size_bytes: self._graphs.has_room(self, size_bytes),
+            makes=makes,
         )
 
     @property

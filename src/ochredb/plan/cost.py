@@ -30,6 +30,7 @@ import numpy as np
 
 from ochredb.clock import Clock
 from ochredb.configuration import IndexSettings
+from ochredb.parts.calibration import NEAREST
 
 # A filtered answer comes from an exact scan up to this cost on the reference machine: filtering a
 # graph loses recall. Not scaled, so that answers do not depend on the machine.
@@ -142,19 +143,21 @@ def graph_us(labels: int, dimension: int, ef: int, neighbors: int = _NEIGHBORS_R
     return 5.0 + _machine.random * ef * (0.22 + 0.0073 * dimension) * factor
 
 
-def list_min(settings: IndexSettings, neighbors: int, enough: tuple[int, float] | None) -> int:
+def list_min(
+    settings: IndexSettings, neighbors: int, count: int, enough: tuple[int, float] | None
+) -> int:
     """The shortest candidate list for a graph of so many `neighbors` (M) for each node.
 
-    settings: of the collection. enough: (ef, recall at 10), the shortest list with which its
-        calibration found nearly all; None if none did.
+    settings: of the collection. count: of results. enough: (ef, recall at 10), the shortest list
+        with which its calibration found nearly all; None if none did.
 
     An `ef_search` that somebody chose is the least. Otherwise it is what finds no less than the
-    default would on a graph as it is built by default: `enough` where that is shorter and leaves no
-    doubt; 82 on one that we made denser (M 24).
+    default would on a graph as it is built by default: for up to ten results `enough`, where that
+    is shorter and leaves no doubt; 82 on one that we made denser (M 24).
     """
     ef_search, max_neighbors = settings.ef_search, settings.max_neighbors
     if not settings.ef_search_is_asked:
-        if enough is not None and enough[1] >= _RECALL_SURE:
+        if enough is not None and enough[1] >= _RECALL_SURE and count <= NEAREST:
             least = math.ceil(enough[0] * _SURE_MARGIN)
             if least < ef_search:
                 return least

@@ -128,7 +128,10 @@ class Nearest:
             candidates, short = self._by_graph(queries, selection, cancel, trace)
             found += [(number, item) for item in candidates]
             if len(short):  # The graph could not give enough: I10.
-                found += self._by_scan(queries, short, [selection], numbers, cancel, trace)
+                # Perhaps on an event loop, where nobody expects a scan: no codes are made for it.
+                found += self._by_scan(
+                    queries, short, [selection], numbers, cancel, trace, makes_codes=False
+                )
         if scanned:
             everyone = np.arange(len(queries))
             found += self._by_scan(queries, everyone, scanned, numbers, cancel, trace)
@@ -200,7 +203,7 @@ class Nearest:
     def _ef_min(self, segment: Segment) -> int:
         curve = segment.graph_recall
         enough = next((point for point in curve if point[1] >= RECALL_ENOUGH), None)
-        return cost.list_min(self.settings, segment.graph_neighbors, enough)
+        return cost.list_min(self.settings, segment.graph_neighbors, self.count, enough)
 
     def estimate_us(self, selection: Selection) -> float:
         """Predicted cost of one query vector on one segment."""
@@ -305,18 +308,22 @@ class Nearest:
         numbers: dict[int, int],
         cancel: Cancel,
         trace: Trace | None,
+        *,
+        makes_codes: bool = True,
     ) -> list[tuple[int, Candidates]]:
         """Candidates for queries[owners] among all rows of these segments.
 
         One limit for all segments: exact distances only for what can still answer.
         """
         if trace is not None:
-            return self._by_traced_scan(queries, owners, selections, numbers, cancel, trace)
+            return self._by_traced_scan(
+                queries, owners, selections, numbers, cancel, trace, makes_codes
+            )
         found = []
         for start in range(0, len(owners), QUERIES_MAX):
             block = owners[start : start + QUERIES_MAX]
             asked = queries if len(block) == len(queries) else queries[block]
-            scan = Scan(self.settings.space, asked, self.count)
+            scan = Scan(self.settings.space, asked, self.count, makes_codes=makes_codes)
             for selection in selections:
                 cancel.check()
                 segment, mask = selection.view.segment, selection.mask
@@ -335,12 +342,15 @@ class Nearest:
         numbers: dict[int, int],
         cancel: Cancel,
         trace: Trace,
+        makes_codes: bool,
     ) -> list[tuple[int, Candidates]]:
         """The same, segment by segment, so that each has its own time."""
         found = []
         for selection in selections:
             with trace.step("Scan") as plan, Opening(selection.view, plan):
-                candidates = self._by_scan(queries, owners, [selection], numbers, cancel, None)
+                candidates = self._by_scan(
+                    queries, owners, [selection], numbers, cancel, None, makes_codes=makes_codes
+                )
                 plan.details |= self._explained(selection)
                 plan.details["candidates"] = sum(len(item.rows) for _, item in candidates)
             found += candidates

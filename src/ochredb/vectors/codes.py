@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from ochredb.types import Float32s
 from ochredb.vectors.distance import NORM2_MAX, NORM2_MIN, Space, rounding
 
-ROWS_MIN = 4_096  # Fewer are scanned as they are: a product costs as much as the call.
+# Less is scanned as it is, in no more time: 8,192 rows of 128 components.
+COMPONENTS_MIN = 1_000_000
 BLOCK_ROWS = 16_384  # Of one product: what it gives for a query is looked at in the cache.
 _BUILD_ROWS = 4_096  # Coded at a time.
 _CODE_MAX = np.float32(127.0)
@@ -31,8 +32,9 @@ _CODE_MAX = np.float32(127.0)
 # are alike. If it is more, all errors count as many times more.
 _QUERY_ERROR = np.float32(0.01)
 _SCALE_MIN = np.float32(1e-30)  # Below it all codes are 0: a row is all error.
-_KEPT_SHARE_MAX = 0.05  # Of the rows; of what keeps more after a scan, codes tell too little.
-_KEPT_PER_RESULT = 8
+# Of the rows, and for each result: how many pairs a scan may have kept for nothing. Of what keeps
+# more, codes tell too little.
+_FAR_SHARE_MAX, _FAR_PER_RESULT = 0.05, 8
 _SCANS_MIN = 2  # Of all rows, before they are coded: that takes as long as several.
 
 
@@ -50,7 +52,7 @@ class CodedQueries:
         wide = queries.astype(np.float64)
         steps = np.abs(queries).max(axis=1, keepdims=True) / _CODE_MAX
         rounded = np.rint(wide / steps)  # -127 to 127: a step is too short by 2^-24 at most.
-        self.codes = rounded.astype(np.int8)
+        self.codes = rounded.astype(np.int8, order="C")
         norms2 = np.einsum("ij,ij->i", wide, wide)[:, np.newaxis]
         rounded *= steps
         rounded -= wide
@@ -79,7 +81,9 @@ class Codes:
     many rows, which differ by less than 8 bits tell. size_bytes: of memory.
     """
 
-    __slots__ = ("_blocks", "_factors", "_terms", "errors", "is_poor", "size_bytes", "space")
+    __slots__ = (
+        "_block_rows", "_blocks", "_factors", "_terms", "errors", "is_poor", "size_bytes", "space",
+    )  # fmt: skip
 
     def __init__(self, space: Space, vectors: Float32s, squared_norms: Float32s) -> None:
         """squared_norms: float32[n], each below NORM2_MAX.
@@ -89,7 +93,7 @@ class Codes:
         rows, dimension = vectors.shape
         self.space: Space = space
         scales, errors = np.empty(rows, np.float32), np.empty(rows, np.float32)
-        self._blocks = []
+        self._blocks, self._block_rows = [], BLOCK_ROWS
         codes = np.empty((min(BLOCK_ROWS, rows), dimension), np.int8)
         for first in range(0, rows, BLOCK_ROWS):
             stop = min(first + BLOCK_ROWS, rows)
@@ -122,11 +126,10 @@ class Codes:
         self._factors, self.errors = scales, self._terms[1:3]
         self.size_bytes = 20 * rows + sum(block.nbytes for block in self._blocks)
 
-    def kept(self, pairs: int, queries: int, count: int) -> None:
-        """Told how many pairs (query, row) a scan for `count` results each could not exclude."""
-        usual = _KEPT_SHARE_MAX * self.errors.shape[1] + _KEPT_PER_RESULT * count
-        if pairs > queries * usual:
-            self.is_poor = True
+    def are_many(self, pairs: int, queries: int, count: int) -> bool:
+        """Whether a scan for `count` results each kept unusually many pairs (query, row)."""
+        usual = int(_FAR_SHARE_MAX * len(self.errors[0])) + _FAR_PER_RESULT * count
+        return pairs > queries * usual
 
     def lowers(self, asked: CodedQueries) -> Iterator[tuple[int, Float32s]]:
         """For each block of rows its first and float32[q, m], what distances are not less than.
@@ -137,8 +140,8 @@ class Codes:
         one = np.ones_like(asked.bases)
         coefficients = np.hstack((one, -asked.weights, asked.bases))
         for number, block in enumerate(self._blocks):
-            start = number * BLOCK_ROWS
-            part = slice(start, start + BLOCK_ROWS)
+            start = number * self._block_rows
+            part = slice(start, start + self._block_rows)
             dots = np.asarray(numkong.dots_packed(asked.codes, block))
             lower = np.multiply(dots, self._factors[part], dtype=np.float32, casting="unsafe")
             lower *= asked.scales
@@ -169,11 +172,11 @@ class CodesOnUse:
 
     __slots__ = ("_codes", "_is_useless", "_lock", "_scans")
 
-    def __init__(self, rows: int, rows_min: int | None = None) -> None:
-        """rows_min: fewer have no codes; None: ROWS_MIN."""
+    def __init__(self, *, is_useful: bool) -> None:
+        """is_useful: whether there is enough to scan; see `is_enough`."""
         self._lock = threading.Lock()
         self._codes: Codes | None = None
-        self._is_useless = rows < (ROWS_MIN if rows_min is None else rows_min)
+        self._is_useless = not is_useful
         self._scans = 0
 
     @property
@@ -203,34 +206,53 @@ class CodesOnUse:
         self,
         space: Space,
         vectors: Callable[[], tuple[Float32s, Float32s]],
-        reserve: Callable[[int], None],
+        has_room: Callable[[int], bool] = lambda _size_bytes: True,
+        *,
+        makes: bool = True,
     ) -> Codes | None:
         """The codes for a scan of all rows, or None: it reads the vectors.
 
-        vectors: float32[n, d] and the squared norms float32[n]. reserve: told how many bytes codes
-            will take, before they are made.
+        vectors: float32[n, d] and the squared norms float32[n]. has_room: whether there is memory
+            for so many bytes. makes: whether they are made if it is time; others who ask meanwhile
+            do not wait.
         """
         codes = self._codes
         if codes is not None and codes.space == space:
             if not codes.is_poor:
                 return codes
             self._codes, self._is_useless = None, True
-        if self._is_useless:
+        if self._is_useless or not makes or not self._lock.acquire(blocking=False):
             return None
-        with self._lock:
-            codes = self._codes
-            if codes is not None and codes.space == space:
-                return codes  # Made by another thread meanwhile.
-            self._scans += 1
-            if self._scans < _SCANS_MIN:
-                return None
-            own, squared_norms = vectors()
-            if not float(squared_norms.max()) < NORM2_MAX:
-                self._is_useless = True
-                return None
-            reserve(memory_bytes(*own.shape))
-            codes = self._codes = Codes(space, own, squared_norms)
-            return codes
+        try:
+            return self._make(space, vectors, has_room)
+        finally:
+            self._lock.release()
+
+    def _make(
+        self,
+        space: Space,
+        vectors: Callable[[], tuple[Float32s, Float32s]],
+        has_room: Callable[[int], bool],
+    ) -> Codes | None:
+        codes = self._codes
+        if codes is not None and codes.space == space:
+            return codes  # Made by another thread meanwhile.
+        self._scans += 1
+        if self._is_useless or self._scans < _SCANS_MIN:
+            return None
+        own, squared_norms = vectors()
+        if not float(squared_norms.max()) < NORM2_MAX:
+            self._is_useless = True
+            return None
+        if not has_room(memory_bytes(*own.shape)):
+            return None
+        codes = self._codes = Codes(space, own, squared_norms)
+        return codes
+
+
+def is_enough(rows: int, dimension: int) -> bool:
+    """Whether a scan of so many vectors is faster by codes."""
+    return rows * dimension >= COMPONENTS_MIN
 
 
 def memory_bytes(rows: int, dimension: int) -> int:

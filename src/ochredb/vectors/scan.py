@@ -22,7 +22,15 @@ import numpy as np
 from ochredb.segment import Rows, Segment
 from ochredb.types import Bools, Float32s, Int64s
 from ochredb.vectors.codes import CodedQueries, Codes, CodesOnUse
-from ochredb.vectors.distance import NORM2_MAX, NORM2_MIN, Space, estimate, exact, products
+from ochredb.vectors.distance import (
+    NORM2_MAX,
+    NORM2_MIN,
+    Space,
+    estimate,
+    exact,
+    products,
+    rounding,
+)
 
 # Above this share of matching rows, one product over everything is cheaper than gathering them.
 _GATHER_SHARE_MAX = 0.3
@@ -123,10 +131,6 @@ def _gathered(segment: Segment, rows: Rows) -> tuple[Float32s, Float32s]:
     return segment.vectors[rows], segment.squared_norms[rows]
 
 
-def _reserve(_size_bytes: int) -> None:
-    """Of what a filter selects: counted by whoever keeps that."""
-
-
 def reads_all(matching: int, total: int) -> bool:
     """Whether a scan for so many rows of a segment reads the codes of all, if there are codes."""
     return matching > _CODED_SHARE_MIN * total
@@ -142,7 +146,11 @@ def are_usual(queries: Float32s) -> bool:
 class Scan:
     """One pass over the rows of some segments for float32[q, d], q <= QUERIES_MAX, count >= 1."""
 
-    def __init__(self, space: Space, queries: Float32s, count: int) -> None:
+    def __init__(
+        self, space: Space, queries: Float32s, count: int, *, makes_codes: bool = True
+    ) -> None:
+        """makes_codes: or only uses those that there are."""
+        self._makes_codes = makes_codes
         self._space, self._queries, self._count = space, queries, count
         self._are_usual = are_usual(queries)
         self._asked: CodedQueries | None = None
@@ -169,7 +177,7 @@ class Scan:
         self._segments[number] = segment
         matching = len(segment) if mask is None else int(np.count_nonzero(mask))
         if self._are_usual and reads_all(matching, len(segment)):
-            codes = segment.codes(self._space)
+            codes = segment.codes(self._space, makes=self._makes_codes)
             if codes is not None:
                 self._add_coded(number, codes, None, mask)
                 return
@@ -177,7 +185,8 @@ class Scan:
         if mask is not None and matching <= _GATHER_SHARE_MAX * len(segment):
             rows, mask = np.flatnonzero(mask), None
             if selected is not None and self._are_usual:
-                codes = selected.find(self._space, partial(_gathered, segment, rows), _reserve)
+                gathered = partial(_gathered, segment, rows)
+                codes = selected.find(self._space, gathered, makes=self._makes_codes)
                 if codes is not None:
                     self._add_coded(number, codes, rows, None)
                     return
@@ -333,12 +342,32 @@ class Scan:
                 owners = np.concatenate([pairs.owners for pairs in own])
                 rows = np.concatenate([pairs.rows for pairs in own])
             pieces.append((number, self._segments[number], owners, rows))
-            if number in self._codes:
-                self._codes[number].kept(len(rows), len(self._queries), self._count)
         found = []
         for number, segment, item in self._exactly(pieces):
+            if number in self._codes:
+                self._judge(self._codes[number], segment, item)
             found += segment.apart(item) if isinstance(segment, _Run) else [(number, item)]
         return found
+
+    def _judge(self, codes: Codes, segment: Segment | _Run, item: Candidates) -> None:
+        """Give codes up that kept many rows for nothing: float32 would have excluded them."""
+        queries, count = len(self._queries), self._count
+        if not codes.are_many(len(item.rows), queries, count):
+            return
+        norms2 = segment.squared_norms[item.rows]
+        own = np.einsum("ij,ij->i", self._queries, self._queries)[item.owners]
+        sums = 2.0 if self._space == "cosine" else norms2 + own + 1
+        bounds = 4 * rounding(self._queries.shape[1]) * sums
+        limits = np.full(queries, np.inf, np.float32)
+        for owner in range(queries):
+            distances = item.distances[item.owners == owner]
+            if len(distances) >= count:
+                limits[owner] = np.partition(distances, count - 1)[count - 1]
+        far = item.distances > limits[item.owners] + bounds
+        if self._space == "cosine":
+            far &= norms2 >= NORM2_MIN
+        if codes.are_many(int(np.count_nonzero(far)), queries, count):
+            codes.is_poor = True
 
     def _exactly(self, pieces: list[_Piece]) -> Iterator[tuple[int, Segment | _Run, Candidates]]:
         """The exact distances of each segment's pairs: of few pairs in one go."""
