@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ochredb.tail import Chunk, TailMemory, TailSegment
 from ochredb.types import Float32s, Int64s
+from ochredb.vectors import codes as codes_module
 from ochredb.vectors import distance
 from ochredb.vectors import scan as scan_module
 from ochredb.vectors.codes import CodedQueries, Codes, CodesOnUse, is_enough, memory_bytes
@@ -121,12 +122,13 @@ class _Vectors:
 @pytest.mark.parametrize("count", [1, 10, 500])
 @pytest.mark.parametrize("kind", ["normal", "unit", "nearer and nearer", "many equal", "long ones"])
 def test_a_scan_by_codes_finds_what_a_scan_of_vectors_does(
-    space: Space, count: int, kind: str
+    space: Space, count: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several blocks and segments, some rows masked: by brute force."""
     rng = np.random.default_rng(3)
-    vectors = _drawn(4, 30_000, 200, "unit" if kind == "unit" else "normal")
-    queries = _drawn(5, 3, 200, "normal")
+    monkeypatch.setattr(codes_module, "COMPONENTS_MIN", 100_000)
+    vectors = _drawn(4, 30_000, 20, "unit" if kind == "unit" else "normal")
+    queries = _drawn(5, 3, 20, "normal")
     if kind == "nearer and nearer":
         order = np.argsort(exact(space, queries[0], vectors), kind="stable")
         vectors = vectors[order[::-1]]
