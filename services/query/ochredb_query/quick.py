@@ -54,6 +54,13 @@ class Search:
     search_us: float = field(compare=False)
     one_graph: OneGraph | None = field(compare=False)
 
+    @property
+    def is_ready(self) -> bool:
+        """See `_is_ready`; of the commonest search without planning it anew."""
+        if self.one_graph is not None:
+            return self.one_graph.segment.graph_is_loaded
+        return _is_ready(self.nearest, self.selections)
+
 
 class Searches:
     """The quick searches of one view, by what they ask for; those without a filter are planned
@@ -87,7 +94,7 @@ class Searches:
             name,
         )  # fmt: skip
         search = self._known.get(asked)
-        if search is not None and not _is_ready(search.nearest, search.selections):
+        if search is not None and not search.is_ready:
             return None  # Dropped meanwhile, to make room.
         if search is None:
             selections = self.select(request.where, name, _SEARCHED, limit_us)
