@@ -17,7 +17,7 @@ from ochredb.parts.columns import BytesColumn
 from ochredb.parts.metadata import MetadataIndex
 from ochredb.parts.text import TextIndex
 from ochredb.types import Bools, Float32s, Int64s
-from ochredb.vectors.codes import Codes
+from ochredb.vectors.codes import Codes, CodesOnUse
 from ochredb.vectors.distance import Space
 
 Rows = NDArray[np.int64]
@@ -72,13 +72,8 @@ class Segment(Protocol):
         ...
 
     @property
-    def is_coded(self) -> bool:
-        """Whether such scans read codes, once they are repeated."""
-        ...
-
-    @property
-    def codes_are_settled(self) -> bool:
-        """Whether `codes` neither reads nor computes anything first."""
+    def coded(self) -> CodesOnUse:
+        """How far its codes are: whether such scans read any, and would make them first."""
         ...
 
     @property

@@ -229,7 +229,7 @@ class TailSegment:
         self.start, self.stop = start, stop
         self._lock = threading.RLock()
         self.dimension = int(chunk.vectors.shape[1])
-        self._coded = CodesOnUse(is_useful=is_enough(stop - start, self.dimension))
+        self.coded = CodesOnUse(is_useful=is_enough(stop - start, self.dimension))
         self.point_at(chunk)
 
     def point_at(self, chunk: Chunk) -> None:
@@ -243,26 +243,13 @@ class TailSegment:
         return self.stop - self.start
 
     def codes(self, space: Space, *, makes: bool = True) -> Codes | None:
-        return self._coded.find(space, lambda: (self.vectors, self.squared_norms), makes=makes)
-
-    @property
-    def codes_bytes(self) -> int:
-        """Of memory, which is not counted as the tail's: nobody needs them."""
-        return self._coded.size_bytes
+        return self.coded.find(space, lambda: (self.vectors, self.squared_norms), makes=makes)
 
     def code_ahead(self, space: Space) -> None:
         """Make the codes now: those who read shall not stop for it."""
-        if not self._coded.is_settled:
-            self._coded.expect()
+        if not self.coded.is_settled:
+            self.coded.expect()
             self.codes(space)
-
-    @property
-    def is_coded(self) -> bool:
-        return self._coded.is_useful
-
-    @property
-    def codes_are_settled(self) -> bool:
-        return self._coded.is_settled
 
     @lazy
     def documents(self) -> BytesColumn:

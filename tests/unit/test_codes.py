@@ -329,10 +329,10 @@ def test_codes_of_a_tail_are_made_ahead() -> None:
     (view,) = chunk.freeze()
     segment = view.segment
     assert isinstance(segment, TailSegment)
-    assert segment.codes_bytes == 0 and not segment.codes_are_settled
+    assert segment.coded.size_bytes == 0 and not segment.coded.is_settled
     segment.code_ahead("l2")
-    assert segment.codes_are_settled and segment.is_coded
-    assert segment.codes_bytes > 8_000 * 128
+    assert segment.coded.is_settled and segment.coded.is_useful
+    assert segment.coded.size_bytes > 8_000 * 128
     assert memory.size_bytes == before  # What is not needed takes no room from what is.
     assert segment.codes("l2") is segment.codes("l2") is not None
 

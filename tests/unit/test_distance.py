@@ -29,7 +29,6 @@ class Vectors:
             self.squared_norms: Float32s = np.einsum("nd,nd->n", vectors, vectors)
 
     place = None
-    is_coded = False
 
     def codes(self, _space: Space, *, makes: bool = True) -> None:
         return None

@@ -205,9 +205,7 @@ class LoadedCollection:
         Cost: of each 4 MiB of vectors once, 3 ms.
         """
         view = self.view
-        if view is None or not any(
-            item.segment.is_coded and item.segment.codes_are_settled for item in view.segments
-        ):
+        if view is None or not any(item.segment.coded.size_bytes for item in view.segments):
             return
         for item in view.segments:
             if isinstance(item.segment, TailSegment):
@@ -384,8 +382,9 @@ class LoadedCollection:
         fold, searches = self._fold, self.searches
         tail = 0 if fold is None else fold.tail_bytes
         if (view := self.view) is not None:
-            segments = [item.segment for item in view.segments]
-            tail += sum(item.codes_bytes for item in segments if isinstance(item, TailSegment))
+            tail += sum(
+                item.segment.coded.size_bytes for item in view.segments if item.part_id is None
+            )
         masks = 0 if searches is None else searches.selected.size_bytes
         if (own_share := self._own_share) is not None:
             masks += own_share[2].size_bytes

@@ -204,7 +204,7 @@ def _codes_are_settled(selection: Selection) -> bool:
     if selection.codes is not None:
         return selection.codes.is_settled
     segment = selection.view.segment
-    return segment.codes_are_settled or not reads_all(selection.count, len(segment))
+    return segment.coded.is_settled or not reads_all(selection.count, len(segment))
 
 
 def _metadata_nodes(where: Where) -> int | None:

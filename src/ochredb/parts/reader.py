@@ -73,7 +73,7 @@ class Part:
         self._on_damage = on_damage
         self._graphs = graphs or GraphMemory()
         self.graph_turn = 0  # When the graph or the codes were used last.
-        self._coded = CodesOnUse(is_useful=is_enough(manifest.rows, manifest.dimension))
+        self.coded = CodesOnUse(is_useful=is_enough(manifest.rows, manifest.dimension))
         self.damaged: dict[str, str] = {}
         self._salvaged: dict[int, VerifiedObject] = {}
         self._objects: dict[int, VerifiedObject] = {}
@@ -291,21 +291,13 @@ class Part:
     def codes(self, space: Space, *, makes: bool = True) -> Codes | None:
         self.graph_turn = self._graphs.turn
         if len(self) <= _CODED_AT_ONCE_ROWS:
-            self._coded.expect()
-        return self._coded.find(
+            self.coded.expect()
+        return self.coded.find(
             space,
             lambda: (self.vectors, self.squared_norms),
             lambda size_bytes: self._graphs.has_room(self, size_bytes),
             makes=makes,
         )
-
-    @property
-    def is_coded(self) -> bool:
-        return self._coded.is_useful
-
-    @property
-    def codes_are_settled(self) -> bool:
-        return self._coded.is_settled
 
     @lazy
     def id_index(self) -> IdIndex:
@@ -376,12 +368,12 @@ class Part:
     @property
     def heap_bytes(self) -> int:
         """What graph and codes take, as far as they are in memory."""
-        return self.graph_bytes + self._coded.size_bytes
+        return self.graph_bytes + self.coded.size_bytes
 
     def drop_heap(self) -> None:
         """Free both; see `drop_graph`."""
         self.drop_graph()
-        self._coded.drop()
+        self.coded.drop()
 
     def _load_graph(self) -> HnswGraph:
         return HnswGraph(self.graph_index(), self.graph_rows)
@@ -475,7 +467,7 @@ class Part:
         """
         _ = self.vectors, self.squared_norms, self.ids, self._metadatas
         if not self.manifest.has_graph:
-            self._coded.expect()  # However large it is.
+            self.coded.expect()  # However large it is.
             self.codes(self._settings.space)
         else:
             with self._lock:

@@ -31,6 +31,7 @@ import numpy as np
 from ochredb.clock import Clock
 from ochredb.configuration import IndexSettings
 from ochredb.parts.calibration import NEAREST
+from ochredb.vectors.scan import GATHER_SHARE_MAX, reads_all
 
 # A filtered answer comes from an exact scan up to this cost on the reference machine: filtering a
 # graph loses recall. Not scaled, so that answers do not depend on the machine.
@@ -47,7 +48,6 @@ _RECALL_SURE, _SURE_MARGIN = 0.998, 1.25
 # How many more candidates than asked for are recomputed exactly, at least.
 OVERFETCH_ROWS = 16
 
-_GATHER_SHARE_MAX, _CODED_SHARE_MIN = 0.3, 0.1  # As in ochredb.vectors.scan.
 # Codes that a loop scans again and again stay in a cache that requests of all kinds share.
 _CODES_COLD = 2.0
 _LABELS_REFERENCE, _NEIGHBORS_REFERENCE = 20_000, 16
@@ -203,10 +203,10 @@ def prefers_graph(
 
 
 def _scan_us(matching: int, total: int, dimension: int, machine: Machine, *, coded: bool) -> float:
-    if coded and matching > _CODED_SHARE_MIN * total:
+    if coded and reads_all(matching, total):
         looked_at_us = machine.stream * total * 0.003
         return 25.0 + looked_at_us + _CODES_COLD * machine.codes * _codes_us(total, dimension)
-    if matching <= _GATHER_SHARE_MAX * total:
+    if matching <= GATHER_SHARE_MAX * total:
         return 25.0 + machine.random * _gather_us(matching, dimension)
     return 25.0 + machine.stream * _everything_us(total, dimension)
 

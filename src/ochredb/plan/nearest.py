@@ -189,7 +189,7 @@ class Nearest:
             count=self.count,
             ef=ef,
             filtered=selection.filtered,
-            coded=segment.is_coded,
+            coded=segment.coded.is_useful,
         )
 
     def ef_of(self, segment: Segment) -> int | None:
@@ -374,7 +374,7 @@ class Nearest:
 def _scan_us(selection: Selection) -> float:
     segment = selection.view.segment
     count, dimension = selection.count, segment.dimension
-    return cost.scan_us(count, len(segment), dimension, coded=segment.is_coded)
+    return cost.scan_us(count, len(segment), dimension, coded=segment.coded.is_useful)
 
 
 def _joined(each: list[Hits]) -> Hits:

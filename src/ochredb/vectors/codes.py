@@ -75,7 +75,7 @@ class CodedQueries:
 
 
 class Codes:
-    """The codes of float32[n, d] vectors for one space; immutable.
+    """The codes of float32[n, d] vectors for one space; immutable but for `is_poor`.
 
     errors: float32[2, n], of each row: for a query of weight 1, and for any. is_poor: a scan kept
     many rows, which differ by less than 8 bits tell. size_bytes: of memory.

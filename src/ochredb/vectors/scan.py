@@ -33,7 +33,7 @@ from ochredb.vectors.distance import (
 )
 
 # Above this share of matching rows, one product over everything is cheaper than gathering them.
-_GATHER_SHARE_MAX = 0.3
+GATHER_SHARE_MAX = 0.3
 # The same where all rows have codes, which take a seventh of the time of their vectors.
 _CODED_SHARE_MIN = 0.1
 _EXACT_BYTES = 32 << 20  # Of vectors in float64: bounds memory per step.
@@ -182,7 +182,7 @@ class Scan:
                 self._add_coded(number, codes, None, mask)
                 return
         rows = None
-        if mask is not None and matching <= _GATHER_SHARE_MAX * len(segment):
+        if mask is not None and matching <= GATHER_SHARE_MAX * len(segment):
             rows, mask = np.flatnonzero(mask), None
             if selected is not None and self._are_usual:
                 gathered = partial(_gathered, segment, rows)
