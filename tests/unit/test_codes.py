@@ -190,7 +190,8 @@ def test_codes_are_made_at_the_second_scan() -> None:
     made = find()
     assert made is not None and coded.is_settled
     assert asked == [memory_bytes(5_000, 200)]
-    assert 0.7 * asked[0] < coded.size_bytes == made.size_bytes < 1.1 * asked[0]
+    # How rows are padded depends on the processor.
+    assert 0.5 * asked[0] < coded.size_bytes == made.size_bytes < 1.1 * asked[0]
     assert find() is made and find(makes=False) is made
     coded.drop()
     assert coded.size_bytes == 0 and not coded.is_settled

@@ -166,7 +166,7 @@ def test_codes_of_what_a_filter_selects_are_kept_with_it(spread_node: tuple[Node
     kept = loaded.searches_of(loaded.view).selected
     (selection,) = kept.find(name_of(where)) or []
     assert selection.count == 1_334
-    assert selection.codes is not None and selection.codes.size_bytes > 1_334 * 64
+    assert selection.codes is not None and selection.codes.size_bytes > 1_334 * 16
     assert kept.size_bytes + 200 > 20_000 + selection.codes.size_bytes
     assert node.query.quick(collection, request) is not None
 
