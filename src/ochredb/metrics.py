@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Any
 
 # Upper bounds in seconds; the last bucket is open.
 BOUNDS_S = (
@@ -41,6 +42,26 @@ class Metrics:
     def counter(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """The same for a value that only grows while the process lives."""
         self._read[name] = ("counter", help_text, read)
+
+    def take(self) -> dict[str, Any]:
+        """What was observed since the last call, for `add` of another process's; JSON."""
+        taken = {
+            "requests": [[*key, count] for key, count in self._requests.items()],
+            "buckets": self._buckets,
+            "sums_s": self._sums_s,
+        }
+        self._requests, self._buckets, self._sums_s = {}, {}, {}
+        return taken
+
+    def add(self, taken: dict[str, Any]) -> None:
+        """Count what another process has observed."""
+        for operation, status, count in taken["requests"]:
+            self._requests[operation, status] = self.requests(operation, status) + count
+        for operation, buckets in taken["buckets"].items():
+            mine = self._buckets.get(operation, [0] * len(buckets))
+            self._buckets[operation] = [a + b for a, b in zip(mine, buckets, strict=True)]
+            sum_s = self._sums_s.get(operation, 0.0) + taken["sums_s"][operation]
+            self._sums_s[operation] = sum_s
 
     def requests(self, operation: str, status: int) -> int:
         return self._requests.get((operation, status), 0)

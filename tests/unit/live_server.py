@@ -9,7 +9,7 @@ import httpx
 
 from ochredb_frontend.app import App
 from ochredb_frontend.config import FrontendConfig
-from ochredb_frontend.server import Server, listen, url_of
+from ochredb_frontend.server import Companion, Server, listen, url_of
 from ochredb_frontend.service import Frontend
 
 from .fake_roles import make_frontend
@@ -21,7 +21,12 @@ ONE = {"ids": ["a"], "embeddings": [[1.0, 2.0]]}
 class Live:
     """A server in a thread, and a client of it."""
 
-    def __init__(self, config: FrontendConfig | Frontend | None = None) -> None:
+    def __init__(
+        self,
+        config: FrontendConfig | Frontend | None = None,
+        *,
+        companion: Companion | None = None,
+    ) -> None:
         """config: of a frontend with roles in memory; or another frontend."""
         if isinstance(config, Frontend):
             frontend = config
@@ -31,7 +36,13 @@ class Live:
         sock = listen("127.0.0.1", 0)
         self.address = sock.getsockname()
         ready = threading.Event()
-        self.server = Server(self.app, sock, on_ready=lambda _url: ready.set(), drain_timeout_s=5)
+        self.server = Server(
+            self.app,
+            sock,
+            on_ready=lambda _url: ready.set(),
+            drain_timeout_s=5,
+            companion=companion,
+        )
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         assert ready.wait(10)

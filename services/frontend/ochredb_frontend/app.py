@@ -49,7 +49,7 @@ from ochredb_frontend.together import Together
 from ochredb_frontend.watching import DisconnectedError, lost, resolve, watch
 
 if TYPE_CHECKING:
-    from ochredb_frontend.protocol import Exchange
+    from ochredb_frontend.protocol import Exchange, Protocol
     from ochredb_frontend.web import Web
 
 logger = logging.getLogger("ochredb.frontend")
@@ -78,6 +78,10 @@ class _Call:
     tenant: str | None = None
 
 
+def _stays(_protocol: Protocol) -> None:
+    """Nobody else would go on with the connection."""
+
+
 class _BodyTooLargeError(Exception):
     """The body passed the limit while it was read."""
 
@@ -97,6 +101,7 @@ class App:
         self._config = config
         self.body_bytes_max = config.body_bytes_max
         self.connections_max = sys.maxsize  # The server knows better.
+        self.on_reading: Callable[[Protocol], None] = _stays  # Told of connections that only read.
         self._clock, self._limits = frontend.clock, frontend.limits
         self._ids = ids or IdSource()
         self._auth = TokenAuth(config.token)
@@ -189,6 +194,7 @@ class App:
         headers = decoded(exchange.fields.items())
         call = self._begin(path, headers)
         route, parameters = hot
+        exchange.note_read(route.pool == "read")
         call.operation = route.operation
         request = self._new_request(method, call, exchange.query_string, headers)
         request.body, request.parameters = exchange.body, parameters

@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Coroutine, Generator, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import (
@@ -23,10 +23,14 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from ochredb_frontend.messages import error_body
 
+if TYPE_CHECKING:
+    from ochredb_frontend.channel import Channel
+
 _HEAD_BYTES_MAX = 64 << 10  # Request line and headers, beyond what arrived with them.
 _SMALL_BODY_BYTES = 64 << 10
 _ONE_WRITE_BYTES_MAX = 64 << 10
 _EXCHANGES_PER_TURN = 16  # Of one connection that does not wait for answers.
+READS_IN_A_ROW = 8  # Then a connection may be one that only reads.
 _REFUSED_MAX, _REFUSED_WAIT_S = 16, 5.0
 _CONNECTION_TOKENS = (b"close", b"keep-alive")
 _TOO_MANY_BODY = error_body("ChromaError", "too many connections; retry later")
@@ -59,6 +63,13 @@ class Exchange:
         self.body = b""
         self.keep_alive = parser.get_http_version() == "1.1" and parser.should_keep_alive()
         self.response_complete = self.disconnected = False
+
+    def note_read(self, is_read: bool) -> None:
+        """Whether it is a read or a write, for who decides where its connection goes on."""
+        protocol = self.protocol
+        protocol.reads_in_a_row = protocol.reads_in_a_row + 1 if is_read else 0
+        if protocol.reads_in_a_row == READS_IN_A_ROW:
+            protocol.app.on_reading(protocol)
 
     def respond(self, status: int, head: bytes, body: bytes) -> None:
         """Write the whole answer; nothing if the client is gone or was answered already.
@@ -106,9 +117,19 @@ class Exchange:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with exchanges, and with a bound for heads, which it would buffer."""
+    """uvicorn's protocol with exchanges, and with a bound for heads, which it would buffer.
+
+    A connection may go on in another process (`sharing`): between two requests it leaves.
+
+    requests: begun since somebody set it to 0. reads_in_a_row: the last requests that were whole
+    reads of hot routes.
+    """
 
     cycle: Any  # uvicorn's RequestResponseCycle, an Exchange, or None.
+    requests = reads_in_a_row = 0
+    read_before: bytes | None = None  # By the process that the connection comes from.
+    _leaves_by: Channel | None = None
+    _is_between = True  # Two requests, or before the first.
     _in_head = True
     _is_too_many = False
     _turn_left = 0
@@ -135,6 +156,10 @@ class Protocol(HttpToolsProtocol):
             # A few are answered when they ask: closed before that, they would not read why.
             wait_s = _REFUSED_WAIT_S if excess <= _REFUSED_MAX else 0
             self.loop.call_later(wait_s, transport.close)
+        if self.read_before is not None:
+            self._set_keep_alive()  # It has had requests: not a new one, which may take its time.
+            if self.read_before:  # Before anything else is.
+                self.data_received(self.read_before)
 
     def data_received(self, data: bytes) -> None:
         if self._is_too_many:
@@ -174,6 +199,8 @@ class Protocol(HttpToolsProtocol):
         self.cycle = None  # It refers to this protocol, and cycles are collected late.
 
     def on_message_begin(self) -> None:
+        self._is_between = False
+        self.requests += 1
         # What ASGI needs besides is made when it is needed.
         self.url = b""
         self.expect_100_continue = False
@@ -222,6 +249,7 @@ class Protocol(HttpToolsProtocol):
 
     def _begin_cycle(self) -> None:
         """Go uvicorn's way with the request whose head is complete."""
+        self.reads_in_a_row = 0
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
@@ -237,7 +265,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._offered is not None:
             return  # It begins anew, without the offer.
-        self._in_head = True
+        self._in_head = self._is_between = True
         exchange = self.cycle
         if type(exchange) is not Exchange:
             super().on_message_complete()
@@ -258,6 +286,50 @@ class Protocol(HttpToolsProtocol):
         cycle.more_body = False
         cycle.message_event.set()
         self.begin(cycle.run_asgi(app))
+
+    # -- going on elsewhere
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing of a request was read that was not answered, and all answers are sent."""
+        return (
+            self._is_between
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.pipeline
+            and not self.transport.is_closing()
+            and self.transport.get_write_buffer_size() == 0
+        )
+
+    def leave(self, channel: Channel) -> None:
+        """Have another process go on with the connection, now or after the answer that is due."""
+        self._leaves_by = channel
+        self._leave_if_resting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._leaves_by is not None:  # The answer is written when this turn of the loop ends.
+            self.loop.call_soon(self._leave_if_resting)
+
+    def _set_keep_alive(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def _leave_if_resting(self) -> None:
+        channel = self._leaves_by
+        if channel is None or not self.rests:
+            return
+        if channel.is_closed:
+            self._leaves_by = None
+        else:
+            self.hand_over(channel, b"")
+
+    def hand_over(self, channel: Channel, read: bytes) -> None:
+        """Give the connection away. read: what was read and neither parsed nor answered."""
+        self._leaves_by = None
+        self.flow.pause_reading()
+        channel.send_connection(self.transport.get_extra_info("socket").fileno(), read)
+        self.transport.close()  # This process's descriptor of it; the connection lives on.
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine up to where it first waits, and the rest of it as a task."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
+import logging
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+from typing import Protocol as Interface
 
 import uvicorn
 
 from ochredb_frontend.app import App
 from ochredb_frontend.protocol import Protocol
+
+logger = logging.getLogger("ochredb.frontend")
 
 KEEP_ALIVE_S = 65  # Longer than the 40 s for which clients keep connections.
 _BACKLOG = 2048
@@ -23,17 +29,88 @@ _FILES_MIN, _FILES_PER_THREAD = 64, 4  # Descriptors that are no connections.
 _SWITCH_INTERVAL_S = 0.0005
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn's server, which tells when it listens and leaves signals to its owner."""
+class Connections(Interface):
+    """The connections of a server, on its event loop."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+    @property
+    def connections(self) -> Collection[Protocol]: ...
+
+    def adopt(self, sock: socket.socket, read: bytes) -> None:
+        """Go on with a client's connection that was another process's.
+
+        read: what that had read of it and not answered.
+        """
+        ...
+
+    def stop(self) -> None:
+        """See `Server.stop`."""
+        ...
+
+
+class Companion(Interface):
+    """Another process that shares a server's connections, as this one sees it."""
+
+    def begin(self, connections: Connections) -> None:
+        """The server serves; on its event loop."""
+        ...
+
+    def end(self) -> None:
+        """The server ends: connections neither come nor go any more. May come without `begin`."""
+        ...
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server, which tells when it serves and leaves signals to its owner."""
+
+    def __init__(
+        self, config: uvicorn.Config, on_listening: Callable[[], None], companion: Companion | None
+    ) -> None:
         super().__init__(config)
-        self._on_listening = on_listening
+        self._on_listening, self._companion = on_listening, companion
+        self._adopting: set[asyncio.Task[Any]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         if self.started:
+            if self._companion is not None:
+                self._companion.begin(self)
             self._on_listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._companion is not None:
+            self._companion.end()
+        await super().shutdown(sockets=sockets)
+
+    @property
+    def connections(self) -> Collection[Protocol]:
+        return self.server_state.connections  # type: ignore[return-value]
+
+    def adopt(self, sock: socket.socket, read: bytes) -> None:
+        loop = asyncio.get_running_loop()
+
+        def make() -> asyncio.Protocol:
+            protocol: Any = self.config.http_protocol_class(  # As uvicorn does.
+                config=self.config,  # type: ignore[call-arg]
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                _loop=loop,
+            )
+            protocol.read_before = read
+            return protocol  # type: ignore[no-any-return]
+
+        task = loop.create_task(loop.connect_accepted_socket(make, sock))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopted)
+
+    def _adopted(self, task: asyncio.Task[Any]) -> None:
+        self._adopting.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.warning("a connection was lost between two processes: %s", task.exception())
+
+    def stop(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -81,14 +158,17 @@ class Server:
     def __init__(
         self,
         app: App,
-        sock: socket.socket,
+        sock: socket.socket | None,
         *,
         on_ready: Callable[[str], None],
         log_level: str = "warning",
         drain_timeout_s: int = 30,
+        companion: Companion | None = None,
+        protocol: Callable[..., Protocol] = Protocol,
     ) -> None:
-        """on_ready: called with the server's URL once it accepts connections.
+        """sock: None for one whose connections all come from its companion.
 
+        on_ready: called with the server's URL once it accepts connections; without a socket never.
         drain_timeout_s: requests that still run this long after `stop` are cut off.
         """
         self._app, self._sock = app, sock
@@ -96,7 +176,7 @@ class Server:
         app.connections_max = connections_max(config.read_threads + config.write_threads)
         settings = uvicorn.Config(
             app,
-            http=Protocol,
+            http=protocol,  # type: ignore[arg-type]
             log_level=log_level,
             log_config=None,
             access_log=False,
@@ -108,7 +188,9 @@ class Server:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=drain_timeout_s,
         )
-        self._uvicorn = _Uvicorn(settings, lambda: on_ready(url_of(sock)))
+        self._uvicorn = _Uvicorn(
+            settings, lambda: None if sock is None else on_ready(url_of(sock)), companion
+        )
 
     def run(self) -> None:
         """Serve until `stop`; returns when all requests have been answered."""
@@ -116,29 +198,18 @@ class Server:
         gc.collect()
         gc.freeze()  # What was imported stays: collections need not look at it.
         try:
-            self._uvicorn.run(sockets=[self._sock])
+            self._uvicorn.run(sockets=[] if self._sock is None else [self._sock])
         finally:
             self._app.close()
 
     def stop(self) -> None:
         """Accept nothing more and finish what runs. A second call cuts it off."""
-        if self._uvicorn.should_exit:
-            self._uvicorn.force_exit = True
-        self._uvicorn.should_exit = True
+        self._uvicorn.stop()
 
 
-def serve(
-    app: App,
-    sock: socket.socket,
-    *,
-    on_ready: Callable[[str], None],
-    log_level: str = "warning",
-    drain_timeout_s: int = 30,
-) -> None:
-    """Serve in the main thread until SIGTERM or SIGINT (see Server)."""
-    server = Server(
-        app, sock, on_ready=on_ready, log_level=log_level, drain_timeout_s=drain_timeout_s
-    )
+def serve(app: App, sock: socket.socket | None, **more: Any) -> None:
+    """Serve in the main thread until SIGTERM or SIGINT. more: see Server."""
+    server = Server(app, sock, **more)
     numbers = (signal.SIGTERM, signal.SIGINT)
     previous = {number: signal.signal(number, lambda *_: server.stop()) for number in numbers}
     try:

@@ -23,6 +23,7 @@ from ochredb_node import (
 from ochredb_node.cli_common import USAGE_ERROR, failed, start_failed
 from ochredb_node.memory import ShortCollections, tune_allocator
 from ochredb_node.settings import (
+    READER_VARIABLE,
     WORKER_VARIABLE,
     Settings,
     SettingsError,
@@ -33,12 +34,14 @@ from ochredb_node.settings import (
 
 if TYPE_CHECKING:
     from ochredb_node.config import NodeConfig
+    from ochredb_node.node import Node
     from ochredb_node.serve_settings import ServeSettings
     from ochredb_node.supervisor import Supervisor
 
 _SERVE, _CONFIG = "serve", "config"
 _WORKER_NICENESS = 10  # It holds locks of the catalog now and then: not the lowest.
 _WORKER_DRAIN_S = 1.0
+_READERS_MAX, _READERS_DRAIN_S = 8, 35.0  # One more than may be; longer than a request may take.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,13 +154,20 @@ def run(settings: Settings, command: Sequence[str]) -> int:
     tune_allocator()
     if os.environ.get(WORKER_VARIABLE) is not None:
         return _help(settings)
+    if os.environ.get(READER_VARIABLE) is not None:
+        from ochredb_node.reader import read
+
+        return read(node_config(settings), _server_log_level(settings))
     # Late: `ochredb --help` and refusals of settings need none of it.
     from ochredb.clock import SystemClock
     from ochredb.errors import OchreError
+    from ochredb.hints.base import HintKind
     from ochredb_frontend.app import App
     from ochredb_frontend.server import listen, serve
+    from ochredb_frontend.sharing import Sharing
     from ochredb_node.helper import Helper
     from ochredb_node.node import Node
+    from ochredb_node.readers import ReaderProcesses
 
     data = os.path.abspath(settings.path)
     clock = SystemClock()
@@ -177,7 +187,7 @@ def run(settings: Settings, command: Sequence[str]) -> int:
     helper = Helper(
         make_worker,
         clock=clock,
-        is_read=lambda: node.query.is_read,
+        is_read=lambda: node.query.is_read or sharing.reads,
         is_needed=lambda: node.is_at_work,
     )
     try:
@@ -193,17 +203,40 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         "Vectors inserted into graphs by this process.",
         lambda: node.compactor.graph_insertions,
     )
+    readers = ReaderProcesses(command, clock)
+    sharing = Sharing(
+        readers.start,
+        readers_max=_readers_max(node),
+        metrics=app.metrics,
+        clock=clock,
+        on_damaged=lambda part_id: node.open_parts.found_damaged(part_id, "found by a reader"),
+    )
+    app.on_reading = sharing.consider
+    node.shared.hints.subscribe(HintKind.APPENDED, sharing.appended)
     try:
         serve(
             app,
             sock,
             on_ready=lambda url: print(f"OchreDB is ready on {url} (data: {data})", flush=True),
-            log_level="info" if settings.log_level == "debug" else "warning",
+            log_level=_server_log_level(settings),
+            companion=sharing,
         )
     finally:
+        readers.close(_READERS_DRAIN_S)
         helper.close()
         node.close()
     return 0
+
+
+def _readers_max(node: Node) -> int:
+    """Processes that may read for this one: as many processors as reads may keep busy, less its."""
+    if node.foundation.catalog.is_read_only:
+        return 0
+    return min(len(os.sched_getaffinity(0)), node.config.frontend.read_threads, _READERS_MAX) - 1
+
+
+def _server_log_level(settings: Settings) -> str:
+    return "info" if settings.log_level == "debug" else "warning"
 
 
 def _help(settings: Settings) -> int:

@@ -38,6 +38,41 @@ def tune_allocator() -> None:
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES_MIN)
 
 
+_MEMINFO_FILE, _STATM_FILE = "/proc/meminfo", "/proc/self/statm"
+_GROUP = "/sys/fs/cgroup/"  # A container's own; version 2.
+
+
+def available_bytes() -> int | None:
+    """Memory that could be taken without others' having to give any; None if nothing tells.
+
+    Of the machine, and of this process's control group, whose page cache gives way.
+    """
+    found = []
+    for line in _lines(_MEMINFO_FILE):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) << 10)
+    limit = _lines(_GROUP + "memory.max")
+    if limit and limit[0].isdigit():
+        taken = [line for line in _lines(_GROUP + "memory.stat") if line.startswith("anon ")]
+        found.append(int(limit[0]) - sum(int(line.split()[1]) for line in taken))
+    return min(found, default=None)
+
+
+def resident_bytes() -> int:
+    """What this process has in memory; 0 if the system does not tell."""
+    lines = _lines(_STATM_FILE)
+    return int(lines[0].split()[1]) * os.sysconf("SC_PAGE_SIZE") if lines else 0
+
+
+def _lines(path: str) -> list[str]:
+    """Of a file that the system may not have."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
 _IDLE_CALLS_FOR_ALL = 10  # So many calls in a row without work between them ...
 _ALL_AFTER_S = 3600.0  # ... or so long without one: then everything is looked at.
 

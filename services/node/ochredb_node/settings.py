@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 ENVIRONMENT_PREFIX = "OCHREDB_"
 WORKER_VARIABLE = "OCHREDB_COMPACTOR_WORKER"  # Set by a process for those that compact for it.
+READER_VARIABLE = "OCHREDB_READER_CHANNEL"  # Likewise, for those that read for it.
 DEFAULT = "default"
 _FILE_SUFFIX = "_file"
 _YAML_ENDINGS = (".yaml", ".yml")
@@ -50,7 +51,9 @@ class Settings:
     log_level: str = setting("info", "debug, info, warning or error", choices=_LOG_LEVELS)
     deadline_s: float = setting(30.0, "seconds after which a request is given up (504)")
     slow_request_s: float = setting(1.0, "seconds from which on a request is logged as slow")
-    read_threads: int | None = setting(None, "threads for reads (default: one per CPU)")
+    read_threads: int | None = setting(
+        None, "threads for reads, and CPUs that `run` uses for them (default: one per CPU)"
+    )
     write_threads: int | None = setting(None, "threads for writes (default: 8, or one per CPU)")
     target_recall: float = setting(
         0.95, "share of the true nearest that a graph shall find; 0: what ef_search gives"

@@ -1,0 +1,79 @@
+"""A server's reader processes, as processes: started with one end of a channel, and ended.
+
+A reader is this process's own command line once more, with `READER_VARIABLE` in its environment, as
+a compactor's worker is (decision 0038); so it reads the same settings in the same way. It ends when
+its channel does: that is when the server wants it to, or is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from ochredb.clock import Clock
+from ochredb_node.memory import available_bytes, resident_bytes
+from ochredb_node.settings import READER_VARIABLE
+
+log = logging.getLogger("ochredb.node")
+
+_ROOM_BYTES = 256 << 20  # Of memory beyond what this process takes, which a reader may take too.
+
+
+class ReaderProcesses:
+    """Those that this process started. Thread-safe."""
+
+    def __init__(self, command: Sequence[str], clock: Clock) -> None:
+        """command: this process's own, without the interpreter."""
+        self._command, self._clock = list(command), clock
+        self._lock = threading.Lock()  # Guards the next two.
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._is_closed = False
+
+    def start(self, sock: socket.socket) -> None:
+        """One more, with `sock` as its end of the channel. Raises OSError, also for no memory."""
+        _check_memory()
+        with self._lock:
+            if self._is_closed:
+                raise OSError("the server ends")
+            process = subprocess.Popen(
+                [sys.executable, *self._command],
+                env={**os.environ, READER_VARIABLE: str(sock.fileno())},
+                pass_fds=(sock.fileno(),),
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+            )
+            self._processes = [one for one in self._processes if one.returncode is None]
+            self._processes.append(process)
+        # Nothing is left of it when it ends, whoever wanted that.
+        threading.Thread(target=process.wait, name="reader-end", daemon=True).start()
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for all of them, whose channels were closed; then kill: they only read."""
+        with self._lock:
+            self._is_closed = True
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline_s - self._clock.monotonic_s()))
+                continue
+            log.warning("reader process %d is still at work: killed", process.pid)
+            process.kill()
+            process.wait()
+
+
+def _check_memory() -> None:
+    """Raises OSError if a process as large as this one would be too much for the machine."""
+    available = available_bytes()
+    wanted = resident_bytes() + _ROOM_BYTES
+    if available is not None and available < wanted:
+        raise OSError(
+            errno.ENOMEM,
+            f"{available >> 20} MiB of memory are available, {wanted >> 20} MiB are wanted",
+        )
