@@ -11,6 +11,7 @@ import sys
 
 import ochredb_frontend.sharing as sharing
 import ochredb_node.cli as cli
+import ochredb_node.readers as readers
 from ochredb_node.node import Node
 
 
@@ -22,5 +23,5 @@ def one(node: Node) -> int:
 if __name__ == "__main__":
     sharing._BUSY, sharing._GAP_MIN, sharing._READS_PER_TURN_MIN = 0.0, -math.inf, 1
     sharing._AGAIN_S = 1.0
-    cli._readers_max = one
+    readers.readers_max = one
     sys.exit(cli.main())

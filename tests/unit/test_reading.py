@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -365,6 +367,77 @@ def test_a_large_message_and_a_full_channel() -> None:
         *((channel.CONNECTION, b"%d" % number * 100_000) for number in range(200)),
         (channel.REPORT, b"last"),
     ]
+
+
+def test_connections_that_were_sent_before_an_end_arrive() -> None:
+    """The system tells of unread data at the other end before it tells what that had sent."""
+
+    async def play() -> list[bytes]:
+        ours, theirs = channel.pair()
+        left, right = Channel(ours), Channel(theirs)
+        came: list[bytes] = []
+        ended = asyncio.Event()
+
+        def come(sock: socket.socket, read: bytes) -> None:
+            with sock:
+                came.append(read)
+
+        left.attach(come, lambda _kind, _data: None, ended.set)
+        right.attach(come, lambda _kind, _data: None, lambda: None)
+        with socket.socket() as one:
+            assert left.tell(channel.APPENDED, b"c 1")
+            right.send_connection(one.fileno(), b"given back")
+        right.close()
+        await asyncio.wait_for(ended.wait(), 10)
+        return came
+
+    assert asyncio.run(play()) == [b"given back"]
+
+
+def test_a_channel_that_fails_ends_instead_of_going_on_with_half_a_message() -> None:
+    class Failing:
+        """A socket that has no memory for the second message."""
+
+        def __init__(self, sock: socket.socket) -> None:
+            self._sock, self.sent = sock, 0
+
+        def sendmsg(self, *arguments: Any) -> int:
+            self.sent += 1
+            if self.sent == 2:
+                raise OSError(errno.ENOMEM, "no memory")
+            return self._sock.sendmsg(*arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sock, name)
+
+    async def play() -> list[bytes]:
+        ours, theirs = channel.pair()
+        left, right = Channel(cast(socket.socket, Failing(ours))), Channel(theirs)
+        came: list[bytes] = []
+        ended = asyncio.Event()
+
+        def come(sock: socket.socket, read: bytes) -> None:
+            with sock:
+                came.append(read)
+
+        left.attach(come, lambda _kind, _data: None, lambda: None)
+        right.attach(come, lambda _kind, _data: None, ended.set)
+        with socket.socket() as one:
+            left.send_connection(one.fileno(), b"x" * 100_000)
+            left.send_connection(one.fileno(), b"another's")
+        await asyncio.wait_for(ended.wait(), 10)
+        assert left.is_closed and not left.takes
+        return came
+
+    assert asyncio.run(play()) == []
+
+
+def test_a_signal_and_the_end_of_the_channel_are_one_stop(two: Two) -> None:
+    """A process manager signals a server and its readers alike."""
+    two.reader.stop()
+    two.live.server.stop()
+    two.thread.join(10)
+    assert not two.thread.is_alive() and not two.reader.is_cut_off
 
 
 def test_a_server_whose_reader_is_gone_keeps_its_connections(two: Two) -> None:

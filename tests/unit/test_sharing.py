@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -37,17 +38,20 @@ class Process:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock.dup()
         self.sock.setblocking(False)
+        self.says: dict[str, float] | None = None
 
     def report(self, share: float, active: int, connections: int | None = None) -> None:
-        metrics = Metrics()
-        metrics.observe("collection_get", 200, 0.002)
-        report = {
-            "share": share,
-            "active": active,
-            "connections": active if connections is None else connections,
-            "metrics": metrics.take(),
-        }
-        self.sock.send(channel.REPORT + json.dumps(report).encode())
+        """From now on, each turn."""
+        connections = active if connections is None else connections
+        self.says = {"share": share, "active": active, "connections": connections}
+
+    def go_on(self) -> None:
+        if self.says is not None:
+            metrics = Metrics()
+            metrics.observe("collection_get", 200, 0.002)
+            report = {**self.says, "metrics": metrics.take()}
+            with contextlib.suppress(BrokenPipeError):  # It was let go.
+                self.sock.send(channel.REPORT + json.dumps(report).encode())
 
     def told(self) -> list[bytes]:
         """What it was told since the last call; b"" is the end."""
@@ -97,13 +101,20 @@ class World:
         for _ in range(count):
             for protocol in self.connections:
                 protocol.requests = 0 if protocol.left_by else requests
+            for process in self.processes:
+                process.go_on()
+            await self._arrive()
             self.clock.advance(TURN_S)
             self.used_s += share * TURN_S
             self.sharing.turn()
             while any(thread.name == "start-reader" for thread in threading.enumerate()):
                 await asyncio.sleep(0.001)
-            for _ in range(5):  # What was sent arrives.
-                await asyncio.sleep(0)
+            await self._arrive()
+
+    async def _arrive(self) -> None:
+        """What was sent does."""
+        for _ in range(5):
+            await asyncio.sleep(0)
 
     @property
     def moved(self) -> int:
@@ -134,6 +145,7 @@ def test_as_many_move_as_make_both_equally_busy() -> None:
     assert to_move(8, 0.95, 0.9) == 0
     assert to_move(8, 0.5, 0.0) == 0
     assert to_move(0, 1.0, 0.0) == 0
+    assert to_move(8, 0.9, 2.0) == 0
 
 
 def test_a_crowd_gets_a_process_and_half_of_it_moves() -> None:
@@ -150,11 +162,13 @@ def test_a_crowd_gets_a_process_and_half_of_it_moves() -> None:
         await world.turns(1, 0.95)
         assert world.moved == 4
         process.report(0.9, 4)
+        before = world.metrics.requests("collection_get", 200)
         await world.turns(20, 0.95)
         assert world.moved == 4
         assert len(world.processes) == 1, "no more than may be"
         assert b"ochredb_reader_connections 4" in world.metrics.text()
-        assert world.metrics.requests("collection_get", 200) == 2, "both reports count"
+        assert world.metrics.requests("collection_get", 200) == before + 20
+        assert not world.processes[0].told()
 
     play(scene)
 
@@ -234,9 +248,8 @@ def test_what_is_not_needed_any_more_gives_back_and_ends() -> None:
         process.report(0.0, 0)
         await world.turns(2, 0.95)
         process.told()
-        for _ in range(70):
-            process.report(0.1, 4)
-            await world.turns(1, 0.1)
+        process.report(0.1, 4)
+        await world.turns(70, 0.1)
         assert process.told() == [channel.GIVE_BACK]
         process.report(0.0, 0, connections=1)
         await world.turns(10, 0.1)
@@ -261,9 +274,8 @@ def test_several_processes_on_a_larger_machine() -> None:
         world.processes[0].report(0.0, 0)
         await world.turns(2, 1.0)
         assert (len(world.processes), world.moved) == (1, 6)
-        for _ in range(4):
-            world.processes[0].report(0.95, 6)
-            await world.turns(1, 1.0)
+        world.processes[0].report(0.95, 6)
+        await world.turns(4, 1.0)
         assert len(world.processes) == 2
         await world.turns(10, 1.0)
         assert len(world.processes) == 2, "one after the other"
@@ -287,12 +299,82 @@ def test_one_that_dies_or_cannot_start_is_not_started_again_at_once(
         (process,) = world.processes
         process.report(0.0, 0)
         await world.turns(2, 0.95)
+        process.says = None
         process.sock.close()
         await world.turns(10, 0.95)
         assert caplog.text.count("a reader process with") == 1
         assert len(world.processes) == 1
         await world.turns(60, 0.95)
         assert len(world.processes) == 2
+
+    play(scene)
+
+
+def test_an_idle_server_takes_connections_back_from_a_busy_reader() -> None:
+    async def scene(world: World) -> None:
+        world.clients(8)
+        await world.turns(3, 0.95)
+        (process,) = world.processes
+        process.report(0.0, 0)
+        await world.turns(2, 0.95)
+        process.report(0.95, 4)
+        world.connections = [one for one in world.connections if one.left_by]
+        process.told()
+        await world.turns(6, 0.02)
+        assert process.told()[:1] == [channel.GIVE_BACK + b"2"]
+        process.report(0.95, 1)
+        await world.turns(10, 0.02)
+        process.told()
+        await world.turns(10, 0.02)
+        assert process.told() == [], "a single one is left where it is"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("was_ready", [False, True])
+def test_a_process_that_says_nothing_is_given_up(was_ready: bool) -> None:
+    async def scene(world: World) -> None:
+        world.clients(8)
+        await world.turns(3, 0.95)
+        (process,) = world.processes
+        if was_ready:
+            process.report(0.5, 0)
+            await world.turns(1, 0.1)
+            process.says = None
+        world.connections.clear()
+        world.clients(8)
+        await world.turns(8, 0.95)
+        moved = world.moved
+        await world.turns(20, 0.95)
+        assert world.moved == moved <= 4, "nothing goes to a process that is silent"
+        await world.turns(50, 0.95)
+        assert process.told()[-1:] == [b""]
+        await world.turns(60, 0.95)
+        assert len(world.processes) == 2
+
+    play(scene)
+
+
+def test_one_that_cannot_give_everything_back_ends_nevertheless() -> None:
+    """A client that never reads its answer keeps its connection there."""
+
+    async def scene(world: World) -> None:
+        world.clients(8)
+        await world.turns(3, 0.95)
+        (process,) = world.processes
+        process.report(0.0, 0)
+        await world.turns(2, 0.95)
+        process.report(0.0, 0, connections=1)
+        await world.turns(70, 0.1)
+        assert channel.GIVE_BACK in process.told()
+        for protocol in world.connections:
+            protocol.left_by.clear()
+            protocol.reads_in_a_row = READS_IN_A_ROW
+        await world.turns(6, 0.95)
+        assert len(world.processes) == 2, "it does not keep others from being started"
+        world.processes[1].report(0.5, 0)
+        await world.turns(125, 0.1)
+        assert process.told()[-1:] == [b""]
 
     play(scene)
 

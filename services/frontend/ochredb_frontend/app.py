@@ -194,7 +194,6 @@ class App:
         headers = decoded(exchange.fields.items())
         call = self._begin(path, headers)
         route, parameters = hot
-        exchange.note_read(route.pool == "read")
         call.operation = route.operation
         request = self._new_request(method, call, exchange.query_string, headers)
         request.body, request.parameters = exchange.body, parameters
@@ -203,6 +202,7 @@ class App:
         waiting: Coroutine[Any, Any, Response] | None
         try:
             self._auth.check(path, headers)
+            exchange.note_read(route.pool == "read")
             self._enter(call, parameters)
             waiting = self._begin_write(route, request, receive)
             if waiting is None:

@@ -9,23 +9,29 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 
 # Kinds of messages.
 CONNECTION = b"c"  # A descriptor, and the last of the bytes that were read of it.
 BYTES = b"d"  # Bytes of the connection that comes next, before those.
-GIVE_BACK = b"b"  # To a reader: give every connection back as soon as it rests.
+GIVE_BACK = b"b"  # To a reader: give back so many connections, or for good every one.
 REPORT = b"r"  # From a reader: JSON of what it did since the last one.
 APPENDED = b"a"  # To a reader: a collection's id, a space, the last offset of its log.
 DAMAGED = b"m"  # From a reader: the id of a part that it found damaged.
 
+IS_POSSIBLE = sys.platform == "linux"  # Elsewhere no socket keeps messages apart and tells of ends.
 _BYTES_MAX = 64 << 10  # Of one message.
 _HEAD_BYTES = 1
 
 
 class Channel:
-    """One end. All of it belongs to an event loop, but for `tell`."""
+    """One end. All of it belongs to an event loop, but for `tell`.
+
+    takes: whether connections should still be sent there.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -36,7 +42,8 @@ class Channel:
         self._on_connection: Callable[[socket.socket, bytes], None] | None = None
         self._on_message: Callable[[bytes, bytes], None] | None = None
         self._on_end: Callable[[], None] | None = None
-        self.is_closed = False
+        self._lock = threading.Lock()  # The descriptor is not closed while another thread sends.
+        self.takes, self.is_closed = True, False
 
     def attach(
         self,
@@ -58,10 +65,11 @@ class Channel:
 
         data: 64 KiB at most.
         """
-        try:
-            self._sock.send(kind + data)
-        except OSError:
-            return False
+        with self._lock:
+            try:
+                self._sock.send(kind + data)
+            except OSError:  # Closed, for one.
+                return False
         return True
 
     def send(self, kind: bytes, data: bytes = b"") -> None:
@@ -71,18 +79,20 @@ class Channel:
     def send_connection(self, descriptor: int, read: bytes) -> None:
         """Give a client's connection away. The caller closes its own descriptor of it.
 
-        read: what was read of the connection and not yet answered.
+        read: what was read of the connection and not yet answered. Raises OSError if there is no
+        descriptor left; then nothing has happened.
         """
+        descriptor = os.dup(descriptor)
         while len(read) > _BYTES_MAX:
             self._put(BYTES + read[:_BYTES_MAX], None)
             read = read[_BYTES_MAX:]
-        self._put(CONNECTION + read, os.dup(descriptor))
+        self._put(CONNECTION + read, descriptor)
 
     def close(self) -> None:
         """Say that there is nothing more. What waits to be sent is lost. Idempotent."""
         if self.is_closed:
             return
-        self.is_closed = True
+        self.takes, self.is_closed = False, True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._sock.fileno())
             self._loop.remove_writer(self._sock.fileno())
@@ -90,7 +100,8 @@ class Channel:
             if descriptor is not None:
                 os.close(descriptor)
         self._waiting.clear()
-        self._sock.close()
+        with self._lock:
+            self._sock.close()
 
     def _put(self, message: bytes, descriptor: int | None) -> None:
         if self.is_closed:
@@ -111,8 +122,11 @@ class Channel:
                 assert self._loop is not None
                 self._loop.add_writer(self._sock.fileno(), self._send)
                 return
-            except OSError:  # The other end is gone; that is also read.
-                pass
+            except OSError:
+                # Gone, as will be read; or without memory: what follows would be misunderstood.
+                assert self._loop is not None
+                self._loop.call_soon(self._end)
+                return
             self._waiting.popleft()
             if descriptor is not None:
                 os.close(descriptor)
@@ -128,20 +142,34 @@ class Channel:
                 )
             except BlockingIOError:
                 return
+            except ConnectionResetError:  # It left something unread; what it sent is still there.
+                continue
             except OSError:
                 message, descriptors = b"", []
             if not message:
-                self.close()
-                self._on_end()
+                self._finish()
                 return
             kind, data = message[:_HEAD_BYTES], message[_HEAD_BYTES:]
             if kind == BYTES:
                 self._read += data
             elif kind == CONNECTION:
                 read, self._read = self._read + data, b""
-                self._on_connection(socket.socket(fileno=descriptors[0]), read)
+                if descriptors:  # Or this process has too many: its client reads an end.
+                    self._on_connection(socket.socket(fileno=descriptors[0]), read)
             else:
                 self._on_message(kind, data)
+
+    def _end(self) -> None:
+        """Hear what was said before sending failed, and no more."""
+        if not self.is_closed:
+            self._receive()
+        if not self.is_closed:
+            self._finish()
+
+    def _finish(self) -> None:
+        assert self._on_end
+        self.close()
+        self._on_end()
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

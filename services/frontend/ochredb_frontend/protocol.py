@@ -8,6 +8,7 @@ application does not take that way, and every other request, goes uvicorn's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import types
 from collections.abc import Coroutine, Generator, Mapping
@@ -30,6 +31,8 @@ _HEAD_BYTES_MAX = 64 << 10  # Request line and headers, beyond what arrived with
 _SMALL_BODY_BYTES = 64 << 10
 _ONE_WRITE_BYTES_MAX = 64 << 10
 _EXCHANGES_PER_TURN = 16  # Of one connection that does not wait for answers.
+logger = logging.getLogger("ochredb.frontend")
+
 READS_IN_A_ROW = 8  # Then a connection may be one that only reads.
 _REFUSED_MAX, _REFUSED_WAIT_S = 16, 5.0
 _CONNECTION_TOKENS = (b"close", b"keep-alive")
@@ -151,15 +154,16 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         excess = len(self.connections) - self.app.connections_max
-        if excess > 0:  # Descriptors are needed for files, too.
+        if excess > 0 and self.read_before is None:  # Descriptors are needed for files, too.
             self._is_too_many = True
             # A few are answered when they ask: closed before that, they would not read why.
             wait_s = _REFUSED_WAIT_S if excess <= _REFUSED_MAX else 0
             self.loop.call_later(wait_s, transport.close)
-        if self.read_before is not None:
+        read, self.read_before = self.read_before, None
+        if read is not None:
             self._set_keep_alive()  # It has had requests: not a new one, which may take its time.
-            if self.read_before:  # Before anything else is.
-                self.data_received(self.read_before)
+            if read:  # Before anything else is.
+                self.data_received(read)
 
     def data_received(self, data: bytes) -> None:
         if self._is_too_many:
@@ -307,7 +311,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._leaves_by is not None:  # The answer is written when this turn of the loop ends.
+        if self._leaves_by is not None:  # Not here: what was read may go on behind this request.
             self.loop.call_soon(self._leave_if_resting)
 
     def _set_keep_alive(self) -> None:
@@ -319,16 +323,21 @@ class Protocol(HttpToolsProtocol):
         channel = self._leaves_by
         if channel is None or not self.rests:
             return
-        if channel.is_closed:
-            self._leaves_by = None
-        else:
+        if channel.takes:
             self.hand_over(channel, b"")
+        else:
+            self._leaves_by = None
 
     def hand_over(self, channel: Channel, read: bytes) -> None:
         """Give the connection away. read: what was read and neither parsed nor answered."""
         self._leaves_by = None
+        try:
+            channel.send_connection(self.transport.get_extra_info("socket").fileno(), read)
+        except OSError as error:  # No descriptor is left.
+            logger.warning("a connection cannot go on in another process: %s", error)
+            if not read:
+                return
         self.flow.pause_reading()
-        channel.send_connection(self.transport.get_extra_info("socket").fileno(), read)
         self.transport.close()  # This process's descriptor of it; the connection lives on.
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from ochredb.clock import Clock
+from ochredb.errors import Unavailable
 from ochredb.metrics import Metrics
 from ochredb_frontend import channel
 from ochredb_frontend.channel import Channel
@@ -84,8 +85,9 @@ class ReaderProtocol(Protocol):
 
     def _begin(self, data: bytes) -> None:
         """Go on with what begins a request."""
-        size = read_bytes(data)
+        size = None if self._leaves_by is not None else read_bytes(data)
         if size is None:
+            self._unset_keepalive_if_required()
             if self.transport.get_write_buffer_size():  # Of answers, which come first.
                 self._later = data
                 self.flow.pause_reading()
@@ -107,6 +109,7 @@ class ReaderProtocol(Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._later:
+            self.flow.pause_reading()
             self.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
@@ -141,7 +144,7 @@ class Reading:
 
     def begin(self, connections: Connections) -> None:
         self._connections = connections
-        self._channel.attach(connections.adopt, self._heard, connections.stop)
+        self._channel.attach(connections.adopt, self._heard, connections.finish)
         self._report()
 
     def end(self) -> None:
@@ -152,8 +155,9 @@ class Reading:
         self._channel.close()
 
     def damaged(self, part_id: str) -> None:
-        """Have the server mend a part; from any thread."""
-        self._channel.tell(channel.DAMAGED, part_id.encode())
+        """Have the server mend a part; from any thread. Raises Unavailable if it cannot hear."""
+        if not self._channel.tell(channel.DAMAGED, part_id.encode()):
+            raise Unavailable("the server does not hear of it")
 
     def _heard(self, kind: bytes, data: bytes) -> None:
         assert self._connections is not None
@@ -161,7 +165,10 @@ class Reading:
             collection_id, _, offset = data.decode().partition(" ")
             self._on_append(collection_id, int(offset))
         elif kind == channel.GIVE_BACK:
-            self._gives_back = True
+            active = [one for one in self._connections.connections if one.reads_in_a_row]
+            for protocol in active[: int(data or 0)]:
+                protocol.leave(self._channel)
+            self._gives_back = self._gives_back or not data
 
     def _report(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(TURN_S, self._report)

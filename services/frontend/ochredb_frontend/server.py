@@ -42,8 +42,8 @@ class Connections(Interface):
         """
         ...
 
-    def stop(self) -> None:
-        """See `Server.stop`."""
+    def finish(self) -> None:
+        """Serve nothing more, and finish what runs."""
         ...
 
 
@@ -79,6 +79,8 @@ class _Uvicorn(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._companion is not None:
             self._companion.end()
+            # Or they would not be among those that are told.
+            await asyncio.gather(*self._adopting, return_exceptions=True)
         await super().shutdown(sockets=sockets)
 
     @property
@@ -107,9 +109,7 @@ class _Uvicorn(uvicorn.Server):
         if not task.cancelled() and task.exception() is not None:
             logger.warning("a connection was lost between two processes: %s", task.exception())
 
-    def stop(self) -> None:
-        if self.should_exit:
-            self.force_exit = True
+    def finish(self) -> None:
         self.should_exit = True
 
     @contextlib.contextmanager
@@ -202,14 +202,20 @@ class Server:
         finally:
             self._app.close()
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it was told a second time to stop."""
+        return bool(self._uvicorn.force_exit)
+
     def stop(self) -> None:
         """Accept nothing more and finish what runs. A second call cuts it off."""
-        self._uvicorn.stop()
+        if self._uvicorn.should_exit:
+            self._uvicorn.force_exit = True
+        self._uvicorn.finish()
 
 
-def serve(app: App, sock: socket.socket | None, **more: Any) -> None:
-    """Serve in the main thread until SIGTERM or SIGINT. more: see Server."""
-    server = Server(app, sock, **more)
+def serve(server: Server) -> None:
+    """Serve in the main thread until SIGTERM or SIGINT; the second one cuts off what runs."""
     numbers = (signal.SIGTERM, signal.SIGINT)
     previous = {number: signal.signal(number, lambda *_: server.stop()) for number in numbers}
     try:

@@ -40,7 +40,10 @@ _CROWDED_TURNS = 3  # Until a process is started ...
 _CROWD_S = 10.0  # ... if no two are further apart.
 _SETTLED_S = 1.5  # After connections were moved, until their effect is known.
 _CALM_S = 30.0  # Then readers are to give back what they have ...
-_LEAVING_S = 2.0  # ... and to end, when that has come.
+_LEAVING_S, _LEAVING_MAX_S = 2.0, 60.0  # ... and to end, when that has come, and at last.
+_SILENT_S = 3.0  # Without a report: nothing more is sent there ...
+_LOST_S = 30.0  # ... and it is given up. It may also take so long to begin.
+_IDLE = 0.4  # The share of this process below which it takes connections back from a busy one.
 _AGAIN_S = 30.0  # After one that could not be started or ended by itself.
 
 
@@ -57,15 +60,16 @@ class _Reader:
     share: float = 0.0
     connections: int = 0
     active: int = 0
-    unused_since_s: float = 0.0
+    heard_s: float = 0.0  # When it was started, or last said something.
+    used_s: float = 0.0  # When it was last known to be asked.
     leaving_since_s: float = math.inf
 
 
 def to_move(movable: int, own: float, other: float) -> int:
-    """How many of `movable` connections make two processes equally busy."""
+    """How many of a busy process's `movable` connections make two processes equally busy."""
     if own < _BUSY or own - other < _GAP_MIN:
         return 0
-    return math.ceil(movable * (own - other) / (2 * own))
+    return max(0, math.ceil(movable * (own - other) / (2 * own)))
 
 
 class Sharing:
@@ -124,13 +128,14 @@ class Sharing:
 
     @property
     def reads(self) -> bool:
-        """Whether readers are asked anything."""
-        return any(reader.active for reader in self._readers)
+        """Whether readers are asked anything, or were some seconds ago."""
+        since_s = self._clock.monotonic_s() - _SILENT_S
+        return any(reader.used_s > since_s for reader in self._readers)
 
     def appended(self, collection_id: str, last_offset: int) -> None:
         """Tell readers of a write, so that those who read it need not wait for it."""
         for reader in self._readers:
-            if reader.active:
+            if reader.connections or reader.active:
                 reader.channel.tell(channel.APPENDED, f"{collection_id} {last_offset}".encode())
 
     # -- connections
@@ -145,10 +150,11 @@ class Sharing:
                 self._move(protocol, target)
 
     def _ready(self) -> list[_Reader]:
+        since_s = self._clock.monotonic_s() - _SILENT_S
         return [
             reader
             for reader in self._readers
-            if reader.is_ready and reader.leaving_since_s == math.inf
+            if reader.is_ready and reader.channel.takes and reader.heard_s > since_s
         ]
 
     def _move(self, protocol: Protocol, target: _Reader) -> None:
@@ -176,6 +182,7 @@ class Sharing:
                 protocol.requests = 0
         self._reading = len(movable)
         self._retire(now_s, own)
+        self._take_back(now_s, own)
         if own < _BUSY or active < 2 or reads < _READS_PER_TURN_MIN:
             return
         self._crowded = self._crowded + 1 if now_s - self._crowded_s < _CROWD_S else 1
@@ -192,7 +199,7 @@ class Sharing:
                 self._settled_s = now_s + _SETTLED_S
                 return
         if self._crowded >= _CROWDED_TURNS and now_s >= self._not_before_s:
-            self._start_one(all_ready=len(ready) == len(self._readers))
+            self._start_one()
 
     def _retire(self, now_s: float, own: float) -> None:
         """Ask readers to end that are not needed, and let those go that have nothing left."""
@@ -200,21 +207,48 @@ class Sharing:
             self._calm_since_s = now_s
         is_calm = now_s - self._calm_since_s >= _CALM_S
         for reader in self._readers:
-            if reader.active or not reader.is_ready:
-                reader.unused_since_s = now_s
-            is_unused = now_s - reader.unused_since_s >= _CALM_S
-            if reader.leaving_since_s < now_s - _LEAVING_S and reader.connections == 0:
-                reader.channel.close()
-                self._forget(reader)
+            if reader.active:
+                reader.used_s = now_s
+            leaving_s = now_s - reader.leaving_since_s  # Negative if it is not.
+            is_empty = reader.connections == 0 and leaving_s > _LEAVING_S
+            if now_s - reader.heard_s > _LOST_S:
+                log.warning("a reader process says nothing: it is given up")
+                self._let_go(reader)
+                self._not_before_s = now_s + _AGAIN_S
+            elif is_empty or leaving_s > _LEAVING_MAX_S:
                 log.info("a reader process is not needed any more")
-            elif (is_calm or is_unused) and reader.is_ready and reader.leaving_since_s == math.inf:
+                self._let_go(reader)
+            elif (is_calm or now_s - reader.used_s >= _CALM_S) and reader in self._ready():
                 reader.leaving_since_s = now_s
+                reader.channel.takes = False
                 reader.channel.send(channel.GIVE_BACK)
+
+    def _take_back(self, now_s: float, own: float) -> None:
+        """Ask a busy reader for some of its connections if this process has little to do."""
+        ready = self._ready()
+        if own > _IDLE or now_s < self._settled_s or not ready:
+            return
+        busiest = max(ready, key=lambda reader: reader.share)
+        count = to_move(busiest.active, busiest.share, own)
+        if count and busiest.active > 1:
+            busiest.channel.send(channel.GIVE_BACK, b"%d" % count)
+            self._settled_s = now_s + _SETTLED_S
+
+    def _let_go(self, reader: _Reader) -> None:
+        """It ends when it has answered what it is asked."""
+        reader.channel.close()
+        self._forget(reader)
 
     # -- processes
 
-    def _start_one(self, *, all_ready: bool) -> None:
-        if self._is_starting or not all_ready or len(self._readers) >= self._readers_max:
+    def _start_one(self) -> None:
+        """If there may be one more, and all that take connections are at work."""
+        readers = [reader for reader in self._readers if reader.channel.takes]
+        if (
+            self._is_starting
+            or len(readers) >= self._readers_max
+            or not all(reader.is_ready for reader in readers)
+        ):
             return
         self._is_starting = True
         threading.Thread(target=self._start_in_thread, name="start-reader", daemon=True).start()
@@ -241,7 +275,8 @@ class Sharing:
         elif self._connections is None:  # The server ends.
             sock.close()
         else:
-            reader = _Reader(Channel(sock), unused_since_s=self._clock.monotonic_s())
+            now_s = self._clock.monotonic_s()
+            reader = _Reader(Channel(sock), heard_s=now_s, used_s=now_s)
             reader.channel.attach(
                 self._connections.adopt,
                 lambda kind, data: self._heard(reader, kind, data),
@@ -251,6 +286,7 @@ class Sharing:
             log.info("many reads: a reader process was started")
 
     def _heard(self, reader: _Reader, kind: bytes, data: bytes) -> None:
+        reader.heard_s = self._clock.monotonic_s()
         if kind == channel.REPORT:
             report = orjson.loads(data)
             reader.is_ready = True

@@ -34,14 +34,13 @@ from ochredb_node.settings import (
 
 if TYPE_CHECKING:
     from ochredb_node.config import NodeConfig
-    from ochredb_node.node import Node
     from ochredb_node.serve_settings import ServeSettings
     from ochredb_node.supervisor import Supervisor
 
 _SERVE, _CONFIG = "serve", "config"
 _WORKER_NICENESS = 10  # It holds locks of the catalog now and then: not the lowest.
 _WORKER_DRAIN_S = 1.0
-_READERS_MAX, _READERS_DRAIN_S = 8, 35.0  # One more than may be; longer than a request may take.
+_READERS_DRAIN_S = 31.0  # They drain when the server does, 30 s at most.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,20 +153,21 @@ def run(settings: Settings, command: Sequence[str]) -> int:
     tune_allocator()
     if os.environ.get(WORKER_VARIABLE) is not None:
         return _help(settings)
+    from ochredb_node.readers import ReaderProcesses, likeness, readers_max
+
     if os.environ.get(READER_VARIABLE) is not None:
         from ochredb_node.reader import read
 
-        return read(node_config(settings), _server_log_level(settings))
+        return read(node_config(settings), _server_log_level(settings), likeness(settings))
     # Late: `ochredb --help` and refusals of settings need none of it.
     from ochredb.clock import SystemClock
     from ochredb.errors import OchreError
     from ochredb.hints.base import HintKind
     from ochredb_frontend.app import App
-    from ochredb_frontend.server import listen, serve
+    from ochredb_frontend.server import Server, listen, serve
     from ochredb_frontend.sharing import Sharing
     from ochredb_node.helper import Helper
     from ochredb_node.node import Node
-    from ochredb_node.readers import ReaderProcesses
 
     data = os.path.abspath(settings.path)
     clock = SystemClock()
@@ -184,10 +184,15 @@ def run(settings: Settings, command: Sequence[str]) -> int:
 
         return Supervisor(command, 1, clock=clock, rng=random.Random())
 
+    sharing: Sharing | None = None
+
+    def is_read() -> bool:
+        return node.query.is_read or (sharing is not None and sharing.reads)
+
     helper = Helper(
         make_worker,
         clock=clock,
-        is_read=lambda: node.query.is_read or sharing.reads,
+        is_read=is_read,
         is_needed=lambda: node.is_at_work,
     )
     try:
@@ -203,36 +208,29 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         "Vectors inserted into graphs by this process.",
         lambda: node.compactor.graph_insertions,
     )
-    readers = ReaderProcesses(command, clock)
+    readers = ReaderProcesses(command, likeness(settings), clock)
     sharing = Sharing(
         readers.start,
-        readers_max=_readers_max(node),
+        readers_max=readers_max(node),
         metrics=app.metrics,
         clock=clock,
         on_damaged=lambda part_id: node.open_parts.found_damaged(part_id, "found by a reader"),
     )
     app.on_reading = sharing.consider
     node.shared.hints.subscribe(HintKind.APPENDED, sharing.appended)
-    try:
-        serve(
-            app,
-            sock,
-            on_ready=lambda url: print(f"OchreDB is ready on {url} (data: {data})", flush=True),
-            log_level=_server_log_level(settings),
-            companion=sharing,
-        )
-    finally:
-        readers.close(_READERS_DRAIN_S)
-        helper.close()
-        node.close()
+    server = Server(
+        app,
+        sock,
+        on_ready=lambda url: print(f"OchreDB is ready on {url} (data: {data})", flush=True),
+        log_level=_server_log_level(settings),
+        companion=sharing,
+    )
+    with contextlib.ExitStack() as closing:  # Last first.
+        closing.callback(node.close)
+        closing.callback(helper.close)
+        closing.callback(lambda: readers.close(0.0 if server.is_cut_off else _READERS_DRAIN_S))
+        serve(server)
     return 0
-
-
-def _readers_max(node: Node) -> int:
-    """Processes that may read for this one: as many processors as reads may keep busy, less its."""
-    if node.foundation.catalog.is_read_only:
-        return 0
-    return min(len(os.sched_getaffinity(0)), node.config.frontend.read_threads, _READERS_MAX) - 1
 
 
 def _server_log_level(settings: Settings) -> str:

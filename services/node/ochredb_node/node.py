@@ -126,6 +126,11 @@ class Node:
         """Whether threads of this process fold, merge and collect."""
         return self.config.compacts
 
+    @property
+    def _writes(self) -> bool:
+        """Whether it adds to SQLite's write-ahead log by itself, more than a few rows."""
+        return self.has(Role.LOG) or self.has(Role.COMPACTOR)
+
     @cached_property
     def logs(self) -> LogTable:
         return LogTable(self.database, self.clock, self.config.backlog, hot=self.shared.hot)
@@ -424,7 +429,7 @@ class Node:
         try:
             with ExitStack() as closing:  # Last first, and each one whatever another raises.
                 closing.callback(self.foundation.close)
-                if isinstance(self.database, SqliteDatabase):
+                if isinstance(self.database, SqliteDatabase) and self._writes:
                     closing.callback(self.database.checkpoint)
                 if "compactor" in self.__dict__:
                     closing.callback(self.compactor.stop)

@@ -18,7 +18,7 @@ from ochredb.errors import OchreError, Unavailable
 from ochredb_frontend.app import App
 from ochredb_frontend.channel import Channel
 from ochredb_frontend.reading import ReaderProtocol, Reading
-from ochredb_frontend.server import serve
+from ochredb_frontend.server import Server, serve
 from ochredb_node.cli_common import start_failed
 from ochredb_node.config import NodeConfig
 from ochredb_node.memory import ShortCollections
@@ -57,10 +57,16 @@ class _Mender:
         """The server hears of its own writes."""
 
 
-def read(config: NodeConfig, log_level: str) -> int:
-    """Serve reads until the server's channel ends. Returns the exit status."""
-    sock = socket.socket(fileno=int(os.environ.pop(READER_VARIABLE)))
+def read(config: NodeConfig, log_level: str, likeness: str) -> int:
+    """Serve reads until the server's channel ends. Returns the exit status.
+
+    likeness: see `readers`; another one than the server's is a failed start.
+    """
+    number, _, wanted = os.environ.pop(READER_VARIABLE).partition(":")
+    sock = socket.socket(fileno=int(number))
     sock.set_inheritable(False)
+    if likeness != wanted:
+        return start_failed(Unavailable("settings or packages have changed since the server began"))
     end = Channel(sock)
     clock = SystemClock()
     collections = ShortCollections(clock)
@@ -81,12 +87,14 @@ def read(config: NodeConfig, log_level: str) -> int:
     reading = Reading(end, app.metrics, clock, on_append=follower.add)
     try:
         serve(
-            app,
-            None,
-            on_ready=_say_nothing,
-            log_level=log_level,
-            companion=reading,
-            protocol=partial(ReaderProtocol, end),
+            Server(
+                app,
+                None,
+                on_ready=_say_nothing,
+                log_level=log_level,
+                companion=reading,
+                protocol=partial(ReaderProtocol, end),
+            )
         )
     finally:
         follower.close()

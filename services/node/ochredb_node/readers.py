@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import socket
@@ -16,22 +17,29 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import astuple
 
+import ochredb
 from ochredb.clock import Clock
+from ochredb.vectors.threads import PROCESSORS
+from ochredb_frontend import channel
 from ochredb_node.memory import available_bytes, resident_bytes
-from ochredb_node.settings import READER_VARIABLE
+from ochredb_node.node import Node
+from ochredb_node.settings import READER_VARIABLE, Settings
 
 log = logging.getLogger("ochredb.node")
 
+_PROCESSES_MAX = 8  # That read, with the server.
+_QUOTA_FILE = "/sys/fs/cgroup/cpu.max"
 _ROOM_BYTES = 256 << 20  # Of memory beyond what this process takes, which a reader may take too.
 
 
 class ReaderProcesses:
     """Those that this process started. Thread-safe."""
 
-    def __init__(self, command: Sequence[str], clock: Clock) -> None:
-        """command: this process's own, without the interpreter."""
-        self._command, self._clock = list(command), clock
+    def __init__(self, command: Sequence[str], likeness: str, clock: Clock) -> None:
+        """command: this process's own, without the interpreter. likeness: see there."""
+        self._command, self._likeness, self._clock = list(command), likeness, clock
         self._lock = threading.Lock()  # Guards the next two.
         self._processes: list[subprocess.Popen[bytes]] = []
         self._is_closed = False
@@ -44,7 +52,7 @@ class ReaderProcesses:
                 raise OSError("the server ends")
             process = subprocess.Popen(
                 [sys.executable, *self._command],
-                env={**os.environ, READER_VARIABLE: str(sock.fileno())},
+                env={**os.environ, READER_VARIABLE: f"{sock.fileno()}:{self._likeness}"},
                 pass_fds=(sock.fileno(),),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
@@ -66,6 +74,34 @@ class ReaderProcesses:
             log.warning("reader process %d is still at work: killed", process.pid)
             process.kill()
             process.wait()
+
+
+def likeness(settings: Settings) -> str:
+    """What a reader has in common with its server: what it was told, and what it was made of.
+
+    Both may change while a server runs: a file of settings, a secret in one, the installation.
+    """
+    made_ns = os.stat(ochredb.__file__).st_mtime_ns
+    return hashlib.sha256(repr((astuple(settings), made_ns)).encode()).hexdigest()
+
+
+def readers_max(node: Node) -> int:
+    """Processes that may read for a server: as many processors as reads may use, less its own."""
+    catalog = node.foundation.catalog
+    if catalog.is_read_only or catalog.claim is not None or not channel.IS_POSSIBLE:
+        return 0
+    processors = min(PROCESSORS, _quota(), node.config.frontend.read_threads, _PROCESSES_MAX)
+    return processors - 1
+
+
+def _quota() -> int:
+    """Processors that the control group may use, rounded up; many if nothing tells."""
+    try:
+        with open(_QUOTA_FILE, encoding="ascii") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return _PROCESSES_MAX
+    return -(-int(quota) // int(period)) if quota.isdigit() else _PROCESSES_MAX
 
 
 def _check_memory() -> None:
