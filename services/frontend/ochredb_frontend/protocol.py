@@ -33,7 +33,7 @@ _ONE_WRITE_BYTES_MAX = 64 << 10
 _EXCHANGES_PER_TURN = 16  # Of one connection that does not wait for answers.
 logger = logging.getLogger("ochredb.frontend")
 
-READS_IN_A_ROW = 8  # Then a connection may be one that only reads.
+READS_IN_A_ROW = 4  # Then a connection may be one that only reads.
 _REFUSED_MAX, _REFUSED_WAIT_S = 16, 5.0
 _CONNECTION_TOKENS = (b"close", b"keep-alive")
 _TOO_MANY_BODY = error_body("ChromaError", "too many connections; retry later")
