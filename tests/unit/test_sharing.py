@@ -151,7 +151,7 @@ def test_as_many_move_as_make_both_equally_busy() -> None:
 def test_a_crowd_gets_a_process_and_half_of_it_moves() -> None:
     async def scene(world: World) -> None:
         world.clients(8)
-        await world.turns(2, 0.95)
+        await world.turns(1, 0.95)
         assert world.processes == []
         await world.turns(1, 0.95)
         (process,) = world.processes
@@ -197,7 +197,7 @@ def test_crowds_far_apart_are_none() -> None:
     async def scene(world: World) -> None:
         world.clients(8)
         for _ in range(5):
-            await world.turns(2, 0.95)
+            await world.turns(1, 0.95)
             await world.turns(25, 0.1)
         assert world.processes == []
 
