@@ -125,6 +125,20 @@ class World:
         self.connections += made
         return made
 
+    async def process_of_crowd(self) -> Process:
+        """Of eight clients that only read; it has not said yet that it is ready."""
+        self.clients(8)
+        await self.turns(3, 0.95)
+        (process,) = self.processes
+        return process
+
+    async def reader_of_crowd(self) -> Process:
+        """The same when it is ready and connections have moved there."""
+        process = await self.process_of_crowd()
+        process.report(0.0, 0)
+        await self.turns(2, 0.95)
+        return process
+
 
 def play(scene: Callable[[World], Awaitable[None]], readers_max: int = 1) -> None:
     async def run() -> None:
@@ -242,11 +256,7 @@ def test_new_connections_go_where_fewer_are() -> None:
 
 def test_what_is_not_needed_any_more_gives_back_and_ends() -> None:
     async def scene(world: World) -> None:
-        world.clients(8)
-        await world.turns(3, 0.95)
-        (process,) = world.processes
-        process.report(0.0, 0)
-        await world.turns(2, 0.95)
+        process = await world.reader_of_crowd()
         process.told()
         process.report(0.1, 4)
         await world.turns(70, 0.1)
@@ -312,11 +322,7 @@ def test_one_that_dies_or_cannot_start_is_not_started_again_at_once(
 
 def test_an_idle_server_takes_connections_back_from_a_busy_reader() -> None:
     async def scene(world: World) -> None:
-        world.clients(8)
-        await world.turns(3, 0.95)
-        (process,) = world.processes
-        process.report(0.0, 0)
-        await world.turns(2, 0.95)
+        process = await world.reader_of_crowd()
         process.report(0.95, 4)
         world.connections = [one for one in world.connections if one.left_by]
         process.told()
@@ -334,9 +340,7 @@ def test_an_idle_server_takes_connections_back_from_a_busy_reader() -> None:
 @pytest.mark.parametrize("was_ready", [False, True])
 def test_a_process_that_says_nothing_is_given_up(was_ready: bool) -> None:
     async def scene(world: World) -> None:
-        world.clients(8)
-        await world.turns(3, 0.95)
-        (process,) = world.processes
+        process = await world.process_of_crowd()
         if was_ready:
             process.report(0.5, 0)
             await world.turns(1, 0.1)
@@ -359,11 +363,7 @@ def test_one_that_cannot_give_everything_back_ends_nevertheless() -> None:
     """A client that never reads its answer keeps its connection there."""
 
     async def scene(world: World) -> None:
-        world.clients(8)
-        await world.turns(3, 0.95)
-        (process,) = world.processes
-        process.report(0.0, 0)
-        await world.turns(2, 0.95)
+        process = await world.reader_of_crowd()
         process.report(0.0, 0, connections=1)
         await world.turns(70, 0.1)
         assert channel.GIVE_BACK in process.told()

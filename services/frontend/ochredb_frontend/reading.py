@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from ochredb_frontend import channel
 from ochredb_frontend.channel import Channel
 from ochredb_frontend.protocol import Protocol
 from ochredb_frontend.server import Connections
-from ochredb_frontend.sharing import TURN_S
+from ochredb_frontend.sharing import TURN_S, ProcessorShare
 
 _FLUSH_S = 0.005  # Between two looks at whether an answer was sent.
 _READ = re.compile(
@@ -135,11 +134,11 @@ class Reading:
         on_append: Callable[[str, int], object],
     ) -> None:
         """on_append: told of writes of the server; must be quick."""
-        self._channel, self._metrics, self._clock = end, metrics, clock
+        self._channel, self._metrics = end, metrics
+        self._share = ProcessorShare(clock)
         self._on_append = on_append
         self._connections: Connections | None = None
         self._gives_back = False
-        self._wall_s, self._cpu_s = clock.monotonic_s(), time.process_time()
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, connections: Connections) -> None:
@@ -179,15 +178,12 @@ class Reading:
 
     def _tell(self) -> None:
         assert self._connections is not None
-        now_s, cpu_s = self._clock.monotonic_s(), time.process_time()
-        share = (cpu_s - self._cpu_s) / max(1e-3, now_s - self._wall_s)
-        self._wall_s, self._cpu_s = now_s, cpu_s
         active = 0
         for protocol in self._connections.connections:
             active += protocol.requests > 0
             protocol.requests = 0
         report = {
-            "share": share,
+            "share": self._share.since_last(),
             "active": active,
             "connections": len(self._connections.connections),
             "metrics": self._metrics.take(),

@@ -72,6 +72,21 @@ def to_move(movable: int, own: float, other: float) -> int:
     return max(0, math.ceil(movable * (own - other) / (2 * own)))
 
 
+class ProcessorShare:
+    """How busy this process keeps processors; 1.0 is one of them."""
+
+    def __init__(self, clock: Clock, processor_s: Callable[[], float] = time.process_time) -> None:
+        self._clock, self._processor_s = clock, processor_s
+        self._wall_s, self._used_s = clock.monotonic_s(), processor_s()
+
+    def since_last(self) -> float:
+        """The share since the last call, or since the beginning."""
+        wall_s, used_s = self._clock.monotonic_s(), self._processor_s()
+        share = (used_s - self._used_s) / max(1e-3, wall_s - self._wall_s)
+        self._wall_s, self._used_s = wall_s, used_s
+        return share
+
+
 class Sharing:
     """The server's `Companion`: all reader processes it may have. Of its event loop's thread."""
 
@@ -92,7 +107,7 @@ class Sharing:
         """
         self._start, self._readers_max = start, readers_max
         self._metrics, self._clock, self._on_damaged = metrics, clock, on_damaged
-        self._processor_s = processor_s
+        self._share = ProcessorShare(clock, processor_s)
         self._connections: Connections | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: tuple[_Reader, ...] = ()
@@ -100,7 +115,6 @@ class Sharing:
         self._reading = 0  # Connections that only read, as of the last turn, and since.
         self._crowded, self._crowded_s = 0, 0.0
         self._calm_since_s = self._not_before_s = self._settled_s = 0.0
-        self._wall_s, self._cpu_s = clock.monotonic_s(), processor_s()
         self._timer: asyncio.TimerHandle | None = None
         metrics.gauge("ochredb_reader_processes", "Reader processes.", lambda: len(self._readers))
         metrics.gauge(
@@ -168,9 +182,7 @@ class Sharing:
         """Look at how busy everybody is; called by itself each `TURN_S`."""
         assert self._loop is not None and self._connections is not None
         self._timer = self._loop.call_later(TURN_S, self.turn)
-        now_s, cpu_s = self._clock.monotonic_s(), self._processor_s()
-        own = (cpu_s - self._cpu_s) / max(1e-3, now_s - self._wall_s)
-        self._wall_s, self._cpu_s = now_s, cpu_s
+        now_s, own = self._clock.monotonic_s(), self._share.since_last()
         active, reads = 0, 0
         movable: list[Protocol] = []
         for protocol in self._connections.connections:

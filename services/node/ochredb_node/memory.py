@@ -39,7 +39,7 @@ def tune_allocator() -> None:
 
 
 _MEMINFO_FILE, _STATM_FILE = "/proc/meminfo", "/proc/self/statm"
-_GROUP = "/sys/fs/cgroup/"  # A container's own; version 2.
+GROUP_FOLDER = "/sys/fs/cgroup/"  # A container's own; version 2.
 
 
 def available_bytes() -> int | None:
@@ -48,24 +48,26 @@ def available_bytes() -> int | None:
     Of the machine, and of this process's control group, whose page cache gives way.
     """
     found = []
-    for line in _lines(_MEMINFO_FILE):
+    for line in lines_of(_MEMINFO_FILE):
         if line.startswith("MemAvailable:"):
             found.append(int(line.split()[1]) << 10)
-    limit = _lines(_GROUP + "memory.max")
+    limit = lines_of(GROUP_FOLDER + "memory.max")
     if limit and limit[0].isdigit():
-        taken = [line for line in _lines(_GROUP + "memory.stat") if line.startswith("anon ")]
+        taken = [
+            line for line in lines_of(GROUP_FOLDER + "memory.stat") if line.startswith("anon ")
+        ]
         found.append(int(limit[0]) - sum(int(line.split()[1]) for line in taken))
     return min(found, default=None)
 
 
 def resident_bytes() -> int:
     """What this process has in memory; 0 if the system does not tell."""
-    lines = _lines(_STATM_FILE)
+    lines = lines_of(_STATM_FILE)
     return int(lines[0].split()[1]) * os.sysconf("SC_PAGE_SIZE") if lines else 0
 
 
-def _lines(path: str) -> list[str]:
-    """Of a file that the system may not have."""
+def lines_of(path: str) -> list[str]:
+    """Of a file that the system may not have: then none."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().splitlines()

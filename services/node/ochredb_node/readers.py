@@ -23,14 +23,13 @@ import ochredb
 from ochredb.clock import Clock
 from ochredb.vectors.threads import PROCESSORS
 from ochredb_frontend import channel
-from ochredb_node.memory import available_bytes, resident_bytes
+from ochredb_node.memory import GROUP_FOLDER, available_bytes, lines_of, resident_bytes
 from ochredb_node.node import Node
 from ochredb_node.settings import READER_VARIABLE, Settings
 
 log = logging.getLogger("ochredb.node")
 
 _PROCESSES_MAX = 8  # That read, with the server.
-_QUOTA_FILE = "/sys/fs/cgroup/cpu.max"
 _ROOM_BYTES = 256 << 20  # Of memory beyond what this process takes, which a reader may take too.
 
 
@@ -96,12 +95,11 @@ def readers_max(node: Node) -> int:
 
 def _quota() -> int:
     """Processors that the control group may use, rounded up; many if nothing tells."""
-    try:
-        with open(_QUOTA_FILE, encoding="ascii") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return _PROCESSES_MAX
-    return -(-int(quota) // int(period)) if quota.isdigit() else _PROCESSES_MAX
+    for line in lines_of(GROUP_FOLDER + "cpu.max"):
+        quota, _, period = line.partition(" ")
+        if quota.isdigit():
+            return -(-int(quota) // int(period))
+    return _PROCESSES_MAX
 
 
 def _check_memory() -> None:
