@@ -231,7 +231,7 @@ def filter_bars(wanted: Wanted) -> Iterator[Bar]:
 SMALL_CPU = (
     Bar("server CPU per knn", "query", "knn c=8 server CPU", MOST, 0.35),
     Bar("server CPU per get of 10 ids", "get", "10 ids c=8 server CPU", MOST, 0.25),
-    Bar("add of 250, acknowledged p50", "indexed", "1 writer: batch p50", MOST, 4.0),
+    Bar("add of 250, idle machine, acknowledged p50", "ryw", "add of 250 ack p50", MOST, 4.0),
 )
 UNDER_INGEST = (
     Bar("knn p99 under ingest", "under_ingest", "knn p99 under ingest", MOST, 5.0),

@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--slice", type=float, default=0.6, help="seconds per slice")
     p.add_argument("--rounds", type=int, default=5, help="slices per server and phase")
     p.add_argument("--ingest-rounds", type=int, default=4)
-    p.add_argument("--warm", type=float, default=0.3, help="seconds of warm-up per phase")
+    p.add_argument("--warm", type=float, default=0.3, help="seconds of warm-up, one client")
+    p.add_argument("--warm-many", type=float, default=3.0, help="the same, several clients")
     p.add_argument("--indexed-rounds", type=int, default=2, help="whole ingests per server")
     p.add_argument("--indexed-rounds-b", type=int, help="the same for B, if it is to do fewer")
     p.add_argument("--writers", type=int, default=1, help="also ingest whole with these (indexed)")
@@ -156,6 +157,8 @@ def run_dimension(bench: Bench, data: Data, only: set[str], with_many: bool) -> 
         ):
             if phase in only:
                 run(bench, data, collections)
+        if "ryw" in only:
+            phases_life.idle_adds(bench, data)
         if "mix" in only:
             phases_life.mix(bench, data, written_by_four or collections)
     if "footprint" in only:

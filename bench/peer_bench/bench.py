@@ -86,8 +86,10 @@ class Bench:
         """Send each server its requests for a while, in alternating slices; note the figures."""
         parts = {label: Slice() for label in self.labels}
         offset = dict.fromkeys(self.labels, 0)
-        for server in self.servers:  # Warm up.
-            run_threads(server, threads, repeat(requests[server.label], self.options.warm, None))
+        # Warm up; servers may need seconds to spread a crowd over threads or processes.
+        warm_s = self.options.warm if threads == 1 else self.options.warm_many
+        for server in self.servers:
+            run_threads(server, threads, repeat(requests[server.label], warm_s, None))
         for number in range(self.options.rounds):
             for server in self.order(number):
                 part = parts[server.label]

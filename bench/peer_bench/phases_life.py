@@ -1,4 +1,4 @@
-"""A collection in use: mixed writes and reads, read-your-writes, cold start."""
+"""A collection in use: mixed writes and reads, read-your-writes, single adds, cold start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from .bench import Bench
-from .data import Data, encode
+from .data import BATCH, Data, encode
 from .http_client import Connection, check
 from .servers import ROOT, Server
 from .slices import Latencies, Slice, Worker, run_threads
@@ -19,6 +19,7 @@ from .slices import Latencies, Slice, Worker, run_threads
 Collections = dict[str, str]  # Label of a server -> id of its collection.
 MIX_WORKERS = 4
 MIX_PLAN = 400  # Operations that a slice cycles over.
+IDLE_ADDS, IDLE_REST_S = 20, 0.2
 
 
 def mix(bench: Bench, data: Data, collections: Collections) -> None:
@@ -140,6 +141,30 @@ def read_your_writes(bench: Bench, data: Data, collections: Collections) -> None
     bench.row("ryw", "ack -> visible p50", "ms", "low", middle)
     bench.row("ryw", "ack -> visible max", "ms", "low", longest)
     bench.row("ryw", "stale answers", "", "low", {k: float(v) for k, v in stale.items()})
+
+
+def idle_adds(bench: Bench, data: Data) -> None:
+    """Add records to a new collection, a request at a time, each after a rest: nothing else runs.
+
+    What a server does later with what it acknowledged is over before the next request, or waits.
+    """
+    name = f"bench{data.dim}_idle"
+    acks: dict[str, Latencies] = {label: [] for label in bench.labels}
+    collections = {server.label: server.fresh(name) for server in bench.servers}
+    for number in range(min(IDLE_ADDS, data.n // BATCH)):
+        rows = (number * BATCH, (number + 1) * BATCH)
+        for server in bench.order(number):
+            path = f"{ROOT}/{collections[server.label]}/add"
+            body = data.batch(*rows, server.base64)
+            request = server.connection.build("POST", path, body)
+            time.sleep(IDLE_REST_S)
+            start_s = time.perf_counter()
+            answer = server.connection.send(request)
+            acks[server.label].append(time.perf_counter() - start_s)
+            check(*answer, "add")
+    bench.drop(name)
+    ack = {label: 1e3 * statistics.median(some) for label, some in acks.items()}
+    bench.row("ryw", f"add of {BATCH} ack p50", "ms", "low", ack)
 
 
 def cold(bench: Bench, data: Data, collection_name: str) -> None:

@@ -18,6 +18,7 @@ from ochredb.types import Bools, Float32s, Op, Operations
 FORMAT_VERSION = 1
 _VERSION_KEY, _OP_KEY = b"ochredb.fragment", b"op"
 _TYPES = {"id": pa.string(), "document": pa.string(), "uri": pa.string(), "metadata": pa.binary()}
+_END_BYTES = 8  # Of a stream.
 _NESTED_MIN = 250  # With fewer brackets JSON is not too deeply nested to be written again.
 _REASON_CHARS_MAX = 200
 
@@ -64,10 +65,15 @@ def encode(operations: Operations) -> pa.Buffer:
         [pa.field(name, column.type) for name, column in zip(names, columns, strict=True)],
         metadata={_VERSION_KEY: str(FORMAT_VERSION), _OP_KEY: str(int(operations.op))},
     )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-    return sink.getvalue()
+    batch = pa.record_batch(columns, schema=schema)
+    # Of the size that it will have: a sink that grows moves what it has, to memory just taken.
+    size_bytes = len(schema.serialize()) + pa.ipc.get_record_batch_size(batch) + _END_BYTES
+    encoded = pa.allocate_buffer(size_bytes)
+    with pa.FixedSizeBufferWriter(encoded) as sink:
+        with pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_batch(batch)
+        assert sink.tell() == size_bytes
+    return encoded
 
 
 def _embedding_array(embeddings: Float32s, embedded: Bools | None) -> pa.Array:

@@ -1,4 +1,4 @@
-"""A connection leaves nothing behind: cycles are collected late."""
+"""A connection leaves nothing behind; which requests are collected before they are looked at."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import socket
 import time
 import weakref
 
+import orjson
 import pytest
 
 from ochredb_frontend import server
-from ochredb_frontend.protocol import Protocol
+from ochredb_frontend.config import FrontendConfig
+from ochredb_frontend.protocol import Exchange, Protocol
 
-from .live_server import Starter
+from .live_server import ONE, Starter
 
 
 def test_a_connection_that_ended_is_freed_by_its_reference_count() -> None:
@@ -62,5 +64,60 @@ def test_a_connection_is_closed_when_nothing_comes_for_some_time(
             answered_s = time.monotonic()
             assert sock.recv(65536) == b""
             assert 0.4 < time.monotonic() - answered_s < 3
+    finally:
+        live.close()
+
+
+def _head(path: str, size_bytes: int, more: str = "") -> bytes:
+    return (
+        f"POST {path}/upsert HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{more}"
+        f"content-length: {size_bytes}\r\n\r\n"
+    ).encode()
+
+
+@pytest.mark.parametrize(("size_bytes", "whole"), [(300_000, True), (1_200_000, False)])
+def test_a_body_that_comes_in_pieces_is_collected_up_to_a_megabyte(
+    size_bytes: int, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Starter()()
+    collected: list[int] = []
+
+    def seen(exchange: Exchange) -> bool:
+        collected.append(len(exchange.body))
+        return taken(exchange)
+
+    taken = live.app.exchange
+    monkeypatch.setattr(live.app, "exchange", seen)
+    try:
+        path = live.collection()
+        collected.clear()
+        body = orjson.dumps({**ONE, "documents": ["d" * size_bytes]})
+        with socket.create_connection(live.address) as sock:
+            sock.settimeout(10)
+            sock.sendall(_head(path, len(body)))
+            for start in range(0, len(body), 70_000):
+                sock.sendall(body[start : start + 70_000])
+                time.sleep(0.005)
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+        assert collected == ([len(body)] if whole else [])
+        found = live.http.post(f"{path}/get", json={"ids": ["a"]}).json()
+        assert found["documents"] == ["d" * size_bytes]
+    finally:
+        live.close()
+
+
+def test_a_large_body_of_a_stranger_is_not_waited_for() -> None:
+    live = Starter()(FrontendConfig(token="s3cret"))
+    try:
+        path = "/api/v2/tenants/t/databases/d/collections/00000000-0000-4000-8000-000000000000"
+        with socket.create_connection(live.address) as sock:
+            sock.settimeout(5)
+            sock.sendall(_head(path, 300_000))
+            assert sock.recv(65536).startswith(b"HTTP/1.1 401")
+        with socket.create_connection(live.address) as sock:
+            sock.settimeout(0.3)
+            sock.sendall(_head(path, 300_000, "x-chroma-token: s3cret\r\n"))
+            with pytest.raises(TimeoutError):
+                sock.recv(65536)
     finally:
         live.close()

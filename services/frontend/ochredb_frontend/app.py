@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 from ochredb.cancel import Cancel
 from ochredb.crash_points import reach
+from ochredb.errors import Unauthenticated
 from ochredb.ids import IdSource
 from ochredb.metrics import Metrics
 from ochredb.peers import ON_LOOP_US_MAX
@@ -180,6 +181,14 @@ class App:
         self._note(call, response.status)
 
     # -- whole requests
+
+    def lets_in(self, fields: Mapping[bytes, bytes]) -> bool:
+        """Whether a request with these headers has what it takes to be let in."""
+        try:
+            self._auth.check("", decoded(fields.items()))
+        except Unauthenticated:
+            return False
+        return True
 
     def exchange(self, exchange: Exchange) -> bool:
         """Answer a small request now or later; False if it is not for a hot route.

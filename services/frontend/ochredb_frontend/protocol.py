@@ -1,8 +1,8 @@
 """HTTP over a connection: uvicorn's protocol, with a short way for what is most of the work.
 
-A request that comes alone, simply sent and with a small body is collected and offered to the
-application in one piece, without ASGI's scope, messages and coroutine (`Exchange`). What the
-application does not take that way, and every other request, goes uvicorn's.
+A request that comes alone, is sent simply and has a megabyte of body at most is collected and
+offered to the application in one piece, without ASGI's scope, messages and coroutine (`Exchange`).
+What the application does not take that way, and every other request, goes uvicorn's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ochredb_frontend.channel import Channel
 
 _HEAD_BYTES_MAX = 64 << 10  # Request line and headers, beyond what arrived with them.
-_SMALL_BODY_BYTES = 64 << 10
+_WHOLE_BODY_BYTES_MAX = 1 << 20  # Of a request that is collected; nothing slows its sender down.
+_STRANGER_BODY_BYTES_MAX = 64 << 10  # The same before it is known that the request is let in.
 _ONE_WRITE_BYTES_MAX = 64 << 10
 _EXCHANGES_PER_TURN = 16  # Of one connection that does not wait for answers.
 logger = logging.getLogger("ochredb.frontend")
@@ -54,7 +55,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "body", "disconnected", "fields", "keep_alive", "method", "path", "protocol",
+        "body", "disconnected", "fields", "keep_alive", "method", "path", "pieces", "protocol",
         "query_string", "response_complete",
     )  # fmt: skip
 
@@ -64,6 +65,7 @@ class Exchange:
         self.method: bytes = parser.get_method()
         self.path, _, self.query_string = protocol.url.partition(b"?")
         self.body = b""
+        self.pieces: list[bytes] = []  # Of the body, until it is complete.
         self.keep_alive = parser.get_http_version() == "1.1" and parser.should_keep_alive()
         self.response_complete = self.disconnected = False
 
@@ -248,8 +250,13 @@ class Protocol(HttpToolsProtocol):
         length = fields.get(b"content-length")
         if length is None:
             return True
-        limit = min(_SMALL_BODY_BYTES, self.app.body_bytes_max)
-        return len(length) < 10 and length.isdigit() and int(length) <= limit
+        if len(length) >= 10 or not length.isdigit():
+            return False
+        size_bytes = int(length)
+        if size_bytes > _STRANGER_BODY_BYTES_MAX and not self.app.lets_in(fields):
+            return False
+        body_bytes_max: int = self.app.body_bytes_max
+        return size_bytes <= min(_WHOLE_BODY_BYTES_MAX, body_bytes_max)
 
     def _begin_cycle(self) -> None:
         """Go uvicorn's way with the request whose head is complete."""
@@ -262,7 +269,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         if type(self.cycle) is Exchange:
-            self.cycle.body += body
+            self.cycle.pieces.append(body)
         else:
             super().on_body(body)
 
@@ -275,10 +282,13 @@ class Protocol(HttpToolsProtocol):
             super().on_message_complete()
         elif self.transport.is_closing():
             exchange.response_complete = True  # It came behind a request that was the last.
-        elif not self.app.exchange(exchange):
-            self.cycle = None  # As before the first request.
-            self._whole = exchange
-            self._begin_cycle()
+        else:
+            pieces, exchange.pieces = exchange.pieces, []
+            exchange.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if not self.app.exchange(exchange):
+                self.cycle = None  # As before the first request.
+                self._whole = exchange
+                self._begin_cycle()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         exchange, self._whole = self._whole, None
