@@ -25,6 +25,7 @@ from ochredb_frontend.app import App
 from ochredb_frontend.channel import Channel
 from ochredb_frontend.reading import ReaderProtocol, Reading, read_bytes
 from ochredb_frontend.server import Connections, Server
+from ochredb_frontend.sharing import TURN_S
 from ochredb_node.node import Node, NodeConfig
 
 from .live_server import DATABASE, Live
@@ -87,6 +88,7 @@ class Away:
         self._channel = Channel(sock)
         self.metrics = Metrics()
         self.came_back = 0
+        self.is_ready = False
         self.open = threading.Event()
 
     def begin(self, connections: Connections) -> None:
@@ -102,7 +104,13 @@ class Away:
 
     def _heard(self, kind: bytes, data: bytes) -> None:
         assert kind == channel.REPORT
-        self.metrics.add(json.loads(data)["metrics"])
+        report = json.loads(data)
+        self.is_ready = report["ready"]
+        self.metrics.add(report["metrics"])
+
+    def have_opened(self, collection_ids: list[str]) -> None:
+        message = json.dumps(collection_ids).encode()
+        self._loop.call_soon_threadsafe(self._channel.send, channel.OPEN, message)
 
     def send_away(self) -> None:
         self._loop.call_soon_threadsafe(self._send_away)
@@ -126,8 +134,14 @@ class Two:
         self.live = Live(self.node.frontend, companion=self.away)
         end, app = Channel(theirs), App(self.live.app.frontend)
         self.told: list[tuple[str, int]] = []
+        self.opened: list[str] = []
+        self.may_open = threading.Event()
         reading = Reading(
-            end, app.metrics, SystemClock(), on_append=lambda *told: self.told.append(told)
+            end,
+            app.metrics,
+            SystemClock(),
+            on_append=lambda *told: self.told.append(told),
+            open_collection=self._open,
         )
         self.reader = Server(
             app,
@@ -141,7 +155,13 @@ class Two:
         self.thread.start()
         self.path = self.live.collection()
 
+    def _open(self, collection_id: str) -> None:
+        assert self.may_open.wait(10)
+        self.opened.append(collection_id)
+        self.node.query.open(collection_id)
+
     def close(self) -> None:
+        self.may_open.set()
         self.live.close()
         self.thread.join(10)
         assert not self.thread.is_alive(), "a reader ends when its server does"
@@ -250,6 +270,20 @@ def test_requests_in_pieces_and_in_a_row_are_answered_in_order(two: Two) -> None
             found = answers(sock, len(chosen))
         assert [status for status, _ in found] == [status for _, status in chosen]
     assert two.away.came_back > 10
+
+
+def test_a_reader_is_ready_when_what_it_was_told_to_open_is_open(two: Two) -> None:
+    own, missing = two.path.rsplit("/", 1)[1], "00000000-0000-4000-8000-000000000000"
+    two.away.have_opened(["not an id", missing, own])
+    time.sleep(2.5 * TURN_S)
+    assert not two.away.is_ready
+    two.may_open.set()
+    end_s = time.monotonic() + 10
+    while not two.away.is_ready and time.monotonic() < end_s:
+        time.sleep(0.01)
+    assert two.away.is_ready
+    assert two.opened == ["not an id", missing, own]
+    assert two.node.query.read_lately(10) == [own]
 
 
 def test_what_comes_behind_the_last_request_of_a_connection_is_not_done(two: Two) -> None:

@@ -40,10 +40,12 @@ class Process:
         self.sock.setblocking(False)
         self.says: dict[str, float] | None = None
 
-    def report(self, share: float, active: int, connections: int | None = None) -> None:
+    def report(
+        self, share: float, active: int, connections: int | None = None, *, ready: bool = True
+    ) -> None:
         """From now on, each turn."""
         connections = active if connections is None else connections
-        self.says = {"share": share, "active": active, "connections": connections}
+        self.says = {"share": share, "active": active, "connections": connections, "ready": ready}
 
     def go_on(self) -> None:
         if self.says is not None:
@@ -81,6 +83,7 @@ class World:
             metrics=self.metrics,
             clock=self.clock,
             on_damaged=self.damaged.append,
+            read_lately=lambda: ["c-1", "c-2"],
             processor_s=lambda: self.used_s,
         )
         self.sharing.begin(self)  # type: ignore[arg-type]
@@ -170,7 +173,11 @@ def test_a_crowd_gets_a_process_and_half_of_it_moves() -> None:
         await world.turns(1, 0.95)
         (process,) = world.processes
         await world.turns(3, 0.95)
-        assert world.moved == 0, "it has not said that it is ready"
+        assert world.moved == 0, "it has not said anything"
+        assert process.told() == [channel.OPEN + b'["c-1","c-2"]']
+        process.report(0.5, 0, ready=False)
+        await world.turns(3, 0.95)
+        assert world.moved == 0, "it opens these"
         process.report(0.0, 0)
         await world.turns(1, 0.95)
         await world.turns(1, 0.95)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 # Kinds of messages.
 CONNECTION = b"c"  # A descriptor, and the last of the bytes that were read of it.
 BYTES = b"d"  # Bytes of the connection that comes next, before those.
+OPEN = b"o"  # To a reader, once: JSON of the ids of collections to open before connections come.
 GIVE_BACK = b"b"  # To a reader: give back so many connections, or for good every one.
 REPORT = b"r"  # From a reader: JSON of what it did since the last one.
 APPENDED = b"a"  # To a reader: a collection's id, a space, the last offset of its log.

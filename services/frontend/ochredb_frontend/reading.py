@@ -6,6 +6,7 @@ See `sharing`, which is the other end.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import orjson
 
 from ochredb.clock import Clock
-from ochredb.errors import Unavailable
+from ochredb.errors import OchreError, Unavailable
 from ochredb.metrics import Metrics
 from ochredb_frontend import channel
 from ochredb_frontend.channel import Channel
 from ochredb_frontend.protocol import Protocol
 from ochredb_frontend.server import Connections
 from ochredb_frontend.sharing import TURN_S, ProcessorShare
+
+log = logging.getLogger("ochredb.frontend")
 
 _FLUSH_S = 0.005  # Between two looks at whether an answer was sent.
 _READ = re.compile(
@@ -132,11 +135,15 @@ class Reading:
         clock: Clock,
         *,
         on_append: Callable[[str, int], object],
+        open_collection: Callable[[str], None],
     ) -> None:
-        """on_append: told of writes of the server; must be quick."""
+        """on_append: told of writes of the server; must be quick. open_collection: have one, by
+        its id, as ready to be read as it is on the server; may take long.
+        """
         self._channel, self._metrics = end, metrics
         self._share = ProcessorShare(clock)
-        self._on_append = on_append
+        self._on_append, self._open_collection = on_append, open_collection
+        self._opening: asyncio.Future[None] | None = None
         self._connections: Connections | None = None
         self._gives_back = False
         self._timer: asyncio.TimerHandle | None = None
@@ -163,11 +170,25 @@ class Reading:
         if kind == channel.APPENDED:
             collection_id, _, offset = data.decode().partition(" ")
             self._on_append(collection_id, int(offset))
+        elif kind == channel.OPEN:
+            loop = asyncio.get_running_loop()
+            self._opening = loop.run_in_executor(None, self._open_all, orjson.loads(data))
         elif kind == channel.GIVE_BACK:
             active = [one for one in self._connections.connections if one.reads_in_a_row]
             for protocol in active[: int(data or 0)]:
                 protocol.leave(self._channel)
             self._gives_back = self._gives_back or not data
+
+    def _open_all(self, collection_ids: list[str]) -> None:
+        for collection_id in collection_ids:
+            if self._channel.is_closed:
+                return
+            try:
+                self._open_collection(collection_id)
+            except OchreError as error:  # The first read says what is wrong.
+                log.warning("collection %s is not opened ahead: %s", collection_id, error)
+            except Exception:
+                log.exception("opening collection %s ahead failed", collection_id)
 
     def _report(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(TURN_S, self._report)
@@ -183,6 +204,7 @@ class Reading:
             active += protocol.requests > 0
             protocol.requests = 0
         report = {
+            "ready": self._opening is not None and self._opening.done(),
             "share": self._share.since_last(),
             "active": active,
             "connections": len(self._connections.connections),

@@ -98,15 +98,17 @@ class Sharing:
         metrics: Metrics,
         clock: Clock,
         on_damaged: Callable[[str], None],
+        read_lately: Callable[[], list[str]],
         processor_s: Callable[[], float] = time.process_time,
     ) -> None:
         """start: a process at the other end of this socket, in a thread; may raise OSError.
 
-        on_damaged: told the id of a part that a reader found damaged. processor_s: what this
-        process has used.
+        on_damaged: told the id of a part that a reader found damaged. read_lately: ids of
+        collections, some hundred at most. processor_s: what this process has used.
         """
         self._start, self._readers_max = start, readers_max
         self._metrics, self._clock, self._on_damaged = metrics, clock, on_damaged
+        self._read_lately = read_lately
         self._share = ProcessorShare(clock, processor_s)
         self._connections: Connections | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -147,9 +149,9 @@ class Sharing:
         return any(reader.used_s > since_s for reader in self._readers)
 
     def appended(self, collection_id: str, last_offset: int) -> None:
-        """Tell readers of a write, so that those who read it need not wait for it."""
+        """Tell readers of a write, so that those who read it, or soon will, need not wait for it."""
         for reader in self._readers:
-            if reader.connections or reader.active:
+            if reader.channel.takes or reader.connections or reader.active:
                 reader.channel.tell(channel.APPENDED, f"{collection_id} {last_offset}".encode())
 
     # -- connections
@@ -294,6 +296,7 @@ class Sharing:
                 lambda kind, data: self._heard(reader, kind, data),
                 lambda: self._ended(reader),
             )
+            reader.channel.send(channel.OPEN, orjson.dumps(self._read_lately()))
             self._readers = (*self._readers, reader)
             log.info("many reads: a reader process was started")
 
@@ -301,7 +304,7 @@ class Sharing:
         reader.heard_s = self._clock.monotonic_s()
         if kind == channel.REPORT:
             report = orjson.loads(data)
-            reader.is_ready = True
+            reader.is_ready = report["ready"]
             reader.share, reader.connections = report["share"], report["connections"]
             reader.active = report["active"]
             self._metrics.add(report["metrics"])

@@ -21,7 +21,8 @@ from ochredb_node import (
     cli_vacuum,
 )
 from ochredb_node.cli_common import USAGE_ERROR, failed, start_failed
-from ochredb_node.memory import ShortCollections, tune_allocator
+from ochredb_node.memory import ShortCollections
+from ochredb_node.native import tune_native_libraries
 from ochredb_node.settings import (
     READER_VARIABLE,
     WORKER_VARIABLE,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _SERVE, _CONFIG = "serve", "config"
 _WORKER_NICENESS = 10  # It holds locks of the catalog now and then: not the lowest.
 _WORKER_DRAIN_S = 1.0
+_OPENED_AHEAD_MAX = 100  # Collections that a reader opens before it is asked.
 _READERS_DRAIN_S = 31.0  # They drain when the server does, 30 s at most.
 
 
@@ -150,7 +152,7 @@ def run(settings: Settings, command: Sequence[str]) -> int:
     command: this process's own, without the interpreter, for its worker.
     """
     _set_up_logging(settings.log_level)
-    tune_allocator()
+    tune_native_libraries()
     if os.environ.get(WORKER_VARIABLE) is not None:
         return _help(settings)
     from ochredb_node.readers import ReaderProcesses, likeness, readers_max
@@ -187,7 +189,7 @@ def run(settings: Settings, command: Sequence[str]) -> int:
     sharing: Sharing | None = None
 
     def is_read() -> bool:
-        return node.query.is_read or (sharing is not None and sharing.reads)
+        return bool(node.query.read_lately(1)) or (sharing is not None and sharing.reads)
 
     helper = Helper(
         make_worker,
@@ -215,6 +217,7 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         metrics=app.metrics,
         clock=clock,
         on_damaged=lambda part_id: node.open_parts.found_damaged(part_id, "found by a reader"),
+        read_lately=lambda: node.query.read_lately(_OPENED_AHEAD_MAX),
     )
     app.on_reading = sharing.consider
     node.shared.hints.subscribe(HintKind.APPENDED, sharing.appended)
@@ -252,7 +255,7 @@ def serve(settings: ServeSettings, command: Sequence[str]) -> int:
     command: this process's own, without the interpreter.
     """
     _set_up_logging(settings.log_level)
-    tune_allocator()
+    tune_native_libraries()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What it finds wrong is raised, too.
     from ochredb.errors import OchreError
 

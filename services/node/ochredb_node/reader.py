@@ -84,7 +84,9 @@ def read(config: NodeConfig, log_level: str, likeness: str) -> int:
     collections.start()
     app = App(node.frontend)
     follower = Prefetcher(node.query.follow, "operation {number} of collection {name}")
-    reading = Reading(end, app.metrics, clock, on_append=follower.add)
+    reading = Reading(
+        end, app.metrics, clock, on_append=follower.add, open_collection=node.query.open
+    )
     try:
         serve(
             Server(

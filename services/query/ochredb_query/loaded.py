@@ -336,6 +336,11 @@ class LoadedCollection:
         part.warm()
         self._prepared[manifest.id] = part
 
+    def warm(self) -> None:
+        """Open what a first nearest-neighbour query will need of each part. Raises NotFound."""
+        for part in list(self._parts.values()):
+            part.warm()
+
     def forget_pages(self) -> None:
         """See `QueryService.forget_pages`."""
         for part in list(self._parts.values()):

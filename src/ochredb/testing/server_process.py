@@ -81,7 +81,9 @@ class ServerProcess:
         self.url = f"http://{HOST}:{port}"
         self.output_path = output_path
         self.returncode: int | None = None
-        self._environment = {**os.environ, **ONE_THREAD, **(environment or {})}
+        # As a user starts it: that its libraries have one thread each is its own business.
+        inherited = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
+        self._environment = {**inherited, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
 
