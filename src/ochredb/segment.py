@@ -176,7 +176,9 @@ class View:
         found = []
         for view in self.segments:
             rows = view.segment.find_ids(ids)
-            found.append(np.where(view.is_live(rows), rows, -1))
+            if view.live is not None:
+                rows = np.where(view.is_live(rows), rows, -1)
+            found.append(rows)
         return found
 
     def of(self, part_ids: Collection[str], *, with_tail: bool) -> View:

@@ -127,9 +127,14 @@ class Filter:
             cancel.check()
             mask = item.live
             if found is not None:
+                rows = found[position]
+                rows = rows[rows >= 0]
+                if not len(rows):
+                    continue
                 mask = np.zeros(len(item.segment), np.bool_)
-                mask[found[position][found[position] >= 0]] = True
-                if not mask.any():
+                mask[rows] = True
+                if self.where is None:
+                    selections.append(Selection(item, mask, len(rows), True))  # An id lives once.
                     continue
             if self.where is not None:
                 with step(trace, "Evaluate") as plan, Opening(item, plan):
@@ -163,7 +168,11 @@ class Page:
                 chosen = np.arange(len(segment) if cut is None else min(cut, len(segment)))
             if segment.sorted_by_seq:
                 chosen = chosen[:stop]
-            segments.append(np.full(len(chosen), numbers[id(selection.view)]))
+            number = numbers[id(selection.view)]
+            if len(selections) == 1 and segment.sorted_by_seq:  # Nothing to merge with.
+                chosen = chosen[self.offset :]
+                return Hits(np.full(len(chosen), number), chosen, [0, len(chosen)])
+            segments.append(np.full(len(chosen), number))
             rows.append(chosen)
             seqs.append(segment.seqs[chosen])
         if not rows:
