@@ -149,7 +149,7 @@ class Sharing:
         return any(reader.used_s > since_s for reader in self._readers)
 
     def appended(self, collection_id: str, last_offset: int) -> None:
-        """Tell readers of a write, so that those who read it, or soon will, need not wait for it."""
+        """Tell readers of a write, so that whoever reads it, or soon will, need not wait for it."""
         for reader in self._readers:
             if reader.channel.takes or reader.connections or reader.active:
                 reader.channel.tell(channel.APPENDED, f"{collection_id} {last_offset}".encode())
