@@ -111,9 +111,12 @@ class CompactorService:
             thread.start()
 
     def hint(self, _collection_id: str, _last_offset: int) -> None:
-        """Something was appended somewhere: look sooner."""
-        self._appended_s = self._world.clock.monotonic_s()
-        self._wake()
+        """Something was appended somewhere: fold sooner. A merge waits for folds alone."""
+        quiet_s, self._appended_s = self.since_append_s(), self._world.clock.monotonic_s()
+        # Who looks often already is not woken: who appended wants the interpreter, to answer.
+        if quiet_s > self._world.config.idle_due_s or not self._world.logs.is_local:
+            for wake in self._wakes[:1]:
+                wake.set()
 
     def stop(self) -> None:
         """Stop the threads; in a local catalog fold what is left, for `close_budget_s` at most."""
@@ -339,9 +342,8 @@ class CompactorService:
                 more = True
             self._tidy()
         self._tidy()
-        if more:
-            for wake in self._wakes[:1]:  # Its own.
-                wake.set()
+        if more:  # Itself, and whoever merges what was folded.
+            self._wake()
         return self.since_append_s() < config.idle_due_s + 1.0
 
     def _is_delegated(self, due: Due) -> bool:
