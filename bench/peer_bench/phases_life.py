@@ -152,7 +152,7 @@ def idle_adds(bench: Bench, data: Data) -> None:
     name = f"bench{data.dim}_idle"
     acks: dict[str, Latencies] = {label: [] for label in bench.labels}
     collections = {server.label: server.fresh(name) for server in bench.servers}
-    adds = min(IDLE_ADDS, data.n // BATCH // 2)
+    adds = max(1, min(IDLE_ADDS, data.n // BATCH // 2))
     for turn in range(2):
         for server in bench.order(turn):
             path = f"{ROOT}/{collections[server.label]}/add"

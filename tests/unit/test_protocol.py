@@ -14,7 +14,7 @@ from ochredb_frontend import server
 from ochredb_frontend.config import FrontendConfig
 from ochredb_frontend.protocol import Exchange, Protocol
 
-from .live_server import ONE, Starter
+from .live_server import ONE, Live, Starter
 
 
 def test_a_connection_that_ended_is_freed_by_its_reference_count() -> None:
@@ -75,19 +75,25 @@ def _head(path: str, size_bytes: int, more: str = "") -> bytes:
     ).encode()
 
 
+def _collected(live: Live, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Will have the sizes of the bodies of requests that come whole."""
+    sizes: list[int] = []
+
+    def seen(exchange: Exchange) -> bool:
+        sizes.append(len(exchange.body))
+        return taken(exchange)
+
+    taken = live.app.exchange
+    monkeypatch.setattr(live.app, "exchange", seen)
+    return sizes
+
+
 @pytest.mark.parametrize(("size_bytes", "whole"), [(300_000, True), (1_200_000, False)])
 def test_a_body_that_comes_in_pieces_is_collected_up_to_a_megabyte(
     size_bytes: int, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = Starter()()
-    collected: list[int] = []
-
-    def seen(exchange: Exchange) -> bool:
-        collected.append(len(exchange.body))
-        return taken(exchange)
-
-    taken = live.app.exchange
-    monkeypatch.setattr(live.app, "exchange", seen)
+    collected = _collected(live, monkeypatch)
     try:
         path = live.collection()
         collected.clear()
@@ -95,7 +101,10 @@ def test_a_body_that_comes_in_pieces_is_collected_up_to_a_megabyte(
         with socket.create_connection(live.address) as sock:
             sock.settimeout(10)
             sock.sendall(_head(path, len(body)))
-            for start in range(0, len(body), 70_000):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for start in range(100):  # Tiny ones, and then larger.
+                sock.sendall(body[start : start + 1])
+            for start in range(100, len(body), 70_000):
                 sock.sendall(body[start : start + 70_000])
                 time.sleep(0.005)
             assert sock.recv(65536).startswith(b"HTTP/1.1 200")
@@ -106,18 +115,21 @@ def test_a_body_that_comes_in_pieces_is_collected_up_to_a_megabyte(
         live.close()
 
 
-def test_a_large_body_of_a_stranger_is_not_waited_for() -> None:
+def test_a_large_body_of_a_stranger_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     live = Starter()(FrontendConfig(token="s3cret"))
+    collected = _collected(live, monkeypatch)
     try:
         path = "/api/v2/tenants/t/databases/d/collections/00000000-0000-4000-8000-000000000000"
         with socket.create_connection(live.address) as sock:
             sock.settimeout(5)
             sock.sendall(_head(path, 300_000))
             assert sock.recv(65536).startswith(b"HTTP/1.1 401")
+        assert collected == []
+        body = orjson.dumps({**ONE, "documents": ["d" * 300_000]})
         with socket.create_connection(live.address) as sock:
-            sock.settimeout(0.3)
-            sock.sendall(_head(path, 300_000, "x-chroma-token: s3cret\r\n"))
-            with pytest.raises(TimeoutError):
-                sock.recv(65536)
+            sock.settimeout(5)
+            sock.sendall(_head(path, len(body), "x-chroma-token: s3cret\r\n") + body)
+            assert sock.recv(65536).startswith(b"HTTP/1.1 404")
+        assert collected == [len(body)]
     finally:
         live.close()

@@ -20,7 +20,7 @@ import pytest
 
 from ochredb.clock import SystemClock
 from ochredb.metrics import Metrics
-from ochredb_frontend import channel
+from ochredb_frontend import channel, reading
 from ochredb_frontend.app import App
 from ochredb_frontend.channel import Channel
 from ochredb_frontend.reading import ReaderProtocol, Reading, read_bytes
@@ -135,8 +135,9 @@ class Two:
         end, app = Channel(theirs), App(self.live.app.frontend)
         self.told: list[tuple[str, int]] = []
         self.opened: list[str] = []
+        self.read_lately: list[str] = []
         self.may_open = threading.Event()
-        reading = Reading(
+        companion = Reading(
             end,
             app.metrics,
             SystemClock(),
@@ -147,7 +148,7 @@ class Two:
             app,
             None,
             on_ready=lambda _: None,
-            companion=reading,
+            companion=companion,
             protocol=partial(ReaderProtocol, end),
             drain_timeout_s=5,
         )
@@ -158,7 +159,10 @@ class Two:
     def _open(self, collection_id: str) -> None:
         assert self.may_open.wait(10)
         self.opened.append(collection_id)
+        if collection_id == "broken":
+            raise ZeroDivisionError("as a test wants it")
         self.node.query.open(collection_id)
+        self.read_lately = self.node.query.read_lately(10)
 
     def close(self) -> None:
         self.may_open.set()
@@ -274,7 +278,7 @@ def test_requests_in_pieces_and_in_a_row_are_answered_in_order(two: Two) -> None
 
 def test_a_reader_is_ready_when_what_it_was_told_to_open_is_open(two: Two) -> None:
     own, missing = two.path.rsplit("/", 1)[1], "00000000-0000-4000-8000-000000000000"
-    two.away.have_opened(["not an id", missing, own])
+    two.away.have_opened([own, "broken", missing])
     time.sleep(2.5 * TURN_S)
     assert not two.away.is_ready
     two.may_open.set()
@@ -282,8 +286,22 @@ def test_a_reader_is_ready_when_what_it_was_told_to_open_is_open(two: Two) -> No
     while not two.away.is_ready and time.monotonic() < end_s:
         time.sleep(0.01)
     assert two.away.is_ready
-    assert two.opened == ["not an id", missing, own]
-    assert two.node.query.read_lately(10) == [own]
+    assert two.opened == [own, "broken", missing, missing, "broken", own]
+    assert two.read_lately == [own]
+
+
+def test_a_reader_that_opens_for_too_long_is_ready_nevertheless(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_OPENING_MAX_S", 2.5 * TURN_S)
+    two.away.have_opened([two.path.rsplit("/", 1)[1]])
+    time.sleep(1.5 * TURN_S)
+    assert not two.away.is_ready
+    end_s = time.monotonic() + 10
+    while not two.away.is_ready and time.monotonic() < end_s:
+        time.sleep(0.01)
+    assert two.away.is_ready
+    assert two.opened == []
 
 
 def test_what_comes_behind_the_last_request_of_a_connection_is_not_done(two: Two) -> None:

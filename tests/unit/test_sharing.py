@@ -214,6 +214,25 @@ def test_no_process_is_started_for(
     play(scene)
 
 
+def test_one_that_was_long_and_busy_opening_gets_connections() -> None:
+    async def scene(world: World) -> None:
+        world.clients(8)
+        await world.turns(2, 0.95)
+        (process,) = world.processes
+        process.report(0.9, 0, ready=False)
+        await world.turns(65, 0.95)
+        process.told()
+        process.report(0.9, 0)  # Of the half second in which it still opened.
+        await world.turns(1, 0.95)
+        assert world.moved == 4
+        assert len(world.processes) == 1
+        assert process.told() == [], "it is not told to give back"
+        world.sharing.appended("c-1", 17)
+        assert process.told() == [channel.APPENDED + b"c-1 17"]
+
+    play(scene, readers_max=3)
+
+
 def test_crowds_far_apart_are_none() -> None:
     async def scene(world: World) -> None:
         world.clients(8)
@@ -350,7 +369,7 @@ def test_a_process_that_says_nothing_is_given_up(was_ready: bool) -> None:
         process = await world.process_of_crowd()
         if was_ready:
             process.report(0.5, 0)
-            await world.turns(1, 0.1)
+            await world.turns(2, 0.1)
             process.says = None
         world.connections.clear()
         world.clients(8)

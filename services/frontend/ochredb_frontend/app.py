@@ -1,8 +1,8 @@
 """The application: a small dispatcher over the table of routes, and FastAPI for the pages.
 
-Small requests to the hot routes come whole (`App.exchange`), all others by ASGI. What a reader
-would look for in middleware is here, once, around both: request ids, authentication, the body
-limit, the deadline, cancellation, metrics and the slow-request log.
+Requests of up to a megabyte to the hot routes come whole (`App.exchange`), all others by ASGI. What
+a reader would look for in middleware is here, once, around both: request ids, authentication, the
+body limit, the deadline, cancellation, metrics and the slow-request log.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class _BodyTooLargeError(Exception):
 
 
 class App:
-    """Serves one Frontend: small requests to hot routes whole, all others over ASGI.
+    """Serves one Frontend: requests to hot routes whole, where they may be, others over ASGI.
 
     Reads that answer from memory run on the event loop, small writes are submitted to the log from
     there; everything else runs in two bounded pools, one for reads, one for writes, whose threads
@@ -191,7 +191,7 @@ class App:
         return True
 
     def exchange(self, exchange: Exchange) -> bool:
-        """Answer a small request now or later; False if it is not for a hot route.
+        """Answer a whole request now or later; False if it is not for a hot route.
 
         Called on the event loop. What is quick is answered before this returns, or at the end of
         the loop's turn together with others; the rest in a pool.

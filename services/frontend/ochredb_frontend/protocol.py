@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _HEAD_BYTES_MAX = 64 << 10  # Request line and headers, beyond what arrived with them.
 _WHOLE_BODY_BYTES_MAX = 1 << 20  # Of a request that is collected; nothing slows its sender down.
 _STRANGER_BODY_BYTES_MAX = 64 << 10  # The same before it is known that the request is let in.
+_PIECE_BYTES_MIN = 4 << 10  # Of a body, as it is kept until it is complete.
 _ONE_WRITE_BYTES_MAX = 64 << 10
 _EXCHANGES_PER_TURN = 16  # Of one connection that does not wait for answers.
 logger = logging.getLogger("ochredb.frontend")
@@ -236,7 +237,7 @@ class Protocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _is_simple(self, fields: Mapping[bytes, bytes]) -> bool:
-        """Whether the request comes alone and its body, if it has one, is small and simply sent."""
+        """Whether the request comes alone, with a body that is simply sent and may be collected."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             return False  # Pipelined: it waits for its turn.
@@ -269,7 +270,11 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         if type(self.cycle) is Exchange:
-            self.cycle.pieces.append(body)
+            pieces = self.cycle.pieces
+            if pieces and len(pieces[-1]) < _PIECE_BYTES_MIN:
+                pieces[-1] += body  # Many tiny ones would take many times their bytes.
+            else:
+                pieces.append(body)
         else:
             super().on_body(body)
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -24,6 +27,7 @@ from ochredb_frontend.sharing import TURN_S, ProcessorShare
 
 log = logging.getLogger("ochredb.frontend")
 
+_OPENING_MAX_S = 10.0  # Then clients come, and open the rest.
 _FLUSH_S = 0.005  # Between two looks at whether an answer was sent.
 _READ = re.compile(
     rb"(?:POST (?=[^ ]*/(?:get|query)[? ])|GET (?=[^ ]*/count[? ]))"
@@ -140,10 +144,11 @@ class Reading:
         """on_append: told of writes of the server; must be quick. open_collection: have one, by
         its id, as ready to be read as it is on the server; may take long.
         """
-        self._channel, self._metrics = end, metrics
+        self._channel, self._metrics, self._clock = end, metrics, clock
         self._share = ProcessorShare(clock)
         self._on_append, self._open_collection = on_append, open_collection
-        self._opening: asyncio.Future[None] | None = None
+        self._is_open = False  # What the server named, or all that there is time for.
+        self._opens_until_s = math.inf
         self._connections: Connections | None = None
         self._gives_back = False
         self._timer: asyncio.TimerHandle | None = None
@@ -171,24 +176,40 @@ class Reading:
             collection_id, _, offset = data.decode().partition(" ")
             self._on_append(collection_id, int(offset))
         elif kind == channel.OPEN:
-            loop = asyncio.get_running_loop()
-            self._opening = loop.run_in_executor(None, self._open_all, orjson.loads(data))
+            self._begin_opening(orjson.loads(data))
         elif kind == channel.GIVE_BACK:
             active = [one for one in self._connections.connections if one.reads_in_a_row]
             for protocol in active[: int(data or 0)]:
                 protocol.leave(self._channel)
             self._gives_back = self._gives_back or not data
 
+    def _begin_opening(self, collection_ids: list[str]) -> None:
+        self._opens_until_s = self._clock.monotonic_s() + _OPENING_MAX_S
+        work = partial(self._open_all, collection_ids)
+        try:
+            # Nobody waits for it at the end.
+            threading.Thread(target=work, name="open-ahead", daemon=True).start()
+        except RuntimeError:  # The system gives no more: whoever reads opens what he reads.
+            self._is_open = True
+
     def _open_all(self, collection_ids: list[str]) -> None:
-        for collection_id in collection_ids:
-            if self._channel.is_closed:
-                return
+        """Those read last first, and once more, so that they count as used last."""
+        for collection_id in (*collection_ids, *reversed(collection_ids)):
+            if self._channel.is_closed or self._has_no_time:
+                break
             try:
                 self._open_collection(collection_id)
             except OchreError as error:  # The first read says what is wrong.
                 log.warning("collection %s is not opened ahead: %s", collection_id, error)
             except Exception:
-                log.exception("opening collection %s ahead failed", collection_id)
+                if not self._channel.is_closed:
+                    log.exception("opening collection %s ahead failed", collection_id)
+        self._is_open = True
+
+    @property
+    def _has_no_time(self) -> bool:
+        """Whether clients have waited long enough for what is being opened."""
+        return self._clock.monotonic_s() > self._opens_until_s
 
     def _report(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(TURN_S, self._report)
@@ -204,7 +225,7 @@ class Reading:
             active += protocol.requests > 0
             protocol.requests = 0
         report = {
-            "ready": self._opening is not None and self._opening.done(),
+            "ready": self._is_open or self._has_no_time,
             "share": self._share.since_last(),
             "active": active,
             "connections": len(self._connections.connections),

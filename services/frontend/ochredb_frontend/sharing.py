@@ -304,7 +304,9 @@ class Sharing:
         reader.heard_s = self._clock.monotonic_s()
         if kind == channel.REPORT:
             report = orjson.loads(data)
-            reader.is_ready = report["ready"]
+            if report["ready"] and not reader.is_ready:
+                reader.is_ready, reader.used_s = True, reader.heard_s
+                report["share"] = 0.0  # It was busy with opening what it was told to.
             reader.share, reader.connections = report["share"], report["connections"]
             reader.active = report["active"]
             self._metrics.add(report["metrics"])

@@ -47,6 +47,7 @@ _READERS_DRAIN_S = 31.0  # They drain when the server does, 30 s at most.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 after a clean stop, 1 if the start failed, 2 for bad settings."""
+    tune_native_libraries()  # First of all: the options of a cluster's processes load numpy.
     given = sys.argv[1:] if arguments is None else arguments
     parser = _parser(of_a_cluster=_SERVE in given or _CONFIG in given)
     options = vars(parser.parse_args(arguments))
@@ -152,7 +153,6 @@ def run(settings: Settings, command: Sequence[str]) -> int:
     command: this process's own, without the interpreter, for its worker.
     """
     _set_up_logging(settings.log_level)
-    tune_native_libraries()
     if os.environ.get(WORKER_VARIABLE) is not None:
         return _help(settings)
     from ochredb_node.readers import ReaderProcesses, likeness, readers_max
@@ -255,7 +255,6 @@ def serve(settings: ServeSettings, command: Sequence[str]) -> int:
     command: this process's own, without the interpreter.
     """
     _set_up_logging(settings.log_level)
-    tune_native_libraries()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What it finds wrong is raised, too.
     from ochredb.errors import OchreError
 

@@ -102,7 +102,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Live rows that match a where tree and, if given, have one of these ids."""
+    """Live rows that match a where tree and, if given, have one of these ids, which differ."""
 
     where: Where | None = None
     ids: tuple[str, ...] | None = None
