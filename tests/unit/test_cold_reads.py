@@ -121,3 +121,19 @@ def test_a_tail_needs_the_ids_that_it_may_change(
     read = lambda s: count.append(s.count(collection, cancel=Cancel()))  # noqa: E731
     assert fetched_by(node, read) == {"records", "index"}
     assert count == [1_999]
+
+
+@pytest.mark.parametrize("with_graph", [True, False])
+def test_what_is_opened_ahead_is_as_ready_as_if_it_had_been_read(
+    node: Node, with_graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = made(node, with_graph=with_graph, monkeypatch=monkeypatch)
+    node.query.drop(collection)
+    node.query.open(collection)
+    assert node.query.read_lately(10) == [collection]
+    view = node.query._loaded[collection].view
+    assert view is not None
+    (item,) = view.segments
+    assert item.segment.has_open(("vectors",)), "before anybody searches it"
+    assert item.segment.graph_is_loaded, "or there is none"
+    node.query.open("01900000-0000-7000-8000-000000000000")  # Dropped meanwhile: no matter.

@@ -474,19 +474,6 @@ def test_the_budget_drops_whole_collections_least_recently_used_first(node: Node
     assert len(ids_of(node, collections[1])) == 400
 
 
-def test_what_is_opened_is_as_ready_as_if_it_had_been_read(node: Node) -> None:
-    collection = make_collection(node)
-    add_rows(node, collection, 0, 500)
-    node.compactor.compact_now(collection)
-    node.query.drop(collection)
-    node.query.open(collection)
-    assert node.query.read_lately(10) == [collection]
-    (item,) = node.query._loaded[collection].view.segments  # type: ignore[union-attr]
-    assert item.part_id is not None
-    assert item.segment.has_open(("vectors",)), "before anybody searches it"
-    node.query.open("01900000-0000-7000-8000-000000000000")  # Dropped meanwhile: no matter.
-
-
 def test_a_writer_folds_what_it_wrote_for_those_who_read(node: Node) -> None:
     collection = make_collection(node)
     add_rows(node, collection, 0, 500)
