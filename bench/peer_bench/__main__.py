@@ -24,7 +24,7 @@ BASIC = ("ingest", "query", "filter", "doc", "get", "mix", "ryw", "footprint")
 EXTRA = ("indexed", "settle", "under_ingest", "spaces", "target", "many")
 # Phases on one collection of n records: that of `indexed`, else of `ingest`, else loaded for them.
 ON_MAIN = {"query", "target", "filter", "doc", "get", "ryw", "mix"}
-QUICK = {"n": 5000, "slice": 0.3, "rounds": 2, "warm": 0.1, "nq": 200}
+QUICK = {"n": 5000, "slice": 0.3, "rounds": 2, "warm": 0.1, "warm_many": 1.0, "nq": 200}
 # Where the servers ran says nothing about the result.
 OF_THE_MACHINE = {"out", *(f"{what}{key}" for what in ("", "pid_", "data_") for key in "ab")}
 
