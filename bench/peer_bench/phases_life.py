@@ -147,12 +147,15 @@ def read_your_writes(bench: Bench, data: Data, collections: Collections) -> None
 def idle_adds(bench: Bench, data: Data) -> None:
     """Add records to a new collection, a request at a time, each after a rest: nothing else runs.
 
-    Each server has its turn as a whole, and begins when what the other went on to do is done.
+    Each server has its turns as a whole, which begin some seconds after the other's. With too few
+    records for two adds nothing is measured.
     """
+    if data.n < 2 * BATCH:
+        return
     name = f"bench{data.dim}_idle"
     acks: dict[str, Latencies] = {label: [] for label in bench.labels}
     collections = {server.label: server.fresh(name) for server in bench.servers}
-    adds = max(1, min(IDLE_ADDS, data.n // BATCH // 2))
+    adds = min(IDLE_ADDS, data.n // BATCH // 2)
     for turn in range(2):
         for server in bench.order(turn):
             path = f"{ROOT}/{collections[server.label]}/add"

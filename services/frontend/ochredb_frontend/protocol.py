@@ -254,10 +254,9 @@ class Protocol(HttpToolsProtocol):
         if len(length) >= 10 or not length.isdigit():
             return False
         size_bytes = int(length)
-        if size_bytes > _STRANGER_BODY_BYTES_MAX and not self.app.lets_in(fields):
+        if size_bytes > min(_WHOLE_BODY_BYTES_MAX, self.app.body_bytes_max):
             return False
-        body_bytes_max: int = self.app.body_bytes_max
-        return size_bytes <= min(_WHOLE_BODY_BYTES_MAX, body_bytes_max)
+        return size_bytes <= _STRANGER_BODY_BYTES_MAX or bool(self.app.lets_in(fields))
 
     def _begin_cycle(self) -> None:
         """Go uvicorn's way with the request whose head is complete."""
@@ -288,8 +287,8 @@ class Protocol(HttpToolsProtocol):
         elif self.transport.is_closing():
             exchange.response_complete = True  # It came behind a request that was the last.
         else:
-            pieces, exchange.pieces = exchange.pieces, []
-            exchange.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            exchange.body = b"".join(exchange.pieces)
+            exchange.pieces.clear()
             if not self.app.exchange(exchange):
                 self.cycle = None  # As before the first request.
                 self._whole = exchange

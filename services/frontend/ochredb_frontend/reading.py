@@ -11,7 +11,6 @@ import math
 import re
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import orjson
@@ -185,10 +184,11 @@ class Reading:
 
     def _begin_opening(self, collection_ids: list[str]) -> None:
         self._opens_until_s = self._clock.monotonic_s() + _OPENING_MAX_S
-        work = partial(self._open_all, collection_ids)
+        opening = threading.Thread(  # Nobody waits for it at the end.
+            target=self._open_all, args=(collection_ids,), name="open-ahead", daemon=True
+        )
         try:
-            # Nobody waits for it at the end.
-            threading.Thread(target=work, name="open-ahead", daemon=True).start()
+            opening.start()
         except RuntimeError:  # The system gives no more: whoever reads opens what he reads.
             self._is_open = True
 
